@@ -1,0 +1,817 @@
+//! The checked configuration: what the parser produces and every other layer reads.
+//!
+//! Plain data. A value of these types that came out of [`crate::parse`] is valid: references
+//! resolve, names are unique, ports are in range. Nothing here is mutable state; what changes at run
+//! time (weights, health, added servers) lives in the engine, keyed by proxy and server name.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One line of one configuration file; `file` is an index into [`Config::files`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pos {
+    /// Index into [`Config::files`].
+    pub file: u32,
+    /// Line number, from 1.
+    pub line: u32,
+}
+
+/// A whole configuration.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config {
+    /// Names of the files it was read from, in order.
+    pub files: Vec<String>,
+    /// The `global` section (manual section 3).
+    pub global: Global,
+    /// `frontend`, `backend` and `listen` sections in order of declaration (section 4).
+    pub proxies: Vec<Arc<Proxy>>,
+    /// The `cluster` section, Phalanx's own.
+    pub cluster: Option<Cluster>,
+}
+
+/// Process-wide parameters (manual section 3).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Global {
+    /// `maxconn`: concurrent frontend connections of the process; `None` = derived from the
+    /// file-descriptor limit.
+    pub maxconn: Option<u32>,
+    /// `nbthread`: workers; `None` = one per CPU that the process may run on.
+    pub nbthread: Option<u32>,
+    /// `log` targets.
+    pub logs: Vec<LogTarget>,
+    /// `log-tag`, default `phalanx` as program name in syslog headers (HAProxy: `haproxy`).
+    pub log_tag: Option<String>,
+    /// `log-send-hostname`: `Some(None)` = the system's host name.
+    pub log_send_hostname: Option<Option<String>>,
+    /// `stats socket` lines.
+    pub stats_sockets: Vec<StatsSocket>,
+    /// `stats timeout`, default 10 s.
+    pub stats_timeout: Option<Duration>,
+    /// `user` resolved or `uid`.
+    pub uid: Option<u32>,
+    /// `group` resolved or `gid`.
+    pub gid: Option<u32>,
+    /// `chroot`.
+    pub chroot: Option<PathBuf>,
+    /// `daemon`.
+    pub daemon: bool,
+    /// `pidfile`.
+    pub pidfile: Option<PathBuf>,
+    /// `localpeer`; `-L` wins over it.
+    pub localpeer: Option<String>,
+    /// `node`: shown by `show info` and the stats page.
+    pub node: Option<String>,
+    /// `description`.
+    pub description: Option<String>,
+    /// `ulimit-n`.
+    pub ulimit_n: Option<u64>,
+    /// `hard-stop-after`.
+    pub hard_stop_after: Option<Duration>,
+    /// `spread-checks`, percent 0..=50.
+    pub spread_checks: u32,
+    /// `tune.bufsize` in bytes, default 16384.
+    pub bufsize: Option<usize>,
+}
+
+/// Where a `log` line sends to (`log` in section 4.2).
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogTarget {
+    /// The receiver.
+    pub to: LogReceiver,
+    /// `format`, default `local` for UDP and `rfc3164`'s local form; see manual.
+    pub format: LogFraming,
+    /// `len`: longest line in bytes, default 1024.
+    pub len: usize,
+    /// Syslog facility 0..=23.
+    pub facility: u8,
+    /// Least important level sent, 0 emerg ..= 7 debug; default 7.
+    pub level: u8,
+    /// Messages more important than this are sent at this level; default 0.
+    pub min_level: u8,
+}
+
+/// The receiver of a log line.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum LogReceiver {
+    /// UDP syslog, default port 514.
+    Udp(SocketAddr),
+    /// A datagram unix socket such as `/dev/log`.
+    Unix(PathBuf),
+    /// `stdout` or `fd@1`.
+    Stdout,
+    /// `stderr` or `fd@2`.
+    Stderr,
+}
+
+/// The header put before the message (`format` of a `log` line).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFraming {
+    /// `<pri>date tag[pid]: ` (the default).
+    Local,
+    /// As `Local` with the host name.
+    Rfc3164,
+    /// RFC 5424.
+    Rfc5424,
+    /// `<pri>` only, as syslog over a pipe wants it.
+    Priority,
+    /// `<level>` in brackets only.
+    Short,
+    /// `date tag[pid]: ` without priority.
+    Timed,
+    /// As `Timed` with an ISO date.
+    Iso,
+    /// The message only.
+    Raw,
+}
+
+/// A Runtime API socket (`stats socket`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct StatsSocket {
+    /// Where it listens.
+    pub addr: StatsAddr,
+    /// Permissions of the unix socket.
+    pub mode: Option<u32>,
+    /// Owner of the unix socket.
+    pub uid: Option<u32>,
+    /// Group of the unix socket.
+    pub gid: Option<u32>,
+    /// What the commands of this socket may do.
+    pub level: Level,
+    /// `expose-fd listeners`.
+    pub expose_fd: bool,
+    /// Where it was declared.
+    pub pos: Pos,
+}
+
+/// Address of a Runtime API socket.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum StatsAddr {
+    /// A stream unix socket.
+    Unix(PathBuf),
+    /// TCP.
+    Tcp(SocketAddr),
+}
+
+/// Rights on the Runtime API, in rising order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Reads that tell nothing sensitive.
+    User,
+    /// All reads (the default).
+    #[default]
+    Operator,
+    /// Everything.
+    Admin,
+}
+
+/// Which sides a proxy section has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyKind {
+    /// `frontend`.
+    Frontend,
+    /// `backend`.
+    Backend,
+    /// `listen`: both.
+    Listen,
+}
+
+impl ProxyKind {
+    /// Whether it accepts connections.
+    pub fn is_frontend(self) -> bool {
+        self != ProxyKind::Backend
+    }
+
+    /// Whether it has servers.
+    pub fn is_backend(self) -> bool {
+        self != ProxyKind::Frontend
+    }
+}
+
+/// `mode`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Bytes (the default).
+    #[default]
+    Tcp,
+    /// HTTP.
+    Http,
+}
+
+/// A `frontend`, `backend` or `listen` section with its defaults applied (section 4).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Proxy {
+    /// Unique over all proxies.
+    pub name: String,
+    /// `id`, or numbered from 2 in order of declaration.
+    pub id: u32,
+    /// Which sides it has.
+    pub kind: ProxyKind,
+    /// Where the section starts.
+    pub pos: Pos,
+    /// `mode`.
+    pub mode: Mode,
+    /// `disabled`.
+    pub disabled: bool,
+    /// `description`.
+    pub description: Option<String>,
+    /// `bind` lines, one entry per address (a line may name several).
+    pub binds: Vec<Bind>,
+    /// `maxconn` of the frontend; `None` or 0 = the global one.
+    pub maxconn: Option<u32>,
+    /// `fullconn`.
+    pub fullconn: Option<u32>,
+    /// `default_backend`: name of an existing backend or listen.
+    pub default_backend: Option<String>,
+    /// `server` lines, in order. Ids are unique, from 1.
+    pub servers: Vec<Arc<Server>>,
+    /// The proxy's `default-server` options as they stand at the end of the section: what
+    /// `add server` at run time starts from.
+    pub default_server: ServerOptions,
+    /// `balance`; `None` = no such line: `random` with two draws, as HAProxy since 3.3.
+    pub balance: Option<Balance>,
+    /// `hash-type`.
+    pub hash_type: HashType,
+    /// `cookie`.
+    pub cookie: Option<Cookie>,
+    /// `timeout …`.
+    pub timeouts: Timeouts,
+    /// `retries`, default 3.
+    pub retries: u32,
+    /// `option redispatch [interval]`: `None` = off, `Some(-1)` = on the last retry.
+    pub redispatch: Option<i32>,
+    /// `log` targets; `log global` is already resolved to the global ones.
+    pub logs: Vec<LogTarget>,
+    /// `option httplog`/`tcplog`.
+    pub log_format: LogFormat,
+    /// `option dontlognull`.
+    pub dontlognull: bool,
+    /// `option dontlog-normal`.
+    pub dontlog_normal: bool,
+    /// `option logasap`.
+    pub logasap: bool,
+    /// `option log-health-checks`.
+    pub log_health_checks: bool,
+    /// `option httpclose`/`http-server-close`/`http-keep-alive`.
+    pub connection_mode: ConnectionMode,
+    /// `option forwardfor`.
+    pub forwardfor: Option<ForwardFor>,
+    /// `option allbackups`.
+    pub allbackups: bool,
+    /// `option abortonclose`.
+    pub abortonclose: bool,
+    /// `option persist`.
+    pub persist: bool,
+    /// `option tcpka`/`clitcpka`: keep-alive probes towards the client.
+    pub clitcpka: bool,
+    /// `option tcpka`/`srvtcpka`: keep-alive probes towards the server.
+    pub srvtcpka: bool,
+    /// `option httpchk`; `None` = TCP connect checks.
+    pub httpchk: Option<HttpCheck>,
+    /// `monitor-uri`.
+    pub monitor_uri: Option<String>,
+    /// `stats …`.
+    pub stats: Option<Stats>,
+    /// `stick-table`.
+    pub stick_table: Option<StickTable>,
+    /// `stick …` lines, in order.
+    pub stick_rules: Vec<StickRule>,
+    /// `tcp-request connection` rules, in order.
+    pub tcp_connection_rules: Vec<TrackRule>,
+    /// `tcp-request content` rules, in order.
+    pub tcp_content_rules: Vec<TrackRule>,
+    /// `http-request` rules, in order.
+    pub http_request_rules: Vec<TrackRule>,
+}
+
+/// One listening address (`bind`, section 5.1).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bind {
+    /// Address and port.
+    pub addr: SocketAddr,
+    /// `interface`.
+    pub interface: Option<String>,
+    /// `name`.
+    pub name: Option<String>,
+    /// `id`, or numbered from 1 within the proxy.
+    pub id: u32,
+    /// `maxconn` of the listener.
+    pub maxconn: Option<u32>,
+    /// `backlog`.
+    pub backlog: Option<u32>,
+    /// `transparent`.
+    pub transparent: bool,
+    /// `v6only`: IPv6 only; otherwise `::` accepts IPv4 as well only with `v4v6`.
+    pub v6only: Option<bool>,
+    /// `accept-proxy` is not built; kept out of the model until it is.
+    pub pos: Pos,
+}
+
+/// A `server` line (section 5.2).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Server {
+    /// Unique in its backend.
+    pub name: String,
+    /// `id`, or the next free one from 1.
+    pub id: u32,
+    /// Where it was declared; default for a server added at run time.
+    pub pos: Pos,
+    /// As written, for messages: host name or address.
+    pub host: String,
+    /// The address, with the port to connect to; a port of 0 means the client's destination port.
+    pub addr: SocketAddr,
+    /// Everything else.
+    pub options: ServerOptions,
+}
+
+/// Options of `server` and `default-server` (section 5.2).
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerOptions {
+    /// `weight` 0..=256, default 1.
+    pub weight: u32,
+    /// `maxconn`, 0 = no limit.
+    pub maxconn: u32,
+    /// `minconn`, 0 = none.
+    pub minconn: u32,
+    /// `maxqueue`, 0 = no limit.
+    pub maxqueue: u32,
+    /// `backup`.
+    pub backup: bool,
+    /// `disabled`.
+    pub disabled: bool,
+    /// `cookie`.
+    pub cookie: Option<String>,
+    /// `non-stick`.
+    pub non_stick: bool,
+    /// `check`.
+    pub check: bool,
+    /// `inter`, default 2 s.
+    pub inter: Duration,
+    /// `fastinter`.
+    pub fastinter: Option<Duration>,
+    /// `downinter`.
+    pub downinter: Option<Duration>,
+    /// `rise`, default 2.
+    pub rise: u32,
+    /// `fall`, default 3.
+    pub fall: u32,
+    /// `port` for checks.
+    pub check_port: Option<u16>,
+    /// `addr` for checks.
+    pub check_addr: Option<IpAddr>,
+    /// `pool-max-conn`: idle connections kept; `None` = no limit, `Some(0)` = none.
+    pub pool_max_conn: Option<u32>,
+    /// `pool-purge-delay`, default 5 s.
+    pub pool_purge_delay: Duration,
+    /// `max-reuse`; `None` = no limit.
+    pub max_reuse: Option<u32>,
+    /// `on-marked-down shutdown-sessions`.
+    pub shutdown_sessions_on_down: bool,
+    /// `slowstart`.
+    pub slowstart: Option<Duration>,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        ServerOptions {
+            weight: 1,
+            maxconn: 0,
+            minconn: 0,
+            maxqueue: 0,
+            backup: false,
+            disabled: false,
+            cookie: None,
+            non_stick: false,
+            check: false,
+            inter: Duration::from_secs(2),
+            fastinter: None,
+            downinter: None,
+            rise: 2,
+            fall: 3,
+            check_port: None,
+            check_addr: None,
+            pool_max_conn: None,
+            pool_purge_delay: Duration::from_secs(5),
+            max_reuse: None,
+            shutdown_sessions_on_down: false,
+            slowstart: None,
+        }
+    }
+}
+
+/// `balance` (section 4.2).
+#[derive(Clone, Debug, PartialEq)]
+pub enum Balance {
+    /// Smooth weighted round robin; weights may change at run time.
+    RoundRobin,
+    /// As `RoundRobin` with fixed weights.
+    StaticRr,
+    /// Fewest connections per weight.
+    LeastConn,
+    /// Lowest server id with a free slot.
+    First,
+    /// Client address.
+    Source,
+    /// Value of a request header.
+    Hdr {
+        /// Lower-case name.
+        name: String,
+        /// `use_domain_only`.
+        domain_only: bool,
+    },
+    /// Left part of the URI.
+    Uri {
+        /// `len`.
+        len: Option<usize>,
+        /// `depth`.
+        depth: Option<u32>,
+        /// `whole`.
+        whole: bool,
+        /// `path-only`.
+        path_only: bool,
+    },
+    /// A parameter of the query string.
+    UrlParam(String),
+    /// The least loaded of so many draws.
+    Random(u32),
+}
+
+/// `hash-type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HashType {
+    /// `map-based` or `consistent`.
+    pub method: HashMethod,
+    /// The hash function.
+    pub function: HashFunction,
+    /// Whether the result goes through the avalanche.
+    pub avalanche: bool,
+}
+
+impl Default for HashType {
+    fn default() -> Self {
+        HashType { method: HashMethod::MapBased, function: HashFunction::Sdbm, avalanche: false }
+    }
+}
+
+/// How a hash maps to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HashMethod {
+    /// `hash % total weight`.
+    MapBased,
+    /// A ring.
+    Consistent,
+}
+
+/// `hash-type … <function>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HashFunction {
+    /// The default.
+    Sdbm,
+    /// Bernstein's.
+    Djb2,
+    /// Wang and Tan's.
+    Wt6,
+    /// CRC 32.
+    Crc32,
+    /// The key's text read as a number.
+    None,
+}
+
+/// `cookie` of a backend (section 4.2).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cookie {
+    /// Name.
+    pub name: String,
+    /// `rewrite`, `insert` or `prefix`; passive (only looked at) when none is given.
+    pub mode: CookieMode,
+    /// `indirect`.
+    pub indirect: bool,
+    /// `nocache`.
+    pub nocache: bool,
+    /// `postonly`.
+    pub postonly: bool,
+    /// `preserve`.
+    pub preserve: bool,
+    /// `httponly`.
+    pub httponly: bool,
+    /// `secure`.
+    pub secure: bool,
+    /// `domain`, several allowed.
+    pub domains: Vec<String>,
+    /// `attr`, several allowed.
+    pub attrs: Vec<String>,
+    /// `maxidle`.
+    pub maxidle: Option<Duration>,
+    /// `maxlife`.
+    pub maxlife: Option<Duration>,
+}
+
+/// Who writes the persistence cookie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CookieMode {
+    /// Neither: the server's own cookie is looked at.
+    Passive,
+    /// The server sets it, the proxy replaces its value.
+    Rewrite,
+    /// The proxy sets it.
+    Insert,
+    /// The proxy puts its value before the server's.
+    Prefix,
+}
+
+/// `timeout …`; `None` = unlimited or, where the manual says so, another one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Timeouts {
+    /// `client`.
+    pub client: Option<Duration>,
+    /// `server`.
+    pub server: Option<Duration>,
+    /// `connect`.
+    pub connect: Option<Duration>,
+    /// `queue`; default `connect`.
+    pub queue: Option<Duration>,
+    /// `check`.
+    pub check: Option<Duration>,
+    /// `http-request`; default `client`.
+    pub http_request: Option<Duration>,
+    /// `http-keep-alive`; default `http-request`.
+    pub http_keep_alive: Option<Duration>,
+    /// `tunnel`.
+    pub tunnel: Option<Duration>,
+    /// `client-fin`.
+    pub client_fin: Option<Duration>,
+    /// `server-fin`.
+    pub server_fin: Option<Duration>,
+    /// `tarpit`; default `connect`.
+    pub tarpit: Option<Duration>,
+}
+
+/// Which line a session logs (section 8.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `Connect from …`.
+    #[default]
+    Default,
+    /// `option tcplog`.
+    Tcp,
+    /// `option httplog`.
+    Http,
+}
+
+/// What happens to connections after a response (section 4, "HTTP transaction model").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConnectionMode {
+    /// Both sides are kept (KAL).
+    #[default]
+    KeepAlive,
+    /// The server side is closed (SCL).
+    ServerClose,
+    /// Both sides are closed (CLO).
+    Close,
+}
+
+/// `option forwardfor`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ForwardFor {
+    /// `header`, default `X-Forwarded-For`.
+    pub header: String,
+    /// `except` network: address and prefix length.
+    pub except: Option<(IpAddr, u8)>,
+    /// `if-none`.
+    pub if_none: bool,
+}
+
+/// `option httpchk`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpCheck {
+    /// Default `OPTIONS`.
+    pub method: String,
+    /// Default `/`.
+    pub uri: String,
+    /// Default `HTTP/1.0`; may carry header lines after it, as HAProxy allows.
+    pub version: String,
+    /// Host header, if one was given.
+    pub host: Option<String>,
+}
+
+/// `stats …` of a proxy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stats {
+    /// `stats uri`, default `/haproxy?stats`.
+    pub uri: String,
+    /// `stats realm`, default `HAProxy Statistics`.
+    pub realm: String,
+    /// `stats auth` as `(user, password)`.
+    pub auth: Vec<(String, String)>,
+    /// `stats refresh`.
+    pub refresh: Option<Duration>,
+    /// `stats hide-version`.
+    pub hide_version: bool,
+    /// `stats show-legends`.
+    pub show_legends: bool,
+    /// `stats show-node`: name shown.
+    pub show_node: Option<String>,
+    /// `stats admin if TRUE`-like: not built, so it never appears.
+    pub scope: Vec<String>,
+}
+
+/// `stick-table` (section 11.1).
+#[derive(Clone, Debug, PartialEq)]
+pub struct StickTable {
+    /// `type`.
+    pub key: KeyType,
+    /// `size`: entries.
+    pub size: usize,
+    /// `expire`.
+    pub expire: Option<Duration>,
+    /// `nopurge`.
+    pub nopurge: bool,
+    /// `peers`: name of the `cluster` section that replicates it.
+    pub peers: Option<String>,
+    /// `store`, in the order written, without duplicates.
+    pub store: Vec<DataType>,
+    /// Where it was declared.
+    pub pos: Pos,
+}
+
+/// Key type of a stick table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyType {
+    /// `ip`, `ipv4`.
+    Ip,
+    /// `ipv6`.
+    Ipv6,
+    /// `integer`.
+    Integer,
+    /// `string [len n]`; longest key in bytes.
+    String(usize),
+}
+
+/// Data stored with a key; rates carry their period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DataType {
+    /// Server id of stickiness.
+    ServerId,
+    /// General purpose counter.
+    Gpc0,
+    /// Connections.
+    ConnCnt,
+    /// Connections per period.
+    ConnRate(Duration),
+    /// HTTP requests.
+    HttpReqCnt,
+    /// HTTP requests per period.
+    HttpReqRate(Duration),
+}
+
+/// A `stick` line.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StickRule {
+    /// `on`, `match` or `store-request`.
+    pub kind: StickKind,
+    /// The key.
+    pub expr: Expr,
+    /// Name of the proxy whose table is used.
+    pub table: String,
+}
+
+/// What a stick rule does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StickKind {
+    /// Match and store.
+    On,
+    /// Only look.
+    Match,
+    /// Only store.
+    StoreRequest,
+}
+
+/// A `track-sc0 <key> [table <t>]` rule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrackRule {
+    /// Which counter, 0..=2.
+    pub counter: u8,
+    /// The key.
+    pub expr: Expr,
+    /// Name of the proxy whose table is used.
+    pub table: String,
+}
+
+/// A sample expression (section 7): a fetch and converters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Expr {
+    /// Where the value comes from.
+    pub fetch: Fetch,
+    /// Applied in order.
+    pub converters: Vec<Converter>,
+    /// As written.
+    pub text: String,
+}
+
+/// A sample fetch (section 7.3).
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fetch {
+    /// `src`.
+    Src,
+    /// `src_port`.
+    SrcPort,
+    /// `dst`.
+    Dst,
+    /// `dst_port`.
+    DstPort,
+    /// `req.hdr(name)`/`hdr(name)`: the last value; lower-case name.
+    ReqHdr(String),
+    /// `req.cook(name)`/`cook(name)`.
+    ReqCook(String),
+    /// `path`.
+    Path,
+    /// `url`.
+    Url,
+    /// `query`.
+    Query,
+    /// `method`.
+    Method,
+    /// `url_param(name)`/`urlp(name)`.
+    UrlParam(String),
+    /// `str(text)`.
+    Str(String),
+    /// `int(n)`.
+    Int(i64),
+}
+
+impl Fetch {
+    /// Whether it needs a parsed HTTP request.
+    pub fn needs_http(&self) -> bool {
+        !matches!(
+            self,
+            Fetch::Src | Fetch::SrcPort | Fetch::Dst | Fetch::DstPort | Fetch::Str(_) | Fetch::Int(_)
+        )
+    }
+}
+
+/// A converter (section 7.3.1).
+#[derive(Clone, Debug, PartialEq)]
+pub enum Converter {
+    /// `lower`.
+    Lower,
+    /// `upper`.
+    Upper,
+}
+
+/// The `cluster` section.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Cluster {
+    /// Its name; serves as the name of a `peers` section.
+    pub name: String,
+    /// `node` lines.
+    pub nodes: Vec<ClusterNode>,
+    /// `data-dir`: the raft log and snapshots.
+    pub data_dir: PathBuf,
+    /// `vip` lines.
+    pub vips: Vec<Vip>,
+    /// Where the section starts.
+    pub pos: Pos,
+}
+
+/// `node NAME ADDR:PORT [witness]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterNode {
+    /// Unique in the cluster; compared with `-L`.
+    pub name: String,
+    /// `host:port` as written; resolved when connecting, so that a name that does not resolve is a
+    /// warning and not a failed start.
+    pub addr: String,
+    /// Votes, but never holds a VIP.
+    pub witness: bool,
+    /// Where it was declared.
+    pub pos: Pos,
+}
+
+/// `vip NAME ADDR[/LEN] [interface IF] [announce MODE] [prefer NODE] [on-quorum-loss POLICY]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Vip {
+    /// Unique in the cluster.
+    pub name: String,
+    /// The floating address.
+    pub addr: IpAddr,
+    /// Prefix length; default 32 or 128.
+    pub prefix: u8,
+    /// `interface`, needed by `announce arp`.
+    pub interface: Option<String>,
+    /// `announce`.
+    pub announce: Announce,
+    /// `prefer`: name of a node.
+    pub prefer: Option<String>,
+    /// Where it was declared.
+    pub pos: Pos,
+}
+
+/// How the holder of a VIP makes it its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Announce {
+    /// The address is put on the interface, and neighbours are told.
+    Arp,
+    /// Only the holder listens on it.
+    Listen,
+}
