@@ -1,0 +1,299 @@
+//! TCP sockets with the options that std does not offer.
+//!
+//! [`Listen`] opens listeners as `bind` lines want them (shared port, an address that is not on the
+//! machine yet, one interface); [`Connect`] prepares sockets towards servers. All sockets come back
+//! non-blocking and close-on-exec, ready for `tokio::net::*::from_std`.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+/// How to open a listener.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    /// Where; port 0 lets the system choose.
+    pub addr: SocketAddr,
+    /// Length of the accept queue, cut by the system to `net.core.somaxconn`.
+    pub backlog: u32,
+    /// `SO_REUSEPORT`: several listeners share the port and the kernel spreads connections.
+    pub reuse_port: bool,
+    /// `IP_FREEBIND`/`IPV6_FREEBIND`: the address need not be on this machine (yet).
+    pub free_bind: bool,
+    /// `SO_BINDTODEVICE`: only connections that arrive on this interface.
+    pub interface: Option<String>,
+    /// `IPV6_V6ONLY`; `None` leaves the system's default. Without meaning for IPv4.
+    pub only_v6: Option<bool>,
+    /// `TCP_DEFER_ACCEPT`: wake up only when the client has sent something.
+    pub defer_accept: Option<Duration>,
+}
+
+impl Listen {
+    /// A shared-port listener on `addr`.
+    pub fn on(addr: SocketAddr) -> Listen {
+        Listen {
+            addr,
+            backlog: 4096,
+            reuse_port: true,
+            free_bind: false,
+            interface: None,
+            only_v6: None,
+            defer_accept: None,
+        }
+    }
+
+    /// Opens it, listening.
+    ///
+    /// # Errors
+    /// What the first failing system call said; nothing stays open.
+    pub fn open(&self) -> io::Result<TcpListener> {
+        let socket = self.bound()?;
+        socket.listen(self.backlog.min(i32::MAX as u32) as i32)?;
+        Ok(socket.into())
+    }
+
+    /// Bound to its address but not listening: with `reuse_port` it holds the port without taking
+    /// connections.
+    ///
+    /// # Errors
+    /// What the first failing system call said.
+    pub fn bound(&self) -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(self.addr), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        socket.set_reuse_address(true)?;
+        if self.reuse_port {
+            socket.set_reuse_port(true)?;
+        }
+        if let (SocketAddr::V6(_), Some(only)) = (self.addr, self.only_v6) {
+            socket.set_only_v6(only)?;
+        }
+        if self.free_bind {
+            match self.addr {
+                SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+                SocketAddr::V6(_) => socket.set_freebind_v6(true)?,
+            }
+        }
+        if let Some(interface) = &self.interface {
+            socket.bind_device(Some(interface.as_bytes()))?;
+        }
+        if let Some(wait) = self.defer_accept {
+            set_defer_accept(&socket, wait)?;
+        }
+        socket.bind(&self.addr.into())?;
+        Ok(socket)
+    }
+}
+
+/// How to prepare a socket towards a server.
+#[derive(Clone, Debug, Default)]
+pub struct Connect {
+    /// Source address (`source`); port 0 lets the system choose.
+    pub source: Option<SocketAddr>,
+    /// `SO_BINDTODEVICE`.
+    pub interface: Option<String>,
+    /// Options of the connection.
+    pub tuning: Tuning,
+}
+
+impl Connect {
+    /// An unconnected, non-blocking socket for `dest`, bound to its source.
+    ///
+    /// # Errors
+    /// What the first failing system call said.
+    pub fn socket(&self, dest: SocketAddr) -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(dest), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        if let Some(interface) = &self.interface {
+            socket.bind_device(Some(interface.as_bytes()))?;
+        }
+        if let Some(source) = self.source {
+            socket.set_reuse_address(true)?;
+            if source.port() == 0 {
+                set_bind_address_no_port(&socket)?;
+            }
+            socket.bind(&source.into())?;
+        }
+        self.tuning.apply(&socket)?;
+        Ok(socket)
+    }
+
+    /// Starts connecting to `dest`: the stream becomes writable when it is established or failed
+    /// (then [`TcpStream::take_error`] says why).
+    ///
+    /// # Errors
+    /// Errors known at once, for instance no route to the host.
+    pub fn start(&self, dest: SocketAddr) -> io::Result<TcpStream> {
+        let socket = self.socket(dest)?;
+        match socket.connect(&dest.into()) {
+            Ok(()) => {}
+            Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            Err(e) => return Err(e),
+        }
+        Ok(socket.into())
+    }
+}
+
+/// Options of a TCP connection, of either side.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tuning {
+    /// `TCP_NODELAY`: send small pieces at once.
+    pub nodelay: bool,
+    /// `SO_KEEPALIVE` with the system's timers (`option tcpka`).
+    pub keepalive: bool,
+    /// Idle time before the first keep-alive probe, when it is not to be the system's.
+    pub keepalive_idle: Option<Duration>,
+    /// `TCP_USER_TIMEOUT`: how long sent data may stay unacknowledged.
+    pub user_timeout: Option<Duration>,
+}
+
+impl Tuning {
+    /// Sets the options on an open socket.
+    ///
+    /// # Errors
+    /// What the first failing `setsockopt` said.
+    pub fn apply(&self, socket: &impl AsFd) -> io::Result<()> {
+        let socket = SockRef::from(socket);
+        if self.nodelay {
+            socket.set_tcp_nodelay(true)?;
+        }
+        if self.keepalive {
+            socket.set_keepalive(true)?;
+        }
+        if let Some(idle) = self.keepalive_idle {
+            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
+        }
+        if let Some(timeout) = self.user_timeout {
+            socket.set_tcp_user_timeout(Some(timeout))?;
+        }
+        Ok(())
+    }
+}
+
+/// Makes `close` send a RST in place of a FIN, dropping what is unsent (`option nolinger`, `reject`).
+///
+/// # Errors
+/// What `setsockopt` said.
+pub fn reset_on_close(socket: &impl AsFd) -> io::Result<()> {
+    SockRef::from(socket).set_linger(Some(Duration::ZERO))
+}
+
+/// `shutdown(2)` in both directions: a listener stops listening at once, in every process that has a
+/// duplicate of it; waiting connections are reset.
+///
+/// # Errors
+/// What `shutdown` said; a socket that is not connected or listening any more is not an error.
+pub fn shutdown(socket: &impl AsFd) -> io::Result<()> {
+    match SockRef::from(socket).shutdown(std::net::Shutdown::Both) {
+        Err(e) if e.raw_os_error() != Some(libc::ENOTCONN) => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Index of a network interface.
+///
+/// # Errors
+/// `interface 'NAME' does not exist`.
+pub fn interface_index(name: &str) -> io::Result<u32> {
+    nix::net::if_::if_nametoindex(name)
+        .map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("interface '{name}' does not exist")))
+}
+
+fn set_defer_accept(socket: &Socket, wait: Duration) -> io::Result<()> {
+    set_int(socket, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, wait.as_secs().clamp(1, 3600) as libc::c_int)
+}
+
+/// The port is chosen at connect, when the destination is known too, so that one source address
+/// serves more than 64k connections.
+fn set_bind_address_no_port(socket: &Socket) -> io::Result<()> {
+    set_int(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)
+}
+
+fn set_int(socket: &Socket, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the descriptor is open for the whole call, and the value pointer and length describe
+    // one live c_int.
+    let rc = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    fn loopback() -> Listen {
+        Listen::on(SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    #[test]
+    fn listeners_share_a_port() {
+        let first = loopback().open().unwrap();
+        let addr = first.local_addr().unwrap();
+        let _second = Listen::on(addr).open().unwrap();
+        let mut alone = Listen::on(addr);
+        alone.reuse_port = false;
+        assert_eq!(alone.open().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn free_bind_takes_a_foreign_address() {
+        for foreign in ["192.0.2.77:0", "[2001:db8::77]:0"] {
+            let mut listen = Listen::on(foreign.parse().unwrap());
+            assert_eq!(listen.open().unwrap_err().kind(), io::ErrorKind::AddrNotAvailable);
+            listen.free_bind = true;
+            listen.open().unwrap();
+        }
+    }
+
+    #[test]
+    fn connect_reaches_the_listener() {
+        let listener = loopback().open().unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let connect = Connect {
+            source: Some(SocketAddr::from(([127, 0, 0, 9], 0))),
+            tuning: Tuning {
+                nodelay: true,
+                keepalive: true,
+                keepalive_idle: Some(Duration::from_secs(30)),
+                user_timeout: Some(Duration::from_secs(5)),
+            },
+            ..Connect::default()
+        };
+        let mut out = connect.start(listener.local_addr().unwrap()).unwrap();
+        let (mut accepted, from) = listener.accept().unwrap();
+        assert_eq!(from.ip(), std::net::IpAddr::from([127, 0, 0, 9]));
+        assert!(out.nodelay().unwrap());
+        out.set_nonblocking(false).unwrap();
+        out.write_all(b"x").unwrap();
+        let mut buf = [0];
+        accepted.read_exact(&mut buf).unwrap();
+        assert_eq!(&buf, b"x");
+    }
+
+    #[test]
+    fn shutdown_closes_a_listener_through_a_duplicate() {
+        let listener = loopback().open().unwrap();
+        let addr = listener.local_addr().unwrap();
+        let dup = listener.as_fd().try_clone_to_owned().unwrap();
+        TcpStream::connect(addr).unwrap();
+        shutdown(&dup).unwrap();
+        assert_eq!(TcpStream::connect(addr).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        shutdown(&dup).unwrap();
+    }
+
+    #[test]
+    fn interfaces_are_found_by_name() {
+        assert_eq!(interface_index("lo").unwrap(), 1);
+        assert_eq!(interface_index("nope0").unwrap_err().to_string(), "interface 'nope0' does not exist");
+    }
+}
