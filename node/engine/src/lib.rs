@@ -3,4 +3,5 @@
 //! No I/O and no clock: time comes as [`time::Now`], randomness as a seed. The `proxy` and `cluster`
 //! crates carry out what is decided here.
 
+pub mod log;
 pub mod time;

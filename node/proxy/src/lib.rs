@@ -1,1 +1,3 @@
-//! Placeholder.
+//! The forwarding plane: moves bytes as the engine decides.
+
+pub mod log;
