@@ -4,4 +4,5 @@
 //! crates carry out what is decided here.
 
 pub mod log;
+pub mod registry;
 pub mod time;

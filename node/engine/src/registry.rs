@@ -1,0 +1,386 @@
+//! The replicated state machine: what runtime commands have changed, the same on every node.
+//!
+//! It owns the servers added at run time, the configured servers deleted at run time, and the
+//! overrides of server settings. The `cluster` crate feeds it committed commands in log order; a node
+//! without a `cluster` section feeds its own in the same way. The engine's state is brought in line
+//! by reading it ([`Registry::effective`], [`Registry::added`], [`Registry::deleted`]).
+//!
+//! It is pure and deterministic: no clock, no randomness, no hash order, and it never sees the
+//! configuration. Nodes may run different configurations for a while; so whatever depends on the
+//! configuration travels in the command, and every override remembers the configured value that it
+//! replaced: once the configuration says something else for that value, the configuration wins.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use phalanx_config::model;
+
+pub use self::command::{
+    Admin, Base, Change, Command, CommandId, Force, Origin, Rebased, Reply, Request, Target, Weight,
+};
+use self::replies::Replies;
+
+mod command;
+mod replies;
+
+/// Servers that may be added at run time over all backends: a bound on what the log can make a node
+/// remember.
+pub const MAX_ADDED: usize = 65_536;
+
+/// A server added at run time.
+///
+/// Like HAProxy's it starts in maintenance with its check disabled, until an override says
+/// otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Added {
+    /// Assigned by the cluster; the same on every node, and no configured server of its backend had
+    /// it when the server was added.
+    pub id: u32,
+    /// Host name or address as it was given.
+    pub host: String,
+    /// The address as the node that took the command resolved it.
+    pub addr: SocketAddr,
+    /// The words after the address.
+    pub args: Vec<String>,
+    /// Tells this server from an earlier one of the same name.
+    pub revision: u64,
+}
+
+/// A forced health state: an event, carried out once per `revision`; the next check may change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forced {
+    /// The state.
+    pub force: Force,
+    /// Number of the command that forced it.
+    pub revision: u64,
+}
+
+/// The overrides of a server that count against the configuration it has now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Effective {
+    /// Administrative state; `None` = as configured (added servers: maintenance).
+    pub admin: Option<Admin>,
+    /// Weight; `None` = as configured.
+    pub weight: Option<Weight>,
+    /// Address without port; `None` = as configured.
+    pub ip: Option<IpAddr>,
+    /// Port; `None` = as configured.
+    pub port: Option<u16>,
+    /// Whether the health check runs; `None` = as configured (added servers: no).
+    pub check: Option<bool>,
+    /// `maxconn`; `None` = as configured.
+    pub maxconn: Option<u32>,
+    /// The last forced health state.
+    pub forced: Option<Forced>,
+}
+
+/// Everything that runtime commands have changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registry {
+    /// Commands applied so far.
+    revision: u64,
+    backends: BTreeMap<String, Backend>,
+    replies: Replies,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Backend {
+    /// No id below this one is given to an added server: above every configured id that a node has
+    /// reported.
+    floor: u32,
+    servers: BTreeMap<String, Record>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    added: Option<Added>,
+    /// The configured server of this name is deleted, as long as its line says this.
+    deleted: Option<Base>,
+    overrides: Overrides,
+}
+
+/// Each beside the configured value that it replaced.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Overrides {
+    admin: Option<Override<Admin, bool>>,
+    weight: Option<Override<Weight, u32>>,
+    ip: Option<Override<IpAddr, IpAddr>>,
+    port: Option<Override<u16, u16>>,
+    check: Option<Override<bool, bool>>,
+    maxconn: Option<Override<u32, u32>>,
+    forced: Option<Forced>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Override<T, C> {
+    value: T,
+    config: C,
+}
+
+impl Registry {
+    /// An empty one: the configuration as it is.
+    pub fn new() -> Registry {
+        Registry::default()
+    }
+
+    /// Commands applied so far.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Applies a command once: a repeated request gets the reply of its first time.
+    pub fn apply_request(&mut self, request: &Request) -> Reply {
+        match self.replies.earlier(&request.id, request.done_below) {
+            Some(reply) => reply,
+            None => {
+                let reply = self.apply(&request.command);
+                self.replies.remember(&request.id, &reply, self.revision);
+                reply
+            }
+        }
+    }
+
+    /// Applies a command. A refused command changes nothing but the revision.
+    pub fn apply(&mut self, command: &Command) -> Reply {
+        self.revision += 1;
+        let reply = match command {
+            Command::AddServer { backend, name, host, addr, args, id_hint } => {
+                self.add_server(backend, name, host, *addr, args, *id_hint)
+            }
+            Command::DelServer { target } => self.del_server(target),
+            Command::SetServer { target, change } => self.set_server(target, *change),
+            Command::Rebase { servers } => self.rebase(servers),
+        };
+        debug_assert!(self.consistent(), "after {command:?}: {self:?}");
+        reply
+    }
+
+    /// The servers added to `backend`, by name.
+    ///
+    /// A configured server of the same name that is not [`deleted`](Registry::deleted) takes
+    /// precedence over an added one.
+    pub fn added(&self, backend: &str) -> impl Iterator<Item = (&str, &Added)> {
+        let servers = self.backends.get(backend).into_iter().flat_map(|b| &b.servers);
+        servers.filter_map(|(name, record)| Some((name.as_str(), record.added.as_ref()?)))
+    }
+
+    /// The added server of this name.
+    pub fn added_server(&self, backend: &str, name: &str) -> Option<&Added> {
+        self.record(backend, name)?.added.as_ref()
+    }
+
+    /// Whether the configured server `name`, whose line says `base`, has been deleted at run time.
+    pub fn deleted(&self, backend: &str, name: &str, base: &Base) -> bool {
+        self.record(backend, name).is_some_and(|r| r.deleted.as_ref().is_some_and(|d| d.same_server(base)))
+    }
+
+    /// The overrides that count for a server whose configuration (or, for an added server, its
+    /// `add server` line) says `base`.
+    pub fn effective(&self, backend: &str, name: &str, base: &Base) -> Effective {
+        let Some(record) = self.record(backend, name) else { return Effective::default() };
+        let o = &record.overrides;
+        Effective {
+            admin: current(&o.admin, base.disabled),
+            weight: current(&o.weight, base.weight),
+            ip: current(&o.ip, base.addr.ip()),
+            port: current(&o.port, base.addr.port()),
+            check: current(&o.check, base.check),
+            maxconn: current(&o.maxconn, base.maxconn),
+            forced: o.forced,
+        }
+    }
+
+    /// The command that tells the cluster which configured values a reload changed; `None` when it
+    /// changed none that are overridden.
+    ///
+    /// Without it an override would come back to life when a later configuration happens to say
+    /// again what the override once replaced.
+    pub fn rebase_command(&self, old: &model::Config, new: &model::Config) -> Option<Command> {
+        let mut servers = Vec::new();
+        for (backend, b) in &self.backends {
+            let (was, is) = (proxy(old, backend), proxy(new, backend));
+            for name in b.servers.keys() {
+                let (from, to) = (base_in(was, name), base_in(is, name));
+                if from != to {
+                    servers.push(Rebased { backend: backend.clone(), name: name.clone(), from, to });
+                }
+            }
+        }
+        (!servers.is_empty()).then_some(Command::Rebase { servers })
+    }
+
+    fn record(&self, backend: &str, name: &str) -> Option<&Record> {
+        self.backends.get(backend)?.servers.get(name)
+    }
+
+    fn add_server(
+        &mut self,
+        backend: &str,
+        name: &str,
+        host: &str,
+        addr: SocketAddr,
+        args: &[String],
+        id_hint: u32,
+    ) -> Reply {
+        if self.added_server(backend, name).is_some() {
+            return Reply::refused("Already exists a server with the same name in backend.");
+        }
+        let count: usize = self.backends.keys().map(|b| self.added(b).count()).sum();
+        if count >= MAX_ADDED {
+            return Reply::refused("Too many servers were added at run time.");
+        }
+        let floor = self.backends.get(backend).map_or(0, |b| b.floor).max(id_hint).max(1);
+        let Some(id) = self.free_id(backend, floor) else {
+            return Reply::refused("No server id is left in this backend.");
+        };
+        let revision = self.revision;
+        let b = self.backends.entry(backend.to_owned()).or_default();
+        b.floor = floor;
+        let record = b.servers.entry(name.to_owned()).or_default();
+        record.added = Some(Added { id, host: host.to_owned(), addr, args: args.to_vec(), revision });
+        // Whatever was said about an earlier server of this name is over.
+        record.overrides = Overrides::default();
+        Reply::Text("New server registered.".to_owned())
+    }
+
+    fn free_id(&self, backend: &str, floor: u32) -> Option<u32> {
+        let mut used: Vec<u32> = self.added(backend).map(|(_, a)| a.id).filter(|id| *id >= floor).collect();
+        used.sort_unstable();
+        let mut free = floor;
+        for id in used {
+            if id == free {
+                free = free.checked_add(1)?;
+            }
+        }
+        // The ids are shown as signed numbers by HAProxy's tools.
+        (free <= i32::MAX as u32).then_some(free)
+    }
+
+    fn del_server(&mut self, target: &Target) -> Reply {
+        let Some(record) = self.target(target) else { return Reply::refused("No such server.") };
+        let maint = match (current(&record.overrides.admin, target.base.disabled), target.origin) {
+            (Some(admin), _) => admin == Admin::Maint,
+            (None, Origin::Config) => target.base.disabled,
+            (None, Origin::Added) => true,
+        };
+        if !maint {
+            return Reply::refused("Only servers in maintenance mode can be deleted.");
+        }
+        let b = self.backends.entry(target.backend.clone()).or_default();
+        let record = b.servers.entry(target.name.clone()).or_default();
+        record.overrides = Overrides::default();
+        match target.origin {
+            Origin::Config => record.deleted = Some(target.base.clone()),
+            Origin::Added => record.added = None,
+        }
+        self.tidy(&target.backend, &target.name);
+        Reply::Text("Server deleted.".to_owned())
+    }
+
+    fn set_server(&mut self, target: &Target, change: Change) -> Reply {
+        if self.target(target).is_none() {
+            return Reply::refused("No such server.");
+        }
+        let revision = self.revision;
+        let b = self.backends.entry(target.backend.clone()).or_default();
+        let o = &mut b.servers.entry(target.name.clone()).or_default().overrides;
+        let base = &target.base;
+        match change {
+            Change::Admin(value) => o.admin = Some(Override { value, config: base.disabled }),
+            Change::Weight(value) => o.weight = Some(Override { value, config: base.weight }),
+            Change::Addr { ip, port } => {
+                o.ip = Some(Override { value: ip, config: base.addr.ip() });
+                if let Some(value) = port {
+                    o.port = Some(Override { value, config: base.addr.port() });
+                }
+            }
+            Change::Check(value) => o.check = Some(Override { value, config: base.check }),
+            Change::Maxconn(value) => o.maxconn = Some(Override { value, config: base.maxconn }),
+            Change::Health(force) => o.forced = Some(Forced { force, revision }),
+        }
+        Reply::Ok
+    }
+
+    /// The record that a command means, an empty one for a configured server that nothing was said
+    /// about; `None` = no such server.
+    fn target(&self, target: &Target) -> Option<Record> {
+        let record = self.record(&target.backend, &target.name);
+        let exists = match target.origin {
+            Origin::Added => record.is_some_and(|r| r.added.is_some()),
+            Origin::Config => !self.deleted(&target.backend, &target.name, &target.base),
+        };
+        exists.then(|| record.cloned().unwrap_or_default())
+    }
+
+    fn rebase(&mut self, servers: &[Rebased]) -> Reply {
+        for Rebased { backend, name, from, to } in servers {
+            let Some(record) = self.backends.get_mut(backend).and_then(|b| b.servers.get_mut(name)) else {
+                continue;
+            };
+            if let Some(from) = from {
+                let to = to.as_ref();
+                let o = &mut record.overrides;
+                drop_changed(&mut o.admin, from.disabled, to.map(|b| b.disabled));
+                drop_changed(&mut o.weight, from.weight, to.map(|b| b.weight));
+                drop_changed(&mut o.ip, from.addr.ip(), to.map(|b| b.addr.ip()));
+                drop_changed(&mut o.port, from.addr.port(), to.map(|b| b.addr.port()));
+                drop_changed(&mut o.check, from.check, to.map(|b| b.check));
+                drop_changed(&mut o.maxconn, from.maxconn, to.map(|b| b.maxconn));
+                let same = to.is_some_and(|to| to.same_server(from));
+                if !same && record.deleted.as_ref().is_some_and(|d| d.same_server(from)) {
+                    record.deleted = None;
+                }
+            }
+            // A server that was added at run time is now in the configuration, as HAProxy's manual
+            // asks for: from here on the configuration has it.
+            if from.is_none() && to.is_some() {
+                record.added = None;
+            }
+            self.tidy(backend, name);
+        }
+        Reply::Ok
+    }
+
+    /// Forgets a record that says nothing.
+    fn tidy(&mut self, backend: &str, name: &str) {
+        let Some(b) = self.backends.get_mut(backend) else { return };
+        if b.servers.get(name).is_some_and(|r| *r == Record::default()) {
+            b.servers.remove(name);
+        }
+    }
+
+    fn consistent(&self) -> bool {
+        self.backends.values().all(|b| {
+            let mut ids: Vec<u32> = b.servers.values().filter_map(|r| Some(r.added.as_ref()?.id)).collect();
+            let count = ids.len();
+            ids.sort_unstable();
+            ids.dedup();
+            ids.len() == count && ids.iter().all(|id| *id > 0)
+        })
+    }
+}
+
+/// The override's value, if the configuration still says what it replaced.
+fn current<T: Copy, C: PartialEq>(o: &Option<Override<T, C>>, config: C) -> Option<T> {
+    o.as_ref().filter(|o| o.config == config).map(|o| o.value)
+}
+
+/// Drops an override of the value `from`, unless the configuration still says it.
+fn drop_changed<T, C: PartialEq>(o: &mut Option<Override<T, C>>, from: C, to: Option<C>) {
+    if o.as_ref().is_some_and(|o| o.config == from && to.as_ref() != Some(&from)) {
+        *o = None;
+    }
+}
+
+fn proxy<'a>(config: &'a model::Config, name: &str) -> Option<&'a model::Proxy> {
+    config.proxies.iter().map(|p| &**p).find(|p| p.kind.is_backend() && p.name == name)
+}
+
+fn base_in(proxy: Option<&model::Proxy>, server: &str) -> Option<Base> {
+    Some(Base::of(proxy?.servers.iter().find(|s| s.name == server)?))
+}
+
+#[cfg(test)]
+mod tests;
