@@ -10,9 +10,9 @@ pub fn parse(sources: &[Source], env: &dyn Env) -> Outcome {
         for (index, line) in source.text.split(|&b| b == b'\n').enumerate() {
             let (at, word, message) = match words::split(line, &|name| env.var(name)) {
                 Err(fault) => (fault.at, None, fault.message),
-                Ok(words) => match words.first() {
+                Ok(words) => match words.into_iter().next() {
                     None => continue,
-                    Some(word) => (word.at, Some(&word.text), format!("unknown keyword '{}'", word.text)),
+                    Some(word) => (word.at, Some(word.text.clone()), format!("unknown keyword '{}'", word.text)),
                 },
             };
             let text = String::from_utf8_lossy(line).into_owned();
@@ -21,7 +21,7 @@ pub fn parse(sources: &[Source], env: &dyn Env) -> Outcome {
                 file: source.name.clone(),
                 line: index as u32 + 1,
                 column: String::from_utf8_lossy(&line[..at.min(line.len())]).chars().count() as u32 + 1,
-                word: word.cloned(),
+                word,
                 message,
                 hint: None,
                 excerpt: Some(text),

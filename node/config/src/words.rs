@@ -178,7 +178,11 @@ impl Cutter<'_> {
             end += close + 1;
         }
         let value = (self.var)(&name).map(String::into_bytes).or(default).unwrap_or_default();
-        if list { self.push_list(&value)? } else { self.begin().extend_from_slice(&value) }
+        if list {
+            self.push_list(&value)?
+        } else {
+            self.begin().extend_from_slice(&value)
+        }
         self.at = end;
         Ok(())
     }
