@@ -12,7 +12,9 @@ pub fn parse(sources: &[Source], env: &dyn Env) -> Outcome {
                 Err(fault) => (fault.at, None, fault.message),
                 Ok(words) => match words.into_iter().next() {
                     None => continue,
-                    Some(word) => (word.at, Some(word.text.clone()), format!("unknown keyword '{}'", word.text)),
+                    Some(word) => {
+                        (word.at, Some(word.text.clone()), format!("unknown keyword '{}'", word.text))
+                    }
                 },
             };
             let text = String::from_utf8_lossy(line).into_owned();
