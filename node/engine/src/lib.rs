@@ -5,4 +5,6 @@
 
 pub mod log;
 pub mod registry;
+pub mod end;
+pub mod h1;
 pub mod time;
