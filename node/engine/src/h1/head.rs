@@ -229,7 +229,8 @@ fn request_line(buf: &[u8], start: usize, end: usize, head: &mut Head) -> Result
         // HTTP/0.9 has no version; HAProxy refuses it as well by default.
         None => return Err(Error::new(ErrorKind::Version, end)),
     };
-    if let Some(bad) = line[target..target_end].iter().position(|b| !(0x21..=0x7e).contains(b) || *b == b'#') {
+    if let Some(bad) = line[target..target_end].iter().position(|b| !(0x21..=0x7e).contains(b) || *b == b'#')
+    {
         return Err(Error::new(ErrorKind::Target, start + target + bad));
     }
     if target == target_end {
@@ -377,7 +378,20 @@ static TOKEN: [bool; 256] = {
         table[b] = c.is_ascii_alphanumeric()
             || matches!(
                 c,
-                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+                b'!' | b'#'
+                    | b'$'
+                    | b'%'
+                    | b'&'
+                    | b'\''
+                    | b'*'
+                    | b'+'
+                    | b'-'
+                    | b'.'
+                    | b'^'
+                    | b'_'
+                    | b'`'
+                    | b'|'
+                    | b'~'
             );
         b += 1;
     }

@@ -26,7 +26,11 @@ const ACCEPTED: &[(&str, Body, Persistence)] = &[
     ("GET / HTTP/1.1\nHost: x\n\n", Body::None, Persistence::KeepAlive),
     ("GET  /  HTTP/2.0\r\n\r\n", Body::None, Persistence::KeepAlive),
     ("POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\n", Body::Length(3), Persistence::KeepAlive),
-    ("POST / HTTP/1.1\r\nContent-Length: 3, 3\r\nContent-length:3\r\n\r\n", Body::Length(3), Persistence::KeepAlive),
+    (
+        "POST / HTTP/1.1\r\nContent-Length: 3, 3\r\nContent-length:3\r\n\r\n",
+        Body::Length(3),
+        Persistence::KeepAlive,
+    ),
     ("POST / HTTP/1.1\r\nContent-Length: 0\r\n\r\n", Body::None, Persistence::KeepAlive),
     ("POST / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\n", Body::Chunked, Persistence::KeepAlive),
     ("GET / HTTP/1.1\r\nHost: a\r\nHost: A\r\n\r\n", Body::None, Persistence::KeepAlive),
@@ -67,7 +71,10 @@ const REFUSED: &[(&str, ErrorKind)] = &[
     ("POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n", ErrorKind::BothLengths),
     ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n", ErrorKind::TransferEncoding),
     ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked, gzip\r\n\r\n", ErrorKind::TransferEncoding),
-    ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", ErrorKind::TransferEncoding),
+    (
+        "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ErrorKind::TransferEncoding,
+    ),
     ("POST / HTTP/1.1\r\nTransfer-Encoding:\r\n\r\n", ErrorKind::TransferEncoding),
     ("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", ErrorKind::TransferEncoding),
     ("POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", ErrorKind::TransferCoding),
@@ -151,11 +158,14 @@ fn responses_are_framed_by_method_status_and_fields() {
         assert_eq!(respond(text, method, upgrade).map(|f| f.body), Ok(body), "{text:?} {method}");
     }
     assert!(respond("HTTP/1.1 101 SP\r\n\r\n", "GET", false).is_err());
-    for text in ["garbage\r\n\r\n", "HTTP/1.1 20 OK\r\n\r\n", "HTTP/1.1 2000 OK\r\n\r\n", "HTTP/1.1 099 OK\r\n\r\n"] {
+    for text in
+        ["garbage\r\n\r\n", "HTTP/1.1 20 OK\r\n\r\n", "HTTP/1.1 2000 OK\r\n\r\n", "HTTP/1.1 099 OK\r\n\r\n"]
+    {
         let (mut buf, mut head) = (text.as_bytes().to_vec(), Head::default());
         assert!(response(&mut buf, &mut head).is_err(), "{text:?}");
     }
-    let both = respond("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", "GET", false);
+    let both =
+        respond("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", "GET", false);
     assert_eq!(
         both,
         Ok(ResponseFraming { body: Body::Chunked, persistence: Persistence::Close, drop_length: true })
@@ -213,8 +223,19 @@ fn chunks_are_followed_in_any_split() {
 #[test]
 fn malformed_chunks_are_refused() {
     for body in [
-        "zz\r\n", "\r\n", "5\nhello", "5\r\nhelloX", "5\r\nhello\n", "-1\r\n", "5;a\nb\r\n", "80000000\r\n",
-        "ffffffffffffffffff\r\n", "0\r\n bad: x\r\n\r\n", "0\r\nbad\r\n\r\n", "0\r\n\n", "5 \0\r\n",
+        "zz\r\n",
+        "\r\n",
+        "5\nhello",
+        "5\r\nhelloX",
+        "5\r\nhello\n",
+        "-1\r\n",
+        "5;a\nb\r\n",
+        "80000000\r\n",
+        "ffffffffffffffffff\r\n",
+        "0\r\n bad: x\r\n\r\n",
+        "0\r\nbad\r\n\r\n",
+        "0\r\n\n",
+        "5 \0\r\n",
     ] {
         assert!(Chunked::default().scan(body.as_bytes()).is_err(), "{body:?}");
     }
