@@ -1,0 +1,211 @@
+//! The other nodes: how to call them, and what is known of them.
+//!
+//! Each [`Peer`] has one connection per [`Lane`], made when first used and again when lost; its name
+//! is resolved at each attempt. A probe calls every peer about once a second, which finds out who is
+//! there, keeps the connection warm, and reports, once per change, a peer that cannot be used. An
+//! unusable peer is never an error of this node.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use phalanx_wire::raft::raft_client::RaftClient;
+use phalanx_wire::raft::{HelloReply, HelloRequest};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use tracing::{info, warn};
+
+use crate::identity::{Stamp, node_id};
+use crate::{Settings, StartError};
+
+/// How often a peer is asked for its state.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a probe may take; also how long a connection may take to come about.
+const PROBE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// A connection that answers no ping for this long is given up.
+const KEEPALIVE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// What a connection is used for. Each has its own, so that a bulky one does not delay a quick one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Log replication, commands, probes.
+    Raft,
+    /// Stick tables.
+    Sync,
+    /// Leases of floating IPs.
+    Lease,
+}
+
+/// A connection to a peer, for a generated client: stamps each call with who calls whom.
+pub type Line = InterceptedService<Channel, Stamp>;
+
+/// All other nodes of the cluster, in the order of the configuration.
+#[derive(Clone, Debug)]
+pub struct Peers(Arc<Vec<Arc<Peer>>>);
+
+/// Another node.
+#[derive(Debug)]
+pub struct Peer {
+    name: Arc<str>,
+    id: u64,
+    addr: String,
+    witness: bool,
+    cluster: String,
+    stamp: Stamp,
+    lanes: [Channel; 3],
+    known: Mutex<Known>,
+}
+
+/// What is known of a peer.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// When it last answered.
+    pub seen: Option<Instant>,
+    /// What it said then.
+    pub hello: Option<HelloReply>,
+    /// Why it cannot be used now.
+    pub problem: Option<String>,
+}
+
+impl Peers {
+    /// The peers that `settings` name. Does not connect yet; must be called within a runtime.
+    ///
+    /// # Errors
+    /// A name or an address that can never be used.
+    pub(crate) fn new(settings: &Settings) -> Result<Peers, StartError> {
+        let others = settings.nodes.iter().filter(|n| n.name != settings.node);
+        let peers = others.map(|node| {
+            let bad = |reason| StartError::Node { node: node.name.clone(), reason };
+            let stamp = Stamp::new(settings, &node.name).map_err(bad)?;
+            let endpoint = Endpoint::from_shared(format!("http://{}", node.addr))
+                .map_err(|_| bad(format!("invalid address '{}', expects host:port", node.addr)))?
+                .connect_timeout(PROBE_DEADLINE)
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(PROBE_EVERY)
+                .keep_alive_timeout(KEEPALIVE_DEADLINE)
+                .keep_alive_while_idle(true);
+            Ok(Arc::new(Peer {
+                name: Arc::from(node.name.as_str()),
+                id: node_id(&node.name),
+                addr: node.addr.clone(),
+                witness: node.witness,
+                cluster: settings.name.clone(),
+                stamp,
+                lanes: std::array::from_fn(|_| endpoint.connect_lazy()),
+                known: Mutex::default(),
+            }))
+        });
+        Ok(Peers(Arc::new(peers.collect::<Result<_, _>>()?)))
+    }
+
+    /// Each of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.0.iter()
+    }
+
+    /// The one with this id.
+    pub fn by_id(&self, id: u64) -> Option<&Arc<Peer>> {
+        self.0.iter().find(|p| p.id == id)
+    }
+
+    /// The one with this name.
+    pub fn by_name(&self, name: &str) -> Option<&Arc<Peer>> {
+        self.0.iter().find(|p| &*p.name == name)
+    }
+}
+
+impl Peer {
+    /// Its name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Its id, see [`node_id`].
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Its address as configured.
+    pub fn addr(&self) -> &str {
+        &self.addr
+    }
+
+    /// Whether it only votes.
+    pub fn witness(&self) -> bool {
+        self.witness
+    }
+
+    /// A connection to it. Every call on it needs a deadline of its own.
+    pub fn line(&self, lane: Lane) -> Line {
+        let channel = match lane {
+            Lane::Raft => &self.lanes[0],
+            Lane::Sync => &self.lanes[1],
+            Lane::Lease => &self.lanes[2],
+        };
+        InterceptedService::new(channel.clone(), self.stamp.clone())
+    }
+
+    /// What is known of it.
+    pub fn known(&self) -> Known {
+        self.known.lock().clone()
+    }
+
+    /// Asks it for its state about once a second, for ever.
+    pub(crate) async fn probe(self: Arc<Peer>) {
+        let mut ticks = interval(PROBE_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut client = RaftClient::new(self.line(Lane::Raft));
+        loop {
+            ticks.tick().await;
+            match timeout(PROBE_DEADLINE, client.hello(HelloRequest {})).await {
+                Ok(Ok(reply)) => self.answered(reply.into_inner()),
+                Ok(Err(status)) => self.failed(problem(&status)),
+                Err(_) => self.failed("does not answer".to_owned()),
+            }
+        }
+    }
+
+    fn answered(&self, hello: HelloReply) {
+        let mut known = self.known.lock();
+        known.seen = Some(Instant::now());
+        let restarted = known.hello.as_ref().is_some_and(|h| h.incarnation != hello.incarnation);
+        if known.problem.take().is_some() || known.hello.is_none() || restarted {
+            let what = if restarted { "was started again" } else { "is there" };
+            info!("cluster {}: node '{}' at {} {what}", self.cluster, self.name, self.addr);
+        }
+        known.hello = Some(hello);
+    }
+
+    fn failed(&self, problem: String) {
+        let mut known = self.known.lock();
+        if known.problem.as_ref() != Some(&problem) {
+            warn!("cluster {}: node '{}' at {}: {problem}", self.cluster, self.name, self.addr);
+            known.problem = Some(problem);
+        }
+    }
+}
+
+/// What is wrong with a peer, in words that stay the same from one attempt to the next.
+fn problem(status: &Status) -> String {
+    match status.code() {
+        Code::FailedPrecondition | Code::Unauthenticated => format!("refuses us: {}", status.message()),
+        Code::Unimplemented => "is not a Phalanx node".to_owned(),
+        _ => {
+            // The innermost cause says it: refused, no route, name not known.
+            let mut cause: &dyn std::error::Error = status;
+            while let Some(inner) = cause.source() {
+                cause = inner;
+            }
+            let text = if std::ptr::addr_eq(cause, status) {
+                status.message().to_owned()
+            } else {
+                cause.to_string()
+            };
+            format!("unreachable: {text}")
+        }
+    }
+}
