@@ -3,8 +3,10 @@
 //! No I/O and no clock: time comes as [`time::Now`], randomness as a seed. The `proxy` and `cluster`
 //! crates carry out what is decided here.
 
+pub mod cookie;
 pub mod end;
 pub mod h1;
 pub mod log;
 pub mod registry;
+pub mod sample;
 pub mod time;
