@@ -9,4 +9,5 @@ pub mod h1;
 pub mod log;
 pub mod registry;
 pub mod sample;
+pub mod stick;
 pub mod time;

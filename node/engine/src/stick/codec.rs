@@ -1,0 +1,472 @@
+//! Entries as bytes between nodes, and how they are merged into a table.
+//!
+//! ```text
+//! entry := key life slots slot*
+//! key   := 4 bytes (ip, integer) | 16 bytes (ipv6) | length bytes (string)     little endian
+//! life  := 0 (never expires) | 1 + milliseconds left
+//! slot  := origin birth column*        origin as named before on the stream; birth 8 bytes
+//!        | 0xffff birth                everything begun up to `birth` was cleared
+//! column:= counter value | tick(4 bytes) current previous | register value clock(8 bytes)
+//! ```
+//! Bare numbers are LEB128. Columns come in the sender's order, which it declared with the table.
+//! Reading trusts nothing: a short, long or impossible entry ends the batch with an error.
+
+use phalanx_config::model::KeyType;
+
+use super::key::Key;
+use super::layout::{Kind, Layout};
+use super::origin::{CLEARED, Hlc, SELF};
+use super::rate;
+use super::shard::{NIL, Shard, hlc};
+use super::{Table, WALK};
+use crate::time::Now;
+
+/// The peer's bytes are not entries of this table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Malformed;
+
+/// Slots one entry can have on the wire: five nodes and hundreds of restarts.
+const MAX_SLOTS: u64 = 4096;
+/// A batch is closed at this size.
+const BATCH_BYTES: usize = 24 << 10;
+
+/// How to read entries of a sender's table.
+#[derive(Clone, Debug)]
+pub(crate) struct Reading {
+    key: KeyType,
+    columns: Vec<Place>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    kind: Kind,
+    /// First word in our slots; `None` = not stored here.
+    at: Option<usize>,
+}
+
+impl Reading {
+    /// For a sender whose columns are these (name and period), of a kind that we know; `None` when it
+    /// has one that we have never heard of, so that its width is unknown.
+    pub(crate) fn new(key: KeyType, theirs: &[(String, u32)], ours: &Layout) -> Option<Reading> {
+        let place = |(name, period): &(String, u32)| {
+            let of = super::by_name(name)?;
+            let column = ours.bit(of.bit).filter(|c| c.period == *period);
+            Some(Place { kind: of.kind, at: column.map(|c| c.at) })
+        };
+        Some(Reading { key, columns: theirs.iter().map(place).collect::<Option<_>>()? })
+    }
+}
+
+/// The columns of a layout as [`Reading::new`] wants them.
+pub(crate) fn columns(layout: &Layout) -> Vec<(String, u32)> {
+    layout.columns().iter().map(|c| (c.of.name.to_string(), c.period)).collect()
+}
+
+/// What [`Table::merge`] needs besides the bytes.
+pub(crate) struct Source<'a> {
+    pub(crate) reading: &'a Reading,
+    /// Local origin by the sender's number.
+    pub(crate) origins: &'a dyn Fn(u16) -> Option<u16>,
+    /// Milliseconds that the batch was held up on its way.
+    pub(crate) late: u64,
+}
+
+/// One batch out of a table.
+#[derive(Debug, Default)]
+pub(crate) struct Cut {
+    pub(crate) entries: u32,
+    /// The log position reached (updates) or the index to go on from (teaching).
+    pub(crate) reached: u64,
+    pub(crate) more: bool,
+}
+
+impl Table {
+    pub(crate) fn shard_count(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Shards with news for a peer, taken.
+    pub(crate) fn take_pending(&self, peer: usize) -> u64 {
+        self.pending[peer].swap(0, std::sync::atomic::Ordering::SeqCst)
+    }
+
+    /// The next own changes for a peer out of one shard.
+    pub(crate) fn cut_updates(
+        &self,
+        peer: usize,
+        index: usize,
+        now: Now,
+        out: &mut Vec<u8>,
+        origin: impl FnMut(u16),
+    ) -> Cut {
+        let mut origin = origin;
+        let mut shard = self.enter(index, now);
+        let mut cut = Cut::default();
+        let Some(mut at) = shard.updates.cursors.get(peer).filter(|c| c.active).map(|c| c.next) else {
+            self.leave(shard, index, 0);
+            return cut;
+        };
+        while at != NIL && cut.entries < WALK && out.len() < BATCH_BYTES {
+            cut.reached = shard.entries[at as usize].seq;
+            if shard.holds(at) {
+                encode(&shard, at, true, out, &mut origin);
+                cut.entries += 1;
+            }
+            at = shard.newer(at);
+        }
+        shard.updates.cursors[peer].next = at;
+        cut.more = at != NIL;
+        if !cut.more {
+            cut.reached = shard.updates.seq;
+        }
+        self.leave(shard, index, 0);
+        cut
+    }
+
+    /// The next entries of one shard, with all that is known of them, from index `from` on.
+    pub(crate) fn cut_teach(
+        &self,
+        index: usize,
+        from: u64,
+        now: Now,
+        out: &mut Vec<u8>,
+        origin: impl FnMut(u16),
+    ) -> Cut {
+        let mut origin = origin;
+        let shard = self.enter(index, now);
+        let (mut at, end) = (from, shard.entries.len() as u64);
+        let mut cut = Cut::default();
+        while at < end && at - from < 2 * u64::from(WALK) && cut.entries < WALK && out.len() < BATCH_BYTES {
+            if shard.holds(at as u32) {
+                encode(&shard, at as u32, false, out, &mut origin);
+                cut.entries += 1;
+            }
+            at += 1;
+        }
+        (cut.reached, cut.more) = (at, at < end);
+        self.leave(shard, index, 0);
+        cut
+    }
+
+    /// The peer listens from now on, and has what came before `positions` (none = nothing; `skip` = it
+    /// will be taught everything, so that only what changes from now on is news).
+    pub(crate) fn attach(&self, peer: usize, positions: &[u64], skip: bool) {
+        let mut pending = 0;
+        for (index, shard) in self.shards.iter().enumerate() {
+            let mut shard = shard.lock();
+            let seq = if skip { u64::MAX } else { positions.get(index).copied().unwrap_or(0) };
+            if shard.rewind(peer, seq) {
+                pending |= 1 << index;
+            }
+        }
+        self.pending[peer].fetch_or(pending, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// The peer is gone: nothing is kept for it.
+    pub(crate) fn detach(&self, peer: usize) {
+        for shard in &self.shards {
+            if let Some(cursor) = shard.lock().updates.cursors.get_mut(peer) {
+                cursor.active = false;
+            }
+        }
+    }
+
+    /// The log position of every shard.
+    pub(crate) fn positions(&self) -> Vec<u64> {
+        self.shards.iter().map(|s| s.lock().updates.seq).collect()
+    }
+
+    /// Merges a batch of entries.
+    ///
+    /// # Errors
+    /// When the bytes are not what was declared; what came before the fault is merged.
+    pub(crate) fn merge(&self, bytes: &[u8], from: &Source, now: Now) -> Result<usize, Malformed> {
+        let mut input = Input(bytes);
+        let mut entry = Incoming::default();
+        let mut count = 0;
+        while !input.0.is_empty() {
+            let key = entry.read(&mut input, from, self.layout.stride())?;
+            for slot in &entry.slots {
+                self.shared.hlc.observe(slot.birth.max(slot.clock));
+            }
+            self.merge_entry(&key, &entry, now);
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    fn merge_entry(&self, key: &Key, entry: &Incoming, now: Now) {
+        let Some((index, hash)) = self.locate(key) else { return };
+        let mut shard = self.enter(index, now);
+        let mut found = shard.lookup(key, hash);
+        let mut floor = self.floor();
+        let cleared = entry.slots.iter().filter(|s| s.origin == CLEARED).map(|s| s.birth).max().unwrap_or(0);
+        if let Some(at) = shard.find(key, hash) {
+            floor = floor.max(shard.floor(at));
+        }
+        if cleared > floor {
+            floor = cleared;
+            shard.bury(key, hash, floor);
+            found = shard.lookup(key, hash);
+        }
+        let expire = match (shard.shape.ttl, entry.life) {
+            (None, _) => u64::MAX,
+            (Some(_), None) => shard.horizon(),
+            (Some(ttl), Some(left)) => shard.now + left.min(ttl),
+        };
+        let mut data = entry.slots.iter().filter(|s| s.origin != CLEARED && s.birth > floor).peekable();
+        if data.peek().is_none() || expire <= shard.now {
+            return self.leave(shard, index, 0);
+        }
+        let at = match found {
+            Some(at) => {
+                if expire > shard.entries[at as usize].expire {
+                    shard.set_expire(at, expire);
+                }
+                at
+            }
+            None => {
+                let full = self.used() >= self.size();
+                if full && (self.nopurge.load(std::sync::atomic::Ordering::Relaxed) || !shard.evict()) {
+                    return self.leave(shard, index, 0);
+                }
+                shard.create(key, hash, expire)
+            }
+        };
+        for slot in data {
+            let words = &entry.words[slot.words.clone()];
+            if self.merge_slot(&mut shard, at, slot, words) {
+                shard.changes += 1;
+            }
+        }
+        self.leave(shard, index, 0);
+    }
+
+    fn merge_slot(&self, shard: &mut Shard, at: u32, slot: &IncomingSlot, theirs: &[u32]) -> bool {
+        let Some(mine) = shard.slot_of(at, slot.origin) else {
+            let s = shard.add_slot(at, slot.origin, slot.birth);
+            shard.slot_words_mut(s).copy_from_slice(theirs);
+            return true;
+        };
+        let birth = shard.slots[mine as usize].birth;
+        if slot.birth < birth {
+            return false;
+        }
+        let words = shard.slot_words_mut(mine);
+        if slot.birth > birth {
+            words.copy_from_slice(theirs);
+            shard.slots[mine as usize].birth = slot.birth;
+            return true;
+        }
+        // Only its origin writes a slot, so the greater value is the later one.
+        let mut changed = false;
+        for c in self.layout.columns() {
+            let range = c.at..c.at + c.of.kind.words();
+            let (mine, theirs) = (&mut words[range.clone()], &theirs[range]);
+            let newer = match c.of.kind {
+                Kind::Counter => theirs[0] > mine[0],
+                Kind::Register => hlc(theirs) > hlc(mine),
+                Kind::Rate => {
+                    changed |= rate::merge(mine, theirs);
+                    false
+                }
+            };
+            if newer {
+                mine.copy_from_slice(theirs);
+                changed = true;
+            }
+        }
+        changed
+    }
+}
+
+/// Copies what two tables have in common: a reload changed what the second one stores.
+pub(super) fn carry(old: &Table, new: &Table, now: Now) {
+    let Some(reading) = Reading::new(old.kind, &columns(&old.layout), &new.layout) else { return };
+    let source = Source { reading: &reading, origins: &|origin| Some(origin), late: 0 };
+    for index in 0..old.shards.len() {
+        let mut from = 0;
+        loop {
+            let mut bytes = Vec::new();
+            let cut = old.cut_teach(index, from, now, &mut bytes, |_| {});
+            let merged = new.merge(&bytes, &source, now);
+            debug_assert!(merged.is_ok(), "what we encode we can read");
+            if !cut.more {
+                break;
+            }
+            from = cut.reached;
+        }
+    }
+}
+
+// ---- writing ----
+
+fn encode(shard: &Shard, at: u32, own: bool, out: &mut Vec<u8>, origin: &mut impl FnMut(u16)) {
+    match shard.keys.get(at) {
+        Key::V4(n) | Key::Int(n) => out.extend_from_slice(&n.to_le_bytes()),
+        Key::V6(n) => out.extend_from_slice(&n.to_le_bytes()),
+        Key::Str(text) => {
+            number(out, text.len() as u64);
+            out.extend_from_slice(text);
+        }
+    }
+    let e = &shard.entries[at as usize];
+    number(out, if e.expire == u64::MAX { 0 } else { 1 + e.expire.saturating_sub(shard.now) });
+    let sent = |s: &u32| {
+        let from = shard.slots[*s as usize].origin;
+        !own || from == SELF || from == CLEARED
+    };
+    number(out, shard.chain(at).filter(sent).count() as u64);
+    for s in shard.chain(at).filter(sent) {
+        let slot = shard.slots[s as usize];
+        number(out, u64::from(slot.origin));
+        out.extend_from_slice(&slot.birth.to_le_bytes());
+        if slot.origin == CLEARED {
+            continue;
+        }
+        origin(slot.origin);
+        let words = shard.slot_words(s);
+        for c in shard.shape.layout.columns() {
+            let w = &words[c.at..];
+            match c.of.kind {
+                Kind::Counter => number(out, u64::from(w[0])),
+                Kind::Rate => {
+                    out.extend_from_slice(&w[0].to_le_bytes());
+                    number(out, u64::from(w[1]));
+                    number(out, u64::from(w[2]));
+                }
+                Kind::Register => {
+                    number(out, u64::from(w[0]));
+                    out.extend_from_slice(&hlc(w).to_le_bytes());
+                }
+            }
+        }
+    }
+}
+
+fn number(out: &mut Vec<u8>, mut n: u64) {
+    while n >= 0x80 {
+        out.push(n as u8 | 0x80);
+        n >>= 7;
+    }
+    out.push(n as u8);
+}
+
+// ---- reading ----
+
+#[derive(Clone, Debug)]
+struct IncomingSlot {
+    origin: u16,
+    birth: u64,
+    /// Latest register clock in it.
+    clock: u64,
+    words: std::ops::Range<usize>,
+}
+
+/// One entry as read; reused for the whole batch.
+#[derive(Debug, Default)]
+struct Incoming {
+    life: Option<u64>,
+    slots: Vec<IncomingSlot>,
+    words: Vec<u32>,
+}
+
+impl Incoming {
+    fn read<'a>(
+        &mut self,
+        input: &mut Input<'a>,
+        from: &Source,
+        stride: usize,
+    ) -> Result<Key<'a>, Malformed> {
+        self.slots.clear();
+        self.words.clear();
+        let key = input.key(from.reading.key)?;
+        self.life = input.number()?.checked_sub(1).map(|left| left.saturating_sub(from.late));
+        let count = input.number()?;
+        if count > MAX_SLOTS {
+            return Err(Malformed);
+        }
+        for _ in 0..count {
+            let origin = u16::try_from(input.number()?).map_err(|_| Malformed)?;
+            let birth = input.clock()?;
+            let start = self.words.len();
+            let mut clock = 0;
+            if origin == CLEARED {
+                self.slots.push(IncomingSlot { origin, birth, clock, words: start..start });
+                continue;
+            }
+            self.words.resize(start + stride, 0);
+            for place in &from.reading.columns {
+                let words = input.column(place.kind)?;
+                if place.kind == Kind::Register {
+                    clock = clock.max(hlc(&words));
+                }
+                if let Some(at) = place.at {
+                    let width = place.kind.words();
+                    self.words[start + at..start + at + width].copy_from_slice(&words[..width]);
+                }
+            }
+            let origin = (from.origins)(origin).ok_or(Malformed)?;
+            self.slots.push(IncomingSlot { origin, birth, clock, words: start..start + stride });
+        }
+        Ok(key)
+    }
+}
+
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn take(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
+        let (head, rest) = self.0.split_at_checked(n).ok_or(Malformed)?;
+        self.0 = rest;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Malformed> {
+        self.take(N)?.try_into().map_err(|_| Malformed)
+    }
+
+    fn number(&mut self) -> Result<u64, Malformed> {
+        let mut n = 0u64;
+        for shift in (0..64).step_by(7) {
+            let [b] = self.array()?;
+            n |= u64::from(b & 0x7f) << shift;
+            if b & 0x80 == 0 {
+                return Ok(n);
+            }
+        }
+        Err(Malformed)
+    }
+
+    fn word(&mut self) -> Result<u32, Malformed> {
+        u32::try_from(self.number()?).map_err(|_| Malformed)
+    }
+
+    fn clock(&mut self) -> Result<u64, Malformed> {
+        let reading = u64::from_le_bytes(self.array()?);
+        if reading > Hlc::LIMIT { Err(Malformed) } else { Ok(reading) }
+    }
+
+    fn column(&mut self, kind: Kind) -> Result<[u32; 3], Malformed> {
+        Ok(match kind {
+            Kind::Counter => [self.word()?, 0, 0],
+            Kind::Rate => [u32::from_le_bytes(self.array()?), self.word()?, self.word()?],
+            Kind::Register => {
+                let value = self.word()?;
+                super::shard::register(value, self.clock()?)
+            }
+        })
+    }
+
+    fn key(&mut self, kind: KeyType) -> Result<Key<'a>, Malformed> {
+        Ok(match kind {
+            KeyType::Ip => Key::V4(u32::from_le_bytes(self.array()?)),
+            KeyType::Integer => Key::Int(u32::from_le_bytes(self.array()?)),
+            KeyType::Ipv6 => Key::V6(u128::from_le_bytes(self.array()?)),
+            KeyType::String(_) => {
+                let len = usize::try_from(self.number()?).map_err(|_| Malformed)?;
+                Key::Str(self.take(len)?)
+            }
+        })
+    }
+}

@@ -1,0 +1,128 @@
+//! Who wrote a slot, and when: node incarnations, their clocks, and the hybrid logical clock.
+//!
+//! An origin is one run of one node. It gets a small local index, so a slot names it in two bytes;
+//! index 0 is this process. Origins are never forgotten while the process lives.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use arc_swap::ArcSwap;
+
+use super::hash;
+use crate::time::Now;
+
+/// One run of one node.
+#[derive(Debug)]
+pub struct Origin {
+    /// Name of the node.
+    pub node: String,
+    /// Which run of it.
+    pub incarnation: u64,
+    /// Stands for both in content digests.
+    pub(crate) id: u64,
+    /// Our milliseconds minus its milliseconds.
+    offset: AtomicU32,
+}
+
+impl Origin {
+    fn new(node: &str, incarnation: u64, offset: u32) -> Arc<Origin> {
+        let id = hash::bytes(incarnation, node.as_bytes());
+        Arc::new(Origin { node: node.to_string(), incarnation, id, offset: AtomicU32::new(offset) })
+    }
+
+    /// What its clock reads when ours reads `now`.
+    pub(crate) fn clock(&self, now: u32) -> u32 {
+        now.wrapping_sub(self.offset.load(Relaxed))
+    }
+
+    /// Its clock read `theirs` when ours read `ours`: the least distance seen is the best estimate,
+    /// because delay only adds. `fresh` starts over.
+    pub(crate) fn observe(&self, theirs: u32, ours: u32, fresh: bool) {
+        let sample = ours.wrapping_sub(theirs);
+        let old = self.offset.load(Relaxed);
+        let step = sample.wrapping_sub(old) as i32;
+        if fresh || step < 0 {
+            self.offset.store(sample, Relaxed);
+        } else if step > 0 {
+            // Clocks drift apart too: follow slowly, so that queueing does not count as drift.
+            self.offset.store(old.wrapping_add(1), Relaxed);
+        }
+    }
+}
+
+/// The origins that this process knows, by local index.
+#[derive(Debug)]
+pub(crate) struct Origins {
+    list: ArcSwap<Vec<Arc<Origin>>>,
+}
+
+/// Local index of this process.
+pub(crate) const SELF: u16 = 0;
+/// Not an origin: the slot holds the moment before which everything was cleared.
+pub(crate) const CLEARED: u16 = u16::MAX;
+
+impl Origins {
+    pub(crate) fn new(node: &str, incarnation: u64) -> Origins {
+        Origins { list: ArcSwap::from_pointee(vec![Origin::new(node, incarnation, 0)]) }
+    }
+
+    pub(crate) fn list(&self) -> arc_swap::Guard<Arc<Vec<Arc<Origin>>>> {
+        self.list.load()
+    }
+
+    pub(crate) fn get(&self, index: u16) -> Option<Arc<Origin>> {
+        self.list.load().get(usize::from(index)).cloned()
+    }
+
+    /// The index of `node`'s run `incarnation`, registered with its clock if it is new. `None` when
+    /// 65,000 are known already.
+    pub(crate) fn intern(&self, node: &str, incarnation: u64, theirs: u32, ours: u32) -> Option<u16> {
+        let find =
+            |list: &[Arc<Origin>]| list.iter().position(|o| o.incarnation == incarnation && o.node == node);
+        loop {
+            let list = self.list.load();
+            if let Some(at) = find(&list) {
+                return Some(at as u16);
+            }
+            if list.len() >= usize::from(CLEARED) - 1 {
+                return None;
+            }
+            let mut grown = Vec::clone(&list);
+            grown.push(Origin::new(node, incarnation, ours.wrapping_sub(theirs)));
+            let at = grown.len() - 1;
+            let before = self.list.compare_and_swap(&*list, Arc::new(grown));
+            if Arc::ptr_eq(&before, &list) {
+                return Some(at as u16);
+            }
+        }
+    }
+}
+
+/// A hybrid logical clock in microseconds: follows the wall clock, never goes back, and is always
+/// ahead of every reading it has seen from another node.
+#[derive(Debug, Default)]
+pub(crate) struct Hlc(AtomicU64);
+
+impl Hlc {
+    /// A reading later than all before it, here or observed.
+    pub(crate) fn tick(&self, now: Now) -> u64 {
+        let step = |last: u64| Some(now.unix_us.max(last + 1));
+        let last = self.0.fetch_update(Relaxed, Relaxed, step).unwrap_or_default();
+        now.unix_us.max(last + 1)
+    }
+
+    /// Takes note of another node's reading.
+    pub(crate) fn observe(&self, reading: u64) {
+        if reading <= Hlc::LIMIT {
+            self.0.fetch_max(reading, Relaxed);
+        }
+    }
+
+    /// The latest reading.
+    pub(crate) fn last(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    /// Readings beyond the year 3000 are nonsense, and refused where they come in.
+    pub(crate) const LIMIT: u64 = 32_503_680_000_000_000;
+}

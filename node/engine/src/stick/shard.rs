@@ -1,0 +1,718 @@
+//! One shard of a table: entries, their slots, and the lists they hang on. Everything here runs under
+//! the shard's lock and touches a bounded amount of memory.
+//!
+//! An entry is on one *place* list: a wheel of buckets by expiry (the order of eviction too), the list
+//! of tracked entries (which neither expire nor leave), or that of tombstones. And it is on the
+//! *update* list once this node wrote it: that list is the replication log, each entry in it once, in
+//! the order of its newest change. Peers hold cursors into it. So the log is always coalesced, never
+//! longer than the table, and costs nothing for a peer that is away.
+
+use hashbrown::HashTable;
+use phalanx_config::model::KeyType;
+use smallvec::SmallVec;
+
+use super::key::{Key, Keys, push};
+use super::layout::{Column, Kind, Layout};
+use super::origin::{CLEARED, Origins, SELF};
+use super::rate;
+
+pub(crate) const NIL: u32 = u32::MAX;
+const WHEEL: usize = 64;
+const TRACKED: usize = WHEEL;
+const TOMBS: usize = WHEEL + 1;
+const MAX_TOMBS: u32 = 4096;
+/// How long a tombstone of a table without `expire` is kept.
+const TOMB_MS: u64 = 3_600_000;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    /// Position in the update log; 0 = this node never wrote it.
+    pub(crate) seq: u64,
+    /// Monotonic milliseconds; `u64::MAX` = never.
+    pub(crate) expire: u64,
+    prev: u32,
+    next: u32,
+    older: u32,
+    newer: u32,
+    /// First slot.
+    pub(crate) slots: u32,
+    /// Sessions that track it; [`FREE`] = not in use.
+    pub(crate) uses: u32,
+    /// Low half of `expire` when it was last published.
+    told: u32,
+    list: u8,
+}
+
+const FREE: u32 = u32::MAX;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    /// When its origin began it: a later one takes the place of an earlier one.
+    pub(crate) birth: u64,
+    pub(crate) next: u32,
+    pub(crate) origin: u16,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct List {
+    head: u32,
+    tail: u32,
+}
+
+const EMPTY: List = List { head: NIL, tail: NIL };
+
+/// Where a peer stands in the update list: the next entry to send, or `NIL` when it has them all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cursor {
+    pub(crate) next: u32,
+    pub(crate) active: bool,
+}
+
+/// What a shard needs to know of its table.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    pub(crate) layout: Layout,
+    /// `expire` in milliseconds.
+    pub(crate) ttl: Option<u64>,
+    /// Goes to peers.
+    pub(crate) shared: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shard {
+    pub(crate) shape: Shape,
+    index: HashTable<u32>,
+    pub(crate) keys: Keys,
+    pub(crate) entries: Vec<Entry>,
+    free: u32,
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) words: Vec<u32>,
+    free_slot: u32,
+    lists: Box<[List; WHEEL + 2]>,
+    /// Wheel buckets before this one have been emptied.
+    swept: u64,
+    pub(crate) updates: Updates,
+    /// Latest time seen, in milliseconds.
+    pub(crate) now: u64,
+    pub(crate) live: u32,
+    /// `live` as the table's own count last knew it.
+    pub(crate) marked: u32,
+    tombs: u32,
+    /// Content changes so far.
+    pub(crate) changes: u64,
+    seed: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Updates {
+    head: u32,
+    tail: u32,
+    pub(crate) seq: u64,
+    pub(crate) cursors: SmallVec<[Cursor; 4]>,
+}
+
+impl Shard {
+    pub(crate) fn new(kind: KeyType, shape: Shape, seed: u64) -> Shard {
+        Shard {
+            shape,
+            index: HashTable::new(),
+            keys: Keys::new(kind),
+            entries: Vec::new(),
+            free: NIL,
+            slots: Vec::new(),
+            words: Vec::new(),
+            free_slot: NIL,
+            lists: Box::new([EMPTY; WHEEL + 2]),
+            swept: 0,
+            updates: Updates { head: NIL, tail: NIL, seq: 0, cursors: SmallVec::new() },
+            now: 0,
+            live: 0,
+            marked: 0,
+            tombs: 0,
+            changes: 0,
+            seed,
+        }
+    }
+
+    /// The entry of a key, tombstones and expired ones included.
+    pub(crate) fn find(&self, key: &Key, hash: u64) -> Option<u32> {
+        self.index.find(hash, |&at| self.keys.get(at) == *key).copied()
+    }
+
+    /// The live entry of a key. An expired one is taken away on the spot.
+    pub(crate) fn lookup(&mut self, key: &Key, hash: u64) -> Option<u32> {
+        let at = self.find(key, hash)?;
+        if self.expired(at) {
+            self.remove(at);
+            return None;
+        }
+        (self.entries[at as usize].list as usize != TOMBS).then_some(at)
+    }
+
+    /// Whether the entry's time is over. A tracked one's never is.
+    pub(crate) fn expired(&self, at: u32) -> bool {
+        let e = &self.entries[at as usize];
+        e.uses == 0 && e.expire <= self.now
+    }
+
+    /// Whether the index holds a live entry.
+    pub(crate) fn is_live(&self, at: u32) -> bool {
+        let e = &self.entries[at as usize];
+        e.uses != FREE && e.list as usize != TOMBS && !self.expired(at)
+    }
+
+    /// Whether the index holds an entry or a tombstone that still counts.
+    pub(crate) fn holds(&self, at: u32) -> bool {
+        self.entries[at as usize].uses != FREE && !self.expired(at)
+    }
+
+    /// Makes an entry live for a key that has none (or a tombstone), expiring at `expire`.
+    pub(crate) fn create(&mut self, key: &Key, hash: u64, expire: u64) -> u32 {
+        if let Some(at) = self.find(key, hash) {
+            debug_assert_eq!(self.entries[at as usize].list as usize, TOMBS);
+            self.unlink(at);
+            self.tombs -= 1;
+            self.live += 1;
+            self.entries[at as usize].expire = expire;
+            self.place(at);
+            return at;
+        }
+        let at = self.add(key, hash, expire);
+        self.live += 1;
+        self.place(at);
+        at
+    }
+
+    fn add(&mut self, key: &Key, hash: u64, expire: u64) -> u32 {
+        let entry = Entry {
+            seq: 0,
+            expire,
+            prev: NIL,
+            next: NIL,
+            older: NIL,
+            newer: NIL,
+            slots: NIL,
+            uses: 0,
+            told: 0,
+            list: 0,
+        };
+        let at = if self.free == NIL {
+            push(&mut self.entries, entry);
+            (self.entries.len() - 1) as u32
+        } else {
+            let at = self.free;
+            self.free = self.entries[at as usize].next;
+            self.entries[at as usize] = entry;
+            at
+        };
+        self.keys.put(at, key);
+        let (keys, seed) = (&self.keys, self.seed);
+        self.index.insert_unique(hash, at, |&i| keys.get(i).hash(seed));
+        at
+    }
+
+    /// Takes an entry or tombstone away.
+    pub(crate) fn remove(&mut self, at: u32) {
+        self.changes += 1;
+        let list = self.entries[at as usize].list as usize;
+        if list == TOMBS {
+            self.tombs -= 1;
+        } else {
+            self.live -= 1;
+        }
+        self.unlink(at);
+        self.unlog(at);
+        self.drop_slots(at, |_| true);
+        let hash = self.keys.get(at).hash(self.seed);
+        if let Ok(found) = self.index.find_entry(hash, |&i| i == at) {
+            found.remove();
+        }
+        self.keys.free(at);
+        let e = &mut self.entries[at as usize];
+        e.uses = FREE;
+        e.next = self.free;
+        self.free = at;
+    }
+
+    /// Evicts the entry that is next to expire. `false` when all are tracked.
+    pub(crate) fn evict(&mut self) -> bool {
+        for step in 0..WHEEL as u64 {
+            let head = self.lists[((self.swept + step) % WHEEL as u64) as usize].head;
+            if head != NIL {
+                self.remove(head);
+                return true;
+            }
+        }
+        false
+    }
+
+    // ---- time ----
+
+    /// Moves time on, and takes away what has expired.
+    pub(crate) fn advance(&mut self, now: u64) {
+        self.now = self.now.max(now);
+        if let Some(grain) = self.grain() {
+            let due = self.now / grain;
+            self.swept = self.swept.max(due.saturating_sub(WHEEL as u64));
+            while self.swept < due {
+                let bucket = (self.swept % WHEEL as u64) as usize;
+                while self.lists[bucket].head != NIL {
+                    self.remove(self.lists[bucket].head);
+                }
+                self.swept += 1;
+            }
+        }
+        while self.lists[TOMBS].head != NIL {
+            let head = self.lists[TOMBS].head;
+            if self.entries[head as usize].expire > self.now && self.tombs <= MAX_TOMBS {
+                break;
+            }
+            self.remove(head);
+        }
+    }
+
+    /// Milliseconds covered by one bucket: the wheel spans a little more than `expire`.
+    fn grain(&self) -> Option<u64> {
+        self.shape.ttl.map(|ttl| ttl / (WHEEL as u64 - 3) + 1)
+    }
+
+    /// When an entry refreshed now expires.
+    pub(crate) fn horizon(&self) -> u64 {
+        self.shape.ttl.map_or(u64::MAX, |ttl| self.now + ttl)
+    }
+
+    /// Gives the entry its full time again and makes it the last to be evicted.
+    pub(crate) fn refresh(&mut self, at: u32) {
+        self.set_expire(at, self.horizon());
+    }
+
+    /// Sets the moment of expiry.
+    pub(crate) fn set_expire(&mut self, at: u32, expire: u64) {
+        self.entries[at as usize].expire = expire;
+        if self.entries[at as usize].list as usize >= WHEEL {
+            return;
+        }
+        let list = self.wheel(expire);
+        let e = &self.entries[at as usize];
+        if e.list as usize != list || self.lists[list].tail != at {
+            self.unlink(at);
+            self.link(at, list);
+        }
+    }
+
+    /// Whether a refresh is worth telling the peers: an eighth of the life since the last time.
+    pub(crate) fn stale(&self, at: u32) -> bool {
+        let e = &self.entries[at as usize];
+        let Some(ttl) = self.shape.ttl else { return e.seq == 0 };
+        e.seq == 0 || u64::from((e.expire as u32).wrapping_sub(e.told)) > ttl / 8
+    }
+
+    /// Tracked entries whose life on the peers has half run out; they are published again.
+    pub(crate) fn keep_tracked(&mut self) -> u32 {
+        let Some(ttl) = self.shape.ttl else { return 0 };
+        let (mut at, mut woken) = (self.lists[TRACKED].head, 0);
+        while at != NIL {
+            let next = self.entries[at as usize].next;
+            if self.entries[at as usize].expire < self.now + ttl / 2 {
+                self.entries[at as usize].expire = self.now + ttl;
+                woken |= self.publish(at);
+            }
+            at = next;
+        }
+        woken
+    }
+
+    /// Changes `expire` of the whole shard (a reload did).
+    pub(crate) fn retime(&mut self, ttl: Option<u64>) {
+        let all: Vec<u32> = (0..self.entries.len() as u32)
+            .filter(|&at| self.entries[at as usize].uses != FREE)
+            .filter(|&at| (self.entries[at as usize].list as usize) < WHEEL)
+            .collect();
+        for &at in &all {
+            self.unlink(at);
+        }
+        self.shape.ttl = ttl;
+        self.swept = self.grain().map_or(0, |grain| self.now / grain);
+        let horizon = self.horizon();
+        for at in all {
+            let e = &mut self.entries[at as usize];
+            // From "never" to a time: the life begins now. From a time to another: it is cut, not prolonged.
+            e.expire = if ttl.is_none() { u64::MAX } else { e.expire.min(horizon) };
+            self.place(at);
+        }
+    }
+
+    // ---- lists ----
+
+    fn wheel(&self, expire: u64) -> usize {
+        match self.grain() {
+            Some(grain) => {
+                let due = (expire / grain).clamp(self.swept, self.swept + WHEEL as u64 - 1);
+                (due % WHEEL as u64) as usize
+            }
+            None => 0,
+        }
+    }
+
+    /// Puts an unlinked entry on the list where it belongs.
+    fn place(&mut self, at: u32) {
+        let e = &self.entries[at as usize];
+        let list = if e.uses > 0 { TRACKED } else { self.wheel(e.expire) };
+        self.link(at, list);
+    }
+
+    fn link(&mut self, at: u32, list: usize) {
+        let tail = self.lists[list].tail;
+        let e = &mut self.entries[at as usize];
+        (e.prev, e.next, e.list) = (tail, NIL, list as u8);
+        if tail == NIL {
+            self.lists[list].head = at;
+        } else {
+            self.entries[tail as usize].next = at;
+        }
+        self.lists[list].tail = at;
+    }
+
+    fn unlink(&mut self, at: u32) {
+        let Entry { prev, next, list, .. } = self.entries[at as usize];
+        match prev {
+            NIL => self.lists[list as usize].head = next,
+            prev => self.entries[prev as usize].next = next,
+        }
+        match next {
+            NIL => self.lists[list as usize].tail = prev,
+            next => self.entries[next as usize].prev = prev,
+        }
+    }
+
+    /// One more session tracks the entry.
+    pub(crate) fn hold(&mut self, at: u32) {
+        self.entries[at as usize].uses += 1;
+        if self.entries[at as usize].uses == 1 {
+            self.unlink(at);
+            self.link(at, TRACKED);
+        }
+    }
+
+    /// One session less; the entry's time starts again.
+    pub(crate) fn release(&mut self, at: u32) {
+        self.entries[at as usize].expire = self.horizon();
+        self.entries[at as usize].uses -= 1;
+        if self.entries[at as usize].uses == 0 {
+            self.unlink(at);
+            self.place(at);
+        }
+    }
+
+    /// Makes an entry, or a key without one, a tombstone: nothing begun before `at_hlc` counts.
+    /// A tracked entry stays, emptied.
+    pub(crate) fn bury(&mut self, key: &Key, hash: u64, floor: u64) -> u32 {
+        self.changes += 1;
+        let keep = self.shape.ttl.unwrap_or(TOMB_MS).max(1000);
+        let at = match self.find(key, hash) {
+            Some(at) => at,
+            None => {
+                let at = self.add(key, hash, self.now + keep);
+                self.tombs += 1;
+                self.link(at, TOMBS);
+                at
+            }
+        };
+        self.raise_floor(at, floor);
+        self.drop_slots(at, |slot| slot.origin != CLEARED && slot.birth <= floor);
+        let bare = self.chain(at).all(|s| self.slots[s as usize].origin == CLEARED);
+        let e = self.entries[at as usize];
+        if bare && e.uses == 0 && e.list as usize != TOMBS {
+            self.unlink(at);
+            self.entries[at as usize].expire = self.now + keep;
+            self.link(at, TOMBS);
+            self.live -= 1;
+            self.tombs += 1;
+        }
+        at
+    }
+
+    // ---- slots ----
+
+    /// The slots of an entry.
+    pub(crate) fn chain(&self, at: u32) -> Chain<'_> {
+        Chain { slots: &self.slots, at: self.entries[at as usize].slots }
+    }
+
+    /// The slot of an origin.
+    pub(crate) fn slot_of(&self, at: u32, origin: u16) -> Option<u32> {
+        self.chain(at).find(|&s| self.slots[s as usize].origin == origin)
+    }
+
+    /// Words of a slot.
+    pub(crate) fn slot_words(&self, slot: u32) -> &[u32] {
+        let stride = self.shape.layout.stride();
+        &self.words[slot as usize * stride..][..stride]
+    }
+
+    /// Words of a slot, to be written.
+    pub(crate) fn slot_words_mut(&mut self, slot: u32) -> &mut [u32] {
+        let stride = self.shape.layout.stride();
+        &mut self.words[slot as usize * stride..][..stride]
+    }
+
+    /// A new, zeroed slot at the front of the entry's chain.
+    pub(crate) fn add_slot(&mut self, at: u32, origin: u16, birth: u64) -> u32 {
+        let slot = Slot { birth, next: self.entries[at as usize].slots, origin };
+        let index = if self.free_slot == NIL {
+            push(&mut self.slots, slot);
+            let stride = self.shape.layout.stride();
+            let need = self.slots.capacity() * stride;
+            if self.words.capacity() < need {
+                self.words.reserve_exact(need - self.words.len());
+            }
+            self.words.resize(self.slots.len() * stride, 0);
+            (self.slots.len() - 1) as u32
+        } else {
+            let index = self.free_slot;
+            self.free_slot = self.slots[index as usize].next;
+            self.slots[index as usize] = slot;
+            self.slot_words_mut(index).fill(0);
+            index
+        };
+        self.entries[at as usize].slots = index;
+        index
+    }
+
+    /// Drops the slots of an entry that `which` picks.
+    pub(crate) fn drop_slots(&mut self, at: u32, which: impl Fn(&Slot) -> bool) {
+        let mut prev = NIL;
+        let mut s = self.entries[at as usize].slots;
+        while s != NIL {
+            let next = self.slots[s as usize].next;
+            if which(&self.slots[s as usize]) {
+                match prev {
+                    NIL => self.entries[at as usize].slots = next,
+                    prev => self.slots[prev as usize].next = next,
+                }
+                self.slots[s as usize].next = self.free_slot;
+                self.free_slot = s;
+            } else {
+                prev = s;
+            }
+            s = next;
+        }
+    }
+
+    /// The moment before which everything in this entry was cleared; 0 = never.
+    pub(crate) fn floor(&self, at: u32) -> u64 {
+        self.slot_of(at, CLEARED).map_or(0, |s| self.slots[s as usize].birth)
+    }
+
+    /// Raises [`Shard::floor`].
+    pub(crate) fn raise_floor(&mut self, at: u32, floor: u64) {
+        match self.slot_of(at, CLEARED) {
+            Some(s) => self.slots[s as usize].birth = self.slots[s as usize].birth.max(floor),
+            None => _ = self.add_slot(at, CLEARED, floor),
+        }
+    }
+
+    /// This node's own slot, begun now if it has none.
+    pub(crate) fn own(&mut self, at: u32, birth: impl FnOnce() -> u64) -> u32 {
+        match self.slot_of(at, SELF) {
+            Some(slot) => slot,
+            None => self.add_slot(at, SELF, birth()),
+        }
+    }
+
+    /// What a column reads, over all nodes.
+    pub(crate) fn read(&self, at: u32, column: Column, origins: &Origins) -> u64 {
+        let mut sum = 0u64;
+        let mut latest = (0u64, 0u16);
+        for s in self.chain(at) {
+            let origin = self.slots[s as usize].origin;
+            if origin == CLEARED {
+                continue;
+            }
+            let w = &self.slot_words(s)[column.at..][..column.of.kind.words()];
+            match column.of.kind {
+                Kind::Counter => sum += u64::from(w[0]),
+                Kind::Rate => {
+                    let now = self.now as u32;
+                    let now = if origin == SELF { now } else { clock(origins, origin, now) };
+                    sum += rate::read(w, now, column.period);
+                }
+                Kind::Register => {
+                    let hlc = hlc(w);
+                    if hlc > latest.0 || (hlc == latest.0 && hlc != 0 && beats(origins, origin, latest.1)) {
+                        (latest, sum) = ((hlc, origin), u64::from(w[0]));
+                    }
+                }
+            }
+        }
+        sum
+    }
+
+    // ---- the update log ----
+
+    /// This node changed the entry: it is now the newest of the log. Returns the peers (one bit each)
+    /// that were caught up until now.
+    pub(crate) fn publish(&mut self, at: u32) -> u32 {
+        self.changes += 1;
+        if !self.shape.shared {
+            return 0;
+        }
+        if self.updates.tail != at || self.entries[at as usize].seq == 0 {
+            self.unlog(at);
+            let tail = self.updates.tail;
+            let e = &mut self.entries[at as usize];
+            (e.older, e.newer) = (tail, NIL);
+            match tail {
+                NIL => self.updates.head = at,
+                tail => self.entries[tail as usize].newer = at,
+            }
+            self.updates.tail = at;
+        }
+        self.updates.seq += 1;
+        let e = &mut self.entries[at as usize];
+        e.seq = self.updates.seq;
+        e.told = e.expire as u32;
+        let mut woken = 0;
+        for (peer, cursor) in self.updates.cursors.iter_mut().enumerate() {
+            if cursor.active && cursor.next == NIL {
+                cursor.next = at;
+                woken |= 1 << peer;
+            }
+        }
+        woken
+    }
+
+    fn unlog(&mut self, at: u32) {
+        let Entry { seq, older, newer, .. } = self.entries[at as usize];
+        if seq == 0 {
+            return;
+        }
+        for cursor in &mut self.updates.cursors {
+            if cursor.next == at {
+                cursor.next = newer;
+            }
+        }
+        match older {
+            NIL => self.updates.head = newer,
+            older => self.entries[older as usize].newer = newer,
+        }
+        match newer {
+            NIL => self.updates.tail = older,
+            newer => self.entries[newer as usize].older = older,
+        }
+        self.entries[at as usize].seq = 0;
+    }
+
+    /// The peer has everything up to `seq`: its cursor goes to what came after. Returns whether there
+    /// is any.
+    pub(crate) fn rewind(&mut self, peer: usize, seq: u64) -> bool {
+        let cursors = &mut self.updates.cursors;
+        while cursors.len() <= peer {
+            cursors.push(Cursor { next: NIL, active: false });
+        }
+        let mut next = NIL;
+        if seq == 0 {
+            next = self.updates.head;
+        } else {
+            let mut at = self.updates.tail;
+            while at != NIL && self.entries[at as usize].seq > seq {
+                next = at;
+                at = self.entries[at as usize].older;
+            }
+        }
+        self.updates.cursors[peer] = Cursor { next, active: true };
+        next != NIL
+    }
+
+    /// The entry after this one in the log.
+    pub(crate) fn newer(&self, at: u32) -> u32 {
+        self.entries[at as usize].newer
+    }
+
+    /// Memory held, in bytes.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.index.allocation_size()
+            + self.keys.heap_bytes()
+            + self.entries.capacity() * size_of::<Entry>()
+            + self.slots.capacity() * size_of::<Slot>()
+            + self.words.capacity() * 4
+            + size_of_val(&*self.lists)
+    }
+
+    /// Panics if the shard contradicts itself.
+    #[cfg(test)]
+    pub(crate) fn check_invariants(&self) {
+        let mut linked = 0;
+        for (list, ends) in self.lists.iter().enumerate() {
+            let (mut at, mut prev) = (ends.head, NIL);
+            while at != NIL {
+                let e = &self.entries[at as usize];
+                assert_eq!((e.list as usize, e.prev), (list, prev));
+                assert_eq!(e.uses > 0, list == TRACKED && e.uses != FREE);
+                linked += 1;
+                (prev, at) = (at, e.next);
+            }
+            assert_eq!(ends.tail, prev);
+        }
+        assert_eq!(linked, self.live + self.tombs);
+        assert_eq!(linked as usize, self.index.len());
+        let (mut at, mut seq) = (self.updates.head, 0);
+        while at != NIL {
+            assert!(self.entries[at as usize].seq > seq, "the log is in order");
+            seq = self.entries[at as usize].seq;
+            at = self.entries[at as usize].newer;
+        }
+        assert!(seq <= self.updates.seq);
+        let chained: usize = (0..self.entries.len() as u32)
+            .filter(|&at| self.entries[at as usize].uses != FREE)
+            .map(|at| self.chain(at).count())
+            .sum();
+        let mut free = 0;
+        let mut s = self.free_slot;
+        while s != NIL {
+            free += 1;
+            s = self.slots[s as usize].next;
+        }
+        assert_eq!(chained + free, self.slots.len(), "no slot is lost");
+    }
+}
+
+/// Slots of one entry.
+pub(crate) struct Chain<'a> {
+    slots: &'a [Slot],
+    at: u32,
+}
+
+impl Iterator for Chain<'_> {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        let at = self.at;
+        if at == NIL {
+            return None;
+        }
+        self.at = self.slots[at as usize].next;
+        Some(at)
+    }
+}
+
+/// The hybrid logical clock of a register.
+pub(crate) fn hlc(w: &[u32]) -> u64 {
+    u64::from(w[1]) | u64::from(w[2]) << 32
+}
+
+/// A register's words.
+pub(crate) fn register(value: u32, hlc: u64) -> [u32; 3] {
+    [value, hlc as u32, (hlc >> 32) as u32]
+}
+
+fn clock(origins: &Origins, origin: u16, now: u32) -> u32 {
+    origins.list().get(usize::from(origin)).map_or(now, |o| o.clock(now))
+}
+
+/// Whether `a` wins over `b` when both wrote at the same reading of the clock.
+fn beats(origins: &Origins, a: u16, b: u16) -> bool {
+    let list = origins.list();
+    let name = |i: u16| list.get(usize::from(i)).map(|o| (&o.node, o.incarnation));
+    name(a) > name(b)
+}
