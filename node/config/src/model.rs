@@ -470,8 +470,6 @@ pub enum HashFunction {
     Sdbm,
     /// Bernstein's.
     Djb2,
-    /// Wang and Tan's.
-    Wt6,
     /// CRC 32.
     Crc32,
     /// The key's text read as a number.

@@ -3,11 +3,21 @@
 //! No I/O and no clock: time comes as [`time::Now`], randomness as a seed. The `proxy` and `cluster`
 //! crates carry out what is decided here.
 
+pub mod backend;
+pub mod balance;
 pub mod cookie;
+pub mod counters;
 pub mod end;
+pub mod frontend;
 pub mod h1;
+pub mod hash;
+pub mod health;
 pub mod log;
+pub mod plan;
+pub mod queue;
 pub mod registry;
 pub mod sample;
+pub mod server;
+pub mod state;
 pub mod stick;
 pub mod time;

@@ -1,0 +1,583 @@
+//! Changes of a backend's servers: administrative state, weight, address, health, coming and going.
+//!
+//! One at a time under the backend's control lock; never on the request path. Each change settles
+//! the servers' states, publishes a new farm, serves or sends away who waits, and returns the log
+//! lines as [`Effects`].
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::Duration;
+
+use parking_lot::MutexGuard;
+use phalanx_config::model;
+
+use crate::balance::{self, Farm};
+use crate::health::{CheckResult, Health, Report, Transition};
+use crate::server::{Admin, OpState, Origin, Server};
+use crate::time::Now;
+
+use super::lines::{self, Tally};
+use super::{Backend, Standing};
+
+/// `ready`, `drain` or `maint`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdminChange {
+    /// Neither maintenance nor drain.
+    Ready,
+    /// Only persistent traffic.
+    Drain,
+    /// Out of service, not checked.
+    Maint,
+}
+
+/// `set server … health`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HealthChange {
+    /// Up.
+    Up,
+    /// Only persistent traffic.
+    Stopping,
+    /// Down.
+    Down,
+}
+
+/// A line for the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// Syslog level.
+    pub level: u8,
+    /// The line.
+    pub text: String,
+}
+
+/// What the caller must carry out after a change.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Effects {
+    /// Lines for the backend's log targets.
+    pub notices: Vec<Notice>,
+    /// Servers whose checks may have to start, stop or move.
+    pub checks: bool,
+}
+
+impl Effects {
+    fn line(&mut self, level: u8, text: String) {
+        self.notices.push(Notice { level, text });
+    }
+
+    /// Adds those of another change.
+    pub fn merge(&mut self, other: Effects) {
+        self.notices.extend(other.notices);
+        self.checks |= other.checks;
+    }
+}
+
+/// Why a change was refused; the text is HAProxy's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlError {
+    /// A weight other than 0 % or 100 % for a static algorithm.
+    StaticWeights,
+    /// No check on the server line.
+    NoCheck,
+}
+
+impl fmt::Display for ControlError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ControlError::StaticWeights => {
+                "Backend is using a static LB algorithm and only accepts weights '0%' and '100%'."
+            }
+            ControlError::NoCheck => "Health check was not configured on this server, cannot enable.",
+        })
+    }
+}
+
+impl std::error::Error for ControlError {}
+
+impl Backend {
+    /// `set server … state`, `enable|disable server`.
+    pub fn set_admin(&self, server: &Arc<Server>, change: AdminChange, now: Now) -> Effects {
+        let mut standing = self.control.lock();
+        let mut effects = Effects { checks: true, ..Effects::default() };
+        let before = server.admin();
+        let wanted = match change {
+            AdminChange::Ready => before.0 & !(Admin::FMAINT | Admin::FDRAIN),
+            AdminChange::Drain => before.0 & !Admin::FMAINT | Admin::FDRAIN,
+            AdminChange::Maint => before.0 & !Admin::FDRAIN | Admin::FMAINT,
+        };
+        let after = Admin(wanted);
+        if after == before {
+            return Effects::default();
+        }
+        match (before.maint(), after.maint()) {
+            (false, true) => self.enter_maintenance(server, after, &mut standing, now, &mut effects),
+            (true, false) => {
+                self.leave_maintenance(server, after, now);
+                let text = leaving_text(server, after);
+                self.publish(&mut standing, now, &mut effects);
+                effects.line(lines::NOTICE, format!("{} {text}", lines::subject(server)));
+                if after.drain() {
+                    let text = format!("{} remains in forced drain mode.", lines::subject(server));
+                    effects.line(lines::NOTICE, text);
+                }
+                return effects;
+            }
+            _ if after.drain() => {
+                server.set_admin(after);
+                self.mark_change(server, now);
+                self.publish(&mut standing, now, &mut effects);
+                let tail = lines::online(self.tally(server, 0));
+                effects.line(lines::NOTICE, format!("{} enters drain state{tail}", lines::subject(server)));
+            }
+            _ => {
+                server.set_admin(after);
+                self.mark_change(server, now);
+                self.publish(&mut standing, now, &mut effects);
+                let state = if server.is_up() { "UP" } else { "DOWN" };
+                let text = format!("{} is {state} (leaving forced drain).", lines::subject(server));
+                effects.line(lines::NOTICE, text);
+            }
+        }
+        self.announce_if_empty(&mut standing, &mut effects);
+        effects
+    }
+
+    /// `set weight`, `set server … weight`.
+    ///
+    /// # Errors
+    /// A static algorithm takes only 0 and the configured weight.
+    pub fn set_weight(&self, server: &Arc<Server>, weight: u32, now: Now) -> Result<Effects, ControlError> {
+        if !balance::is_dynamic(&self.config.load()) && weight != 0 && weight != server.initial_weight() {
+            return Err(ControlError::StaticWeights);
+        }
+        let mut standing = self.control.lock();
+        let mut effects = Effects::default();
+        if server.weight() != weight.min(256) {
+            server.set_weight(weight);
+            self.publish(&mut standing, now, &mut effects);
+            self.announce_if_empty(&mut standing, &mut effects);
+        }
+        Ok(effects)
+    }
+
+    /// `set maxconn server`.
+    pub fn set_maxconn(&self, server: &Arc<Server>, maxconn: u32) {
+        let _standing = self.control.lock();
+        server.set_maxconn(maxconn);
+        self.serve_all();
+    }
+
+    /// `set server … addr`. New connections use it at once.
+    pub fn set_addr(&self, server: &Arc<Server>, addr: SocketAddr) -> Effects {
+        let _standing = self.control.lock();
+        let changed = server.addr() != addr;
+        server.set_addr(addr);
+        Effects { checks: changed, ..Effects::default() }
+    }
+
+    /// `enable|disable health`.
+    ///
+    /// # Errors
+    /// The server line has no `check`.
+    pub fn set_check(&self, server: &Arc<Server>, enabled: bool) -> Result<Effects, ControlError> {
+        let mut control = server.control.lock();
+        if !control.check.configured {
+            return Err(ControlError::NoCheck);
+        }
+        control.check.enabled = enabled;
+        Ok(Effects { checks: true, ..Effects::default() })
+    }
+
+    /// `set server … health`.
+    pub fn set_health(&self, server: &Arc<Server>, change: HealthChange, now: Now) -> Effects {
+        let mut standing = self.control.lock();
+        let mut effects = Effects::default();
+        let was = server.op_state();
+        if server.admin().maint() {
+            return effects;
+        }
+        server.control.lock().check.health.force(change != HealthChange::Down);
+        match change {
+            HealthChange::Up if was == OpState::Stopped => {
+                self.go_up(server, &mut standing, ", changed from CLI", now, &mut effects);
+            }
+            HealthChange::Up => {
+                if was == OpState::Stopping {
+                    server.set_op(OpState::Running);
+                    self.mark_change(server, now);
+                    self.publish(&mut standing, now, &mut effects);
+                    let tail = lines::online(self.tally(server, 0));
+                    let text = format!("{} is UP, changed from CLI{tail}", lines::subject(server));
+                    effects.line(lines::NOTICE, text);
+                }
+            }
+            HealthChange::Stopping if was != OpState::Stopping => {
+                server.set_op(OpState::Stopping);
+                self.mark_change(server, now);
+                self.publish(&mut standing, now, &mut effects);
+                let tail = lines::online(self.tally(server, 0));
+                let text = format!("{} is stopping, changed from CLI{tail}", lines::subject(server));
+                effects.line(lines::NOTICE, text);
+            }
+            HealthChange::Stopping => {}
+            HealthChange::Down if was != OpState::Stopped => {
+                self.go_down(server, &mut standing, ", changed from CLI", now, &mut effects);
+            }
+            HealthChange::Down => {}
+        }
+        self.announce_if_empty(&mut standing, &mut effects);
+        effects
+    }
+
+    /// Takes the result of a probe. A result that comes after the check was switched off or the
+    /// server went into maintenance is dropped.
+    pub fn check_result(&self, server: &Arc<Server>, report: Report, now: Now) -> Effects {
+        let mut standing = self.control.lock();
+        let mut effects = Effects::default();
+        if !server.check_runs() {
+            return effects;
+        }
+        let logs_checks = self.config.load().log_health_checks;
+        let result = report.status.result();
+        let (transition, changed) = {
+            let mut control = server.control.lock();
+            let before = control.check.health;
+            if result == CheckResult::Failed && server.op_state() != OpState::Stopped {
+                control.failed_checks += 1;
+            }
+            let transition = control.check.health.handle(result);
+            let changed = control.check.health != before
+                || control.check.last.as_ref().is_none_or(|last| last.status != report.status);
+            control.check.last = Some(report.clone());
+            (transition, changed)
+        };
+        if logs_checks && changed {
+            let draining = server.admin().drain() || server.weight() == 0;
+            let health = server.control.lock().check.health;
+            effects.line(lines::NOTICE, lines::health_check(server, &report, &health, draining));
+        }
+        // The reason has just been logged by the line before.
+        let reason = if logs_checks { String::new() } else { format!(", reason: {report}") };
+        let (up, op) = (server.control.lock().check.health.is_up(), server.op_state());
+        debug_assert!(transition.is_none_or(|t| (t == Transition::Up) == up));
+        match (up, op) {
+            (true, OpState::Stopped) => self.go_up(server, &mut standing, &reason, now, &mut effects),
+            (true, OpState::Stopping) if result == CheckResult::Passed => {
+                server.set_op(OpState::Running);
+                self.mark_change(server, now);
+                self.publish(&mut standing, now, &mut effects);
+                let tail = lines::online(self.tally(server, 0));
+                effects.line(lines::NOTICE, format!("{} is UP{reason}{tail}", lines::subject(server)));
+            }
+            (false, OpState::Starting | OpState::Running | OpState::Stopping) => {
+                self.go_down(server, &mut standing, &reason, now, &mut effects);
+            }
+            _ => {}
+        }
+        self.announce_if_empty(&mut standing, &mut effects);
+        effects
+    }
+
+    /// Adds a server: in maintenance and unchecked if it comes from `add server`.
+    pub fn add_server(&self, config: Arc<model::Server>, origin: Origin, now: Now) -> Arc<Server> {
+        let mut standing = self.control.lock();
+        let server = Arc::new(Server::new(self.name.clone(), config, origin, self.workers, now));
+        let mut servers: Vec<Arc<Server>> = self.servers.load().to_vec();
+        servers.push(server.clone());
+        self.servers.store(Arc::new(servers));
+        let mut effects = Effects::default();
+        self.publish(&mut standing, now, &mut effects);
+        server
+    }
+
+    /// Takes a server out. Sessions on it go on; who waits for it chooses again.
+    pub fn remove_server(&self, server: &Arc<Server>, now: Now) -> Effects {
+        let mut standing = self.control.lock();
+        let mut effects = Effects { checks: true, ..Effects::default() };
+        server.set_removed();
+        let servers: Vec<_> =
+            self.servers.load().iter().filter(|s| !Arc::ptr_eq(s, server)).cloned().collect();
+        self.servers.store(Arc::new(servers));
+        server.set_in_farm(false);
+        self.publish(&mut standing, now, &mut effects);
+        self.redistribute(server);
+        self.announce_if_empty(&mut standing, &mut effects);
+        effects
+    }
+
+    /// Takes over a changed section: options of the servers, new and removed ones, order.
+    pub(crate) fn apply_config(&self, config: &Arc<model::Proxy>, fullconn: u32, now: Now) -> Effects {
+        let mut standing = self.control.lock();
+        let mut effects = Effects { checks: true, ..Effects::default() };
+        let old = self.servers.load_full();
+        self.config.store(config.clone());
+        self.fullconn.store(fullconn, Relaxed);
+        let mut next: Vec<Arc<Server>> = Vec::with_capacity(config.servers.len());
+        for line in &config.servers {
+            let known = old
+                .iter()
+                .find(|s| **s.name() == *line.name && s.id() == line.id && s.origin() == Origin::Config);
+            match known {
+                Some(server) => {
+                    server.adopt(line, now);
+                    next.push(server.clone());
+                }
+                None => {
+                    let server =
+                        Server::new(self.name.clone(), line.clone(), Origin::Config, self.workers, now);
+                    next.push(Arc::new(server));
+                }
+            }
+        }
+        let taken = |s: &Arc<Server>| next.iter().any(|n| n.name() == s.name() || n.id() == s.id());
+        let runtime: Vec<_> =
+            old.iter().filter(|s| s.origin() == Origin::Runtime && !taken(s)).cloned().collect();
+        next.extend(runtime);
+        let gone: Vec<_> = old.iter().filter(|s| !next.iter().any(|n| Arc::ptr_eq(n, s))).collect();
+        for server in &gone {
+            server.set_removed();
+            server.set_in_farm(false);
+        }
+        self.servers.store(Arc::new(next.clone()));
+        self.publish(&mut standing, now, &mut effects);
+        for server in gone {
+            self.redistribute(server);
+        }
+        self.announce_if_empty(&mut standing, &mut effects);
+        effects
+    }
+
+    /// Advances `slowstart` ramps; returns whether one is still under way. To be called about once
+    /// a second while it is.
+    pub fn advance_ramps(&self, now: Now) -> bool {
+        let mut standing = self.control.lock();
+        let (mut ramping, mut changed) = (false, false);
+        for server in self.servers.load().iter() {
+            let Some(from) = server.control.lock().ramp_from else { continue };
+            let whole = server.options().slowstart.unwrap_or_default();
+            let elapsed = now.mono.saturating_sub(from);
+            changed = true;
+            if elapsed >= whole || server.op_state() != OpState::Starting {
+                server.control.lock().ramp_from = None;
+                server.set_throttle(100);
+                if server.op_state() == OpState::Starting {
+                    server.set_op(OpState::Running);
+                }
+            } else {
+                server.set_throttle(ramp_percent(elapsed, whole));
+                ramping = true;
+            }
+        }
+        if changed {
+            self.publish(&mut standing, now, &mut Effects::default());
+        }
+        ramping
+    }
+
+    fn enter_maintenance(
+        &self,
+        server: &Arc<Server>,
+        admin: Admin,
+        standing: &mut MutexGuard<'_, Standing>,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        let was_up = server.is_up();
+        self.settle_downtime(server, now);
+        server.set_admin(admin);
+        server.set_op(OpState::Stopped);
+        server.control.lock().last_change = now;
+        self.publish(standing, now, effects);
+        let requeued = self.redistribute(server);
+        let subject = lines::subject(server);
+        if was_up {
+            server.control.lock().down_transitions += 1;
+            self.end_sessions_if_asked(server);
+            let tail = lines::left(self.tally(server, requeued));
+            effects.line(lines::ALERT, format!("{subject} is going DOWN for maintenance{tail}"));
+        } else {
+            effects.line(lines::NOTICE, format!("{subject} was DOWN and now enters maintenance."));
+        }
+    }
+
+    fn leave_maintenance(&self, server: &Arc<Server>, admin: Admin, now: Now) {
+        self.settle_downtime(server, now);
+        server.control.lock().check.health.reset();
+        server.set_admin(admin);
+        self.raise(server, now);
+    }
+
+    fn go_up(
+        &self,
+        server: &Arc<Server>,
+        standing: &mut MutexGuard<'_, Standing>,
+        reason: &str,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        self.settle_downtime(server, now);
+        self.raise(server, now);
+        self.publish(standing, now, effects);
+        let tail = lines::online(self.tally(server, 0));
+        effects.line(lines::NOTICE, format!("{} is UP{reason}{tail}", lines::subject(server)));
+    }
+
+    fn go_down(
+        &self,
+        server: &Arc<Server>,
+        standing: &mut MutexGuard<'_, Standing>,
+        reason: &str,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        self.settle_downtime(server, now);
+        server.set_op(OpState::Stopped);
+        {
+            let mut control = server.control.lock();
+            control.down_transitions += 1;
+            control.last_change = now;
+        }
+        self.publish(standing, now, effects);
+        self.end_sessions_if_asked(server);
+        let config = self.config.load();
+        let moves = config.redispatch.is_some() && !config.persist;
+        let requeued = if moves { self.redistribute(server) } else { 0 };
+        let tail = lines::left(self.tally(server, requeued));
+        effects.line(lines::ALERT, format!("{} is DOWN{reason}{tail}", lines::subject(server)));
+    }
+
+    fn end_sessions_if_asked(&self, server: &Server) {
+        if server.options().shutdown_sessions_on_down {
+            server.kill_sessions();
+        }
+    }
+
+    /// Up, or on its way with `slowstart`.
+    fn raise(&self, server: &Server, now: Now) {
+        let slow = server.options().slowstart.filter(|d| !d.is_zero());
+        let mut control = server.control.lock();
+        control.last_change = now;
+        control.ramp_from = slow.map(|_| now.mono);
+        drop(control);
+        match slow {
+            Some(whole) => {
+                server.set_throttle(ramp_percent(Duration::ZERO, whole));
+                server.set_op(OpState::Starting);
+            }
+            None => server.set_op(OpState::Running),
+        }
+    }
+
+    fn mark_change(&self, server: &Server, now: Now) {
+        self.settle_downtime(server, now);
+        server.control.lock().last_change = now;
+    }
+
+    /// Adds the time since the last change if the server was down in it. Before the change.
+    fn settle_downtime(&self, server: &Server, now: Now) {
+        let mut control = server.control.lock();
+        if !server.is_up() {
+            let down = now.mono.saturating_sub(control.last_change.mono);
+            control.downtime += down;
+        }
+    }
+
+    /// Publishes a new farm after a change, and serves whoever it can.
+    fn publish(&self, standing: &mut Standing, now: Now, effects: &mut Effects) {
+        let servers = self.servers.load_full();
+        let farm = Farm::new(&self.config.load(), &servers);
+        let up = !farm.servers().is_empty() || servers.is_empty();
+        farm.mark(&servers);
+        self.farm.store(Arc::new(farm));
+        if up != standing.up {
+            if up {
+                standing.downtime += now.mono.saturating_sub(standing.last_change.mono);
+            } else {
+                standing.down_transitions += 1;
+            }
+            standing.up = up;
+            standing.last_change = now;
+            standing.announce = !up;
+        }
+        effects.checks = true;
+        self.serve_all();
+    }
+
+    /// `backend b has no server available!`, after the line that tells why.
+    fn announce_if_empty(&self, standing: &mut Standing, effects: &mut Effects) {
+        if std::mem::take(&mut standing.announce) && !standing.up {
+            effects.line(lines::EMERG, format!("backend {} has no server available!", self.name));
+        }
+    }
+
+    fn tally(&self, server: &Server, requeued: u32) -> Tally {
+        let (active, backup) = self.usable_servers();
+        Tally {
+            active,
+            backup,
+            on_backup: active == 0 && backup > 0,
+            sessions: server.served(),
+            requeued,
+            queued: self.queued.load(SeqCst) + server.queued(),
+        }
+    }
+}
+
+impl Server {
+    /// Takes over its line of a new configuration: what the configuration changed wins over what
+    /// was set at run time, the rest stays.
+    fn adopt(&self, line: &Arc<model::Server>, now: Now) {
+        let old = self.config().clone();
+        let (was, is) = (&old.options, &line.options);
+        if was.weight != is.weight {
+            self.set_weight(is.weight);
+        }
+        if was.maxconn != is.maxconn || was.minconn != is.minconn {
+            self.set_maxconn(is.maxconn);
+            self.set_minconn(is.minconn);
+        }
+        if old.addr != line.addr {
+            self.set_addr(line.addr);
+        }
+        {
+            let mut control = self.control.lock();
+            if was.check != is.check {
+                control.check.configured = is.check;
+                control.check.enabled = is.check;
+                control.check.health = Health::new(is.rise, is.fall);
+                control.check.last = None;
+            } else if (was.rise, was.fall) != (is.rise, is.fall) {
+                let up = control.check.health.is_up();
+                control.check.health = Health::new(is.rise, is.fall);
+                control.check.health.force(up);
+            }
+        }
+        if was.check && !is.check && !self.admin().maint() && self.op_state() == OpState::Stopped {
+            // Nobody would ever find it up again.
+            self.set_op(OpState::Running);
+            self.control.lock().last_change = now;
+        }
+        if was.disabled != is.disabled {
+            let admin = if is.disabled { Admin::FMAINT | Admin::CMAINT } else { 0 };
+            self.set_admin(Admin(admin));
+            self.set_op(if is.disabled { OpState::Stopped } else { OpState::Running });
+            let mut control = self.control.lock();
+            control.check.health.reset();
+            control.last_change = now;
+        }
+        self.set_config(line.clone());
+    }
+}
+
+fn leaving_text(server: &Server, admin: Admin) -> String {
+    let state = if server.is_up() { "UP" } else { "DOWN" };
+    let mode = if admin.drain() { "DRAIN" } else { "READY" };
+    format!("is {state}/{mode} (leaving forced maintenance).")
+}
+
+fn ramp_percent(elapsed: Duration, whole: Duration) -> u32 {
+    let percent = elapsed.as_millis() * 100 / whole.as_millis().max(1);
+    (percent as u32).clamp(1, 100)
+}

@@ -1,0 +1,528 @@
+//! One server at run time: address, weight, admin and operational state, places in use.
+//!
+//! Created by a [`Backend`](crate::backend::Backend), from the configuration or for `add server`,
+//! and kept across reloads. Workers read its atomics and claim places on it; every change of state
+//! goes through the backend, which then rebuilds what balancing looks at.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Guard};
+use parking_lot::Mutex;
+use phalanx_config::model;
+use phalanx_config::model::ServerOptions;
+
+use crate::counters::{Counters, Padded};
+use crate::health::{Health, Report};
+use crate::time::Now;
+
+/// Operational state; the number is `srv_op_state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum OpState {
+    /// Down.
+    Stopped = 0,
+    /// Warming up (`slowstart`).
+    Starting = 1,
+    /// Up.
+    Running = 2,
+    /// Finishing: persistent traffic only.
+    Stopping = 3,
+}
+
+impl OpState {
+    fn from_u8(n: u8) -> OpState {
+        match n {
+            0 => OpState::Stopped,
+            1 => OpState::Starting,
+            2 => OpState::Running,
+            _ => OpState::Stopping,
+        }
+    }
+}
+
+/// Administrative state, the bits of `srv_admin_state`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Admin(pub u8);
+
+impl Admin {
+    /// Put into maintenance by a command.
+    pub const FMAINT: u8 = 0x01;
+    /// In maintenance because of a tracked server.
+    pub const IMAINT: u8 = 0x02;
+    /// Started in maintenance: `disabled` in the configuration.
+    pub const CMAINT: u8 = 0x04;
+    /// Put into drain by a command.
+    pub const FDRAIN: u8 = 0x08;
+
+    /// In maintenance, for whatever reason.
+    pub fn maint(self) -> bool {
+        self.0 & (Self::FMAINT | Self::IMAINT) != 0
+    }
+
+    /// Draining.
+    pub fn drain(self) -> bool {
+        self.0 & Self::FDRAIN != 0
+    }
+}
+
+/// Who made the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A `server` line.
+    Config,
+    /// `add server`.
+    Runtime,
+}
+
+/// The options as they stand; derefs to [`ServerOptions`].
+pub struct Options(Guard<Arc<model::Server>>);
+
+impl Deref for Options {
+    type Target = ServerOptions;
+
+    fn deref(&self) -> &ServerOptions {
+        &self.0.options
+    }
+}
+
+/// What the check tasks and the Runtime API know of a server's checks.
+#[derive(Clone, Debug)]
+pub struct CheckState {
+    /// The server line says `check`.
+    pub configured: bool,
+    /// Not switched off by `disable health`.
+    pub enabled: bool,
+    /// Rise and fall counting.
+    pub health: Health,
+    /// The last probe; `None` before the first.
+    pub last: Option<Report>,
+}
+
+/// What changes rarely, under the server's own lock.
+#[derive(Debug)]
+pub(crate) struct Control {
+    pub(crate) check: CheckState,
+    /// Last change of the operational or maintenance state.
+    pub(crate) last_change: Now,
+    /// Time spent down before `last_change`.
+    pub(crate) downtime: Duration,
+    pub(crate) failed_checks: u64,
+    pub(crate) down_transitions: u64,
+    /// Start of `slowstart`'s ramp.
+    pub(crate) ramp_from: Option<Duration>,
+}
+
+/// The runtime state of one server.
+pub struct Server {
+    backend: Arc<str>,
+    name: Arc<str>,
+    id: u32,
+    origin: Origin,
+    config: ArcSwap<model::Server>,
+    addr: ArcSwap<SocketAddr>,
+    weight: AtomicU32,
+    maxconn: AtomicU32,
+    minconn: AtomicU32,
+    op: AtomicU8,
+    admin: AtomicU8,
+    /// Percent of weight and limits while starting; 100 otherwise.
+    throttle: AtomicU32,
+    removed: AtomicBool,
+    /// Whether balancing may pick it now, backup rules included.
+    in_farm: AtomicBool,
+    /// Raised to end every session on the server.
+    kill_epoch: AtomicU64,
+    /// Idle connections in the workers' pools; the proxy keeps it.
+    pub idle: AtomicU32,
+    served: Padded<AtomicU32>,
+    served_max: AtomicU32,
+    pub(crate) queued: AtomicU32,
+    queued_max: AtomicU32,
+    /// Stamp of the last selection, for the least recently used of equals.
+    pub(crate) last_used: AtomicU64,
+    pub(crate) control: Mutex<Control>,
+    counters: Counters,
+}
+
+impl Server {
+    pub(crate) fn new(
+        backend: Arc<str>,
+        config: Arc<model::Server>,
+        origin: Origin,
+        workers: usize,
+        now: Now,
+    ) -> Server {
+        let o = &config.options;
+        let admin = match origin {
+            Origin::Runtime => Admin::FMAINT,
+            Origin::Config if o.disabled => Admin::FMAINT | Admin::CMAINT,
+            Origin::Config => 0,
+        };
+        let op = if admin == 0 { OpState::Running } else { OpState::Stopped };
+        let check = CheckState {
+            configured: o.check,
+            enabled: o.check && origin == Origin::Config,
+            health: Health::new(o.rise, o.fall),
+            last: None,
+        };
+        Server {
+            backend,
+            name: config.name.as_str().into(),
+            id: config.id,
+            origin,
+            addr: ArcSwap::from_pointee(config.addr),
+            weight: AtomicU32::new(o.weight),
+            maxconn: AtomicU32::new(o.maxconn),
+            minconn: AtomicU32::new(o.minconn),
+            op: AtomicU8::new(op as u8),
+            admin: AtomicU8::new(admin),
+            throttle: AtomicU32::new(100),
+            removed: AtomicBool::new(false),
+            in_farm: AtomicBool::new(false),
+            kill_epoch: AtomicU64::new(0),
+            idle: AtomicU32::new(0),
+            served: Padded::default(),
+            served_max: AtomicU32::new(0),
+            queued: AtomicU32::new(0),
+            queued_max: AtomicU32::new(0),
+            last_used: AtomicU64::new(0),
+            control: Mutex::new(Control {
+                check,
+                last_change: now,
+                downtime: Duration::ZERO,
+                failed_checks: 0,
+                down_transitions: 0,
+                ramp_from: None,
+            }),
+            counters: Counters::new(workers),
+            config: ArcSwap::new(config),
+        }
+    }
+
+    /// Name of its backend.
+    pub fn backend_name(&self) -> &Arc<str> {
+        &self.backend
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Its numeric id, unique in the backend, the same on every node.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Who made it.
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// Where to connect to.
+    pub fn addr(&self) -> SocketAddr {
+        **self.addr.load()
+    }
+
+    /// The `server` line as it stands.
+    pub fn config(&self) -> Guard<Arc<model::Server>> {
+        self.config.load()
+    }
+
+    /// The options of the `server` line.
+    pub fn options(&self) -> Options {
+        Options(self.config.load())
+    }
+
+    /// Whether this is its cookie value.
+    pub fn has_cookie(&self, value: &[u8]) -> bool {
+        self.config.load().options.cookie.as_ref().is_some_and(|c| c.as_bytes() == value)
+    }
+
+    /// `backup`.
+    pub fn is_backup(&self) -> bool {
+        self.config.load().options.backup
+    }
+
+    /// Weight in force (`uweight`), 0..=256.
+    pub fn weight(&self) -> u32 {
+        self.weight.load(Relaxed)
+    }
+
+    /// Weight of the configuration (`iweight`).
+    pub fn initial_weight(&self) -> u32 {
+        self.config.load().options.weight
+    }
+
+    /// `maxconn` in force; 0 = no limit.
+    pub fn maxconn(&self) -> u32 {
+        self.maxconn.load(Relaxed)
+    }
+
+    /// Administrative state.
+    pub fn admin(&self) -> Admin {
+        Admin(self.admin.load(Acquire))
+    }
+
+    /// Operational state.
+    pub fn op_state(&self) -> OpState {
+        OpState::from_u8(self.op.load(Acquire))
+    }
+
+    /// Up and not in maintenance.
+    pub fn is_up(&self) -> bool {
+        self.op_state() != OpState::Stopped && !self.admin().maint()
+    }
+
+    /// Whether balancing may pick it: up, not draining, weight above 0.
+    pub fn usable(&self) -> bool {
+        self.is_up() && !self.admin().drain() && self.op_state() != OpState::Stopping && self.weight() > 0
+    }
+
+    /// Whether a cookie or stick entry may still lead to it.
+    pub fn accepts_persistent(&self) -> bool {
+        self.is_up() && !self.is_removed()
+    }
+
+    /// Taken out of its backend; lives on only for the sessions it still has.
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Acquire)
+    }
+
+    /// Requests (HTTP) or connections (TCP) on it now.
+    pub fn served(&self) -> u32 {
+        self.served.load(SeqCst)
+    }
+
+    /// Largest [`Server::served`].
+    pub fn served_max(&self) -> u32 {
+        self.served_max.load(Relaxed)
+    }
+
+    /// Streams waiting for this very server.
+    pub fn queued(&self) -> u32 {
+        self.queued.load(SeqCst)
+    }
+
+    /// Largest [`Server::queued`].
+    pub fn queued_max(&self) -> u32 {
+        self.queued_max.load(Relaxed)
+    }
+
+    /// Percent of its weight while starting, 100 otherwise.
+    pub fn throttle(&self) -> u32 {
+        self.throttle.load(Relaxed)
+    }
+
+    /// Its counters.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// `clear counters`: the maxima.
+    pub fn clear_max(&self) {
+        self.served_max.store(self.served(), Relaxed);
+        self.queued_max.store(self.queued(), Relaxed);
+        self.counters.clear_max();
+    }
+
+    /// `clear counters all`.
+    pub fn clear_all(&self) {
+        self.clear_max();
+        self.counters.clear_all();
+        let mut control = self.control.lock();
+        control.failed_checks = 0;
+        control.down_transitions = 0;
+        control.downtime = Duration::ZERO;
+    }
+
+    /// Its checks.
+    pub fn check(&self) -> CheckState {
+        self.control.lock().check.clone()
+    }
+
+    /// Whether probes should run now: configured, enabled, not in maintenance.
+    pub fn check_runs(&self) -> bool {
+        let control = self.control.lock();
+        control.check.configured && control.check.enabled && !self.admin().maint() && !self.is_removed()
+    }
+
+    /// Where its checks go: `addr` and `port` of the `server` line, else its own.
+    pub fn check_addr(&self) -> SocketAddr {
+        let (addr, config) = (self.addr(), self.config.load());
+        let ip: IpAddr = config.options.check_addr.unwrap_or(addr.ip());
+        SocketAddr::new(ip, config.options.check_port.unwrap_or(addr.port()))
+    }
+
+    /// When it last went up, down or changed its maintenance state.
+    pub fn last_change(&self) -> Now {
+        self.control.lock().last_change
+    }
+
+    /// Seconds down in all: CSV `downtime`.
+    pub fn downtime(&self, now: Now) -> u64 {
+        let control = self.control.lock();
+        let current =
+            if self.is_up() { Duration::ZERO } else { now.mono.saturating_sub(control.last_change.mono) };
+        (control.downtime + current).as_secs()
+    }
+
+    /// `(chkfail, chkdown)`.
+    pub fn check_failures(&self) -> (u64, u64) {
+        let control = self.control.lock();
+        (control.failed_checks, control.down_transitions)
+    }
+
+    /// Status as in CSV: `UP`, `UP 1/3`, `DOWN`, `DOWN 1/2`, `DRAIN`, `MAINT`, `no check`, `NOLB`.
+    pub fn status(&self) -> String {
+        let admin = self.admin();
+        if admin.maint() {
+            return if admin.0 & Admin::IMAINT != 0 { "MAINT (via)".into() } else { "MAINT".into() };
+        }
+        let check = self.check();
+        let (up, stable) = (self.is_up(), check.health.is_stable());
+        let word = match (up, admin.drain() || self.weight() == 0, self.op_state()) {
+            (false, _, _) => "DOWN",
+            (true, true, _) => "DRAIN",
+            (true, false, OpState::Stopping) => "NOLB",
+            (true, false, _) if !(check.configured && check.enabled) => return "no check".into(),
+            (true, false, _) => "UP",
+        };
+        let full_value = check.health.rise() + check.health.fall() - 1;
+        let checked = check.configured && check.enabled;
+        if !checked || (stable && (check.health.value() == full_value) == up) {
+            return word.into();
+        }
+        let (n, m) = check.health.progress();
+        if check.health.is_up() == up { format!("{word} {n}/{m}") } else { word.into() }
+    }
+
+    /// Generation of "end all sessions": a session that sees another value than at its start ends.
+    pub fn kill_epoch(&self) -> u64 {
+        self.kill_epoch.load(Acquire)
+    }
+
+    /// Asks every session on it to end (`shutdown sessions server`).
+    pub fn kill_sessions(&self) {
+        self.kill_epoch.fetch_add(1, Release);
+    }
+
+    /// Limit in force, given the backend's load; `None` = no limit.
+    pub(crate) fn limit(&self, beconn: u32, fullconn: u32) -> Option<u32> {
+        let max = self.maxconn.load(Relaxed);
+        if max == 0 {
+            return None;
+        }
+        let min = self.minconn.load(Relaxed);
+        let dynamic = if min == 0 || min == max || fullconn == 0 || beconn >= fullconn {
+            max
+        } else {
+            min.max((u64::from(beconn) * u64::from(max) / u64::from(fullconn)) as u32)
+        };
+        let throttle = self.throttle();
+        Some(if throttle >= 100 { dynamic } else { (dynamic * throttle).div_ceil(100).max(1) })
+    }
+
+    /// Takes a place if there is one.
+    pub(crate) fn claim(&self, limit: Option<u32>) -> bool {
+        let taken = match limit {
+            None => self.served.fetch_add(1, SeqCst) + 1,
+            Some(limit) => match self.served.fetch_update(SeqCst, SeqCst, |n| (n < limit).then_some(n + 1)) {
+                Ok(before) => before + 1,
+                Err(_) => return false,
+            },
+        };
+        raise(&self.served_max, taken);
+        true
+    }
+
+    /// Takes a place only if nobody else did since `seen` was read.
+    pub(crate) fn claim_from(&self, seen: u32) -> bool {
+        let won = self.served.compare_exchange(seen, seen + 1, SeqCst, Relaxed).is_ok();
+        if won {
+            raise(&self.served_max, seen + 1);
+        }
+        won
+    }
+
+    /// Gives a place back.
+    pub(crate) fn release(&self) {
+        let before = self.served.fetch_sub(1, SeqCst);
+        debug_assert!(before > 0, "server {}/{} released more than it served", self.backend, self.name);
+    }
+
+    pub(crate) fn note_queued(&self) {
+        raise(&self.queued_max, self.queued.fetch_add(1, SeqCst) + 1);
+    }
+
+    pub(crate) fn set_admin(&self, admin: Admin) {
+        self.admin.store(admin.0, Release);
+    }
+
+    pub(crate) fn set_op(&self, op: OpState) {
+        self.op.store(op as u8, Release);
+    }
+
+    pub(crate) fn set_weight(&self, weight: u32) {
+        self.weight.store(weight.min(256), Release);
+    }
+
+    pub(crate) fn set_maxconn(&self, maxconn: u32) {
+        // HAProxy: a minconn equal to maxconn means a fixed limit, and stays equal.
+        if self.minconn.load(Relaxed) == self.maxconn.swap(maxconn, Release) {
+            self.minconn.store(maxconn, Release);
+        }
+    }
+
+    pub(crate) fn set_addr(&self, addr: SocketAddr) {
+        self.addr.store(Arc::new(addr));
+    }
+
+    pub(crate) fn set_config(&self, config: Arc<model::Server>) {
+        self.config.store(config);
+    }
+
+    pub(crate) fn set_minconn(&self, minconn: u32) {
+        self.minconn.store(minconn, Release);
+    }
+
+    pub(crate) fn set_throttle(&self, percent: u32) {
+        self.throttle.store(percent, Release);
+    }
+
+    pub(crate) fn in_farm(&self) -> bool {
+        self.in_farm.load(SeqCst)
+    }
+
+    pub(crate) fn set_in_farm(&self, on: bool) {
+        self.in_farm.store(on, SeqCst);
+    }
+
+    pub(crate) fn set_removed(&self) {
+        self.removed.store(true, Release);
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("backend", &self.backend)
+            .field("name", &self.name)
+            .field("id", &self.id)
+            .field("addr", &self.addr())
+            .field("served", &self.served())
+            .finish_non_exhaustive()
+    }
+}
+
+fn raise(max: &AtomicU32, value: u32) {
+    if value > max.load(Relaxed) {
+        max.fetch_max(value, Relaxed);
+    }
+}

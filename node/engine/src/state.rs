@@ -1,0 +1,287 @@
+//! Everything that outlives a configuration: the plan in force, process counters, sessions.
+//!
+//! Created once by the program and shared by workers and control plane. A reload goes through
+//! [`State::load`], which carries frontends, backends and servers over by name, so counters, queues,
+//! health and what was set at run time stay; what the new configuration changed wins.
+
+pub mod sessions;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+
+use arc_swap::{ArcSwap, Guard};
+use parking_lot::Mutex;
+use phalanx_config::model::{self, Config};
+
+use crate::backend::{Backend, Effects};
+use crate::counters::{Counters, Padded};
+use crate::frontend::{Frontend, Status};
+use crate::plan::{Plan, ProxyPlan};
+use crate::time::Now;
+
+use self::sessions::Sessions;
+
+/// What the program knows and the configuration does not.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Worker threads.
+    pub workers: usize,
+    /// For everything random.
+    pub seed: u64,
+    /// `maxconn` of the process where the configuration gives none (from the descriptor limit).
+    pub default_maxconn: u32,
+    /// Name of this node.
+    pub node: String,
+}
+
+/// Counters and limits of the process.
+#[derive(Debug)]
+pub struct Process {
+    /// When it started.
+    pub started: Now,
+    counters: Counters,
+    maxconn: AtomicU32,
+    conns: Padded<AtomicU32>,
+    /// Times a connection had to wait for `maxconn`.
+    pub maxconn_reached: AtomicU64,
+    /// Bytes sent to clients without passing through user space.
+    pub spliced: AtomicU64,
+    stopping: AtomicBool,
+}
+
+impl Process {
+    /// Connections, requests and rates of all frontends.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Limit of frontend connections in force.
+    pub fn maxconn(&self) -> u32 {
+        self.maxconn.load(Relaxed)
+    }
+
+    /// `set maxconn global`.
+    pub fn set_maxconn(&self, maxconn: u32) {
+        self.maxconn.store(maxconn, Relaxed);
+    }
+
+    /// Frontend connections now.
+    pub fn conns(&self) -> u32 {
+        self.conns.load(Relaxed)
+    }
+
+    /// Takes a place for a connection; `None` when the process is full.
+    pub fn enter(self: &Arc<Self>) -> Option<ProcessPlace> {
+        let max = self.maxconn();
+        match self.conns.fetch_update(SeqCst, SeqCst, |n| (n < max).then_some(n + 1)) {
+            Ok(_) => Some(ProcessPlace(self.clone())),
+            Err(_) => {
+                self.maxconn_reached.fetch_add(1, Relaxed);
+                None
+            }
+        }
+    }
+
+    /// Whether a graceful stop has begun.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Acquire)
+    }
+
+    /// Begins a graceful stop.
+    pub fn set_stopping(&self) {
+        self.stopping.store(true, Release);
+    }
+}
+
+/// A connection's place in the process; dropping it gives the place back.
+#[derive(Debug)]
+pub struct ProcessPlace(Arc<Process>);
+
+impl Drop for ProcessPlace {
+    fn drop(&mut self) {
+        self.0.conns.fetch_sub(1, SeqCst);
+    }
+}
+
+/// What a reload did.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct LoadReport {
+    /// Log lines and check changes, by backend.
+    pub effects: Vec<(Arc<Backend>, Effects)>,
+    /// Names of proxies that are new.
+    pub added: Vec<String>,
+    /// Names of proxies that are gone.
+    pub removed: Vec<String>,
+}
+
+/// The state of the node's forwarding plane.
+#[derive(Debug)]
+pub struct State {
+    plan: ArcSwap<Plan>,
+    setup: Setup,
+    process: Arc<Process>,
+    sessions: Sessions,
+    /// Serialises reloads.
+    loading: Mutex<()>,
+}
+
+impl State {
+    /// The state of a freshly started process.
+    pub fn new(config: Config, setup: Setup, now: Now) -> Arc<State> {
+        let config = Arc::new(config);
+        let process = Process {
+            started: now,
+            counters: Counters::new(setup.workers),
+            maxconn: AtomicU32::new(config.global.maxconn.unwrap_or(setup.default_maxconn)),
+            conns: Padded::default(),
+            maxconn_reached: AtomicU64::new(0),
+            spliced: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+        };
+        let (plan, _) = build(&config, None, &setup, now);
+        Arc::new(State {
+            plan: ArcSwap::from_pointee(plan),
+            process: Arc::new(process),
+            sessions: Sessions::new(setup.workers),
+            setup,
+            loading: Mutex::new(()),
+        })
+    }
+
+    /// The plan in force.
+    pub fn plan(&self) -> Guard<Arc<Plan>> {
+        self.plan.load()
+    }
+
+    /// The plan in force, to keep.
+    pub fn plan_owned(&self) -> Arc<Plan> {
+        self.plan.load_full()
+    }
+
+    /// Process-wide counters and limits.
+    pub fn process(&self) -> &Arc<Process> {
+        &self.process
+    }
+
+    /// The sessions of all workers.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// Worker threads.
+    pub fn workers(&self) -> usize {
+        self.setup.workers
+    }
+
+    /// Seed for everything random.
+    pub fn seed(&self) -> u64 {
+        self.setup.seed
+    }
+
+    /// Name of this node.
+    pub fn node(&self) -> &str {
+        &self.setup.node
+    }
+
+    /// Takes a new configuration into force. Sessions keep the plan they began with; sessions on
+    /// servers that are gone finish there.
+    pub fn load(&self, config: Config, now: Now) -> LoadReport {
+        let _loading = self.loading.lock();
+        let config = Arc::new(config);
+        let old = self.plan.load_full();
+        if config.global.maxconn != old.config.global.maxconn {
+            self.process.set_maxconn(config.global.maxconn.unwrap_or(self.setup.default_maxconn));
+        }
+        let (plan, report) = build(&config, Some(&old), &self.setup, now);
+        self.plan.store(Arc::new(plan));
+        report
+    }
+
+    /// `clear counters`, or `clear counters all`.
+    pub fn clear_counters(&self, all: bool) {
+        for proxy in &self.plan().proxies {
+            if let Some(frontend) = &proxy.frontend {
+                if all { frontend.clear_all() } else { frontend.clear_max() }
+            }
+            if let Some(backend) = &proxy.backend {
+                if all { backend.clear_all() } else { backend.clear_max() }
+            }
+        }
+        if all { self.process.counters.clear_all() } else { self.process.counters.clear_max() }
+    }
+}
+
+fn build(config: &Arc<Config>, old: Option<&Plan>, setup: &Setup, now: Now) -> (Plan, LoadReport) {
+    let mut report = LoadReport::default();
+    let global_maxconn = config.global.maxconn.unwrap_or(setup.default_maxconn);
+    let mut proxies = Vec::with_capacity(config.proxies.len());
+    for section in &config.proxies {
+        let before = old.and_then(|plan| plan.proxy(&section.name));
+        if old.is_some() && before.is_none() {
+            report.added.push(section.name.clone());
+        }
+        let frontend = section.kind.is_frontend().then(|| {
+            let maxconn = frontend_maxconn(section, global_maxconn);
+            match before.and_then(|b| b.frontend.clone()).filter(|f| f.id() == section.id) {
+                Some(frontend) => {
+                    let was = frontend_maxconn(&frontend.config(), global_maxconn_of(old, setup));
+                    frontend.set_config(section.clone());
+                    if was != maxconn {
+                        frontend.set_maxconn(maxconn);
+                    }
+                    frontend
+                }
+                None => Arc::new(Frontend::new(section.clone(), maxconn, setup.workers)),
+            }
+        });
+        let backend = section.kind.is_backend().then(|| {
+            let fullconn = fullconn(config, section, global_maxconn);
+            match before.and_then(|b| b.backend.clone()).filter(|b| b.id() == section.id) {
+                Some(backend) => {
+                    let effects = backend.apply_config(section, fullconn, now);
+                    report.effects.push((backend.clone(), effects));
+                    backend
+                }
+                None => Arc::new(Backend::new(section.clone(), fullconn, setup.workers, now)),
+            }
+        });
+        proxies.push(ProxyPlan { config: section.clone(), frontend, backend, default_backend: None });
+    }
+    let plan = Plan::new(old.map_or(1, |o| o.epoch + 1), config.clone(), proxies);
+    for gone in old.iter().flat_map(|o| &o.proxies).filter(|p| plan.index(&p.config.name).is_none()) {
+        report.removed.push(gone.config.name.clone());
+        if let Some(frontend) = &gone.frontend {
+            frontend.set_status(Status::Stopped);
+        }
+    }
+    (plan, report)
+}
+
+fn global_maxconn_of(plan: Option<&Plan>, setup: &Setup) -> u32 {
+    plan.and_then(|p| p.config.global.maxconn).unwrap_or(setup.default_maxconn)
+}
+
+fn frontend_maxconn(section: &model::Proxy, global: u32) -> u32 {
+    section.maxconn.filter(|&n| n > 0).unwrap_or(global)
+}
+
+/// `fullconn`, by default a tenth of what the frontends that lead here by name may bring.
+fn fullconn(config: &Config, section: &model::Proxy, global_maxconn: u32) -> u32 {
+    let derived = || {
+        let leads_here = |p: &&Arc<model::Proxy>| {
+            p.kind.is_frontend()
+                && (p.default_backend.as_deref() == Some(&*section.name)
+                    || (p.name == section.name && p.default_backend.is_none()))
+        };
+        let sum: u64 = config
+            .proxies
+            .iter()
+            .filter(leads_here)
+            .map(|p| u64::from(frontend_maxconn(p, global_maxconn)))
+            .sum();
+        u32::try_from(sum.div_ceil(10)).unwrap_or(u32::MAX)
+    };
+    section.fullconn.filter(|&n| n > 0).unwrap_or_else(derived)
+}

@@ -1,0 +1,174 @@
+//! The list of sessions for `show sess` and `shutdown session`.
+//!
+//! Each worker enters its own sessions under its own lock, which only the Runtime API ever contends.
+//! The proxy fills the [`Session`]; this module decides nothing.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::task::Waker;
+
+use parking_lot::Mutex;
+use slab::Slab;
+
+use crate::counters::{Padded, Worker};
+use crate::server::Server;
+use crate::time::Now;
+
+/// What a session is busy with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Waits for a request.
+    #[default]
+    Request,
+    /// Waits for a place on a server.
+    Queue,
+    /// Connects to a server.
+    Connect,
+    /// Waits for the response.
+    Response,
+    /// Forwards both ways.
+    Data,
+}
+
+/// What changes in the course of a session.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// Name of the backend, once chosen.
+    pub backend: Option<Arc<str>>,
+    /// The server, once chosen.
+    pub server: Option<Arc<Server>>,
+    /// What it is busy with.
+    pub phase: Phase,
+    waker: Option<Waker>,
+}
+
+/// One session.
+#[derive(Debug)]
+pub struct Session {
+    /// Whose.
+    pub worker: Worker,
+    /// Client address.
+    pub client: SocketAddr,
+    /// Address it connected to.
+    pub local: SocketAddr,
+    /// Name of the frontend.
+    pub frontend: Arc<str>,
+    /// When it was accepted.
+    pub accepted: Now,
+    progress: Mutex<Progress>,
+    killed: AtomicBool,
+}
+
+impl Session {
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.progress.lock().clone()
+    }
+
+    /// Notes how far it is; the proxy's, once per step.
+    pub fn note(&self, backend: Option<Arc<str>>, server: Option<Arc<Server>>, phase: Phase) {
+        let mut progress = self.progress.lock();
+        progress.backend = backend;
+        progress.server = server;
+        progress.phase = phase;
+    }
+
+    /// Asks it to end (`shutdown session`), and wakes it.
+    pub fn kill(&self) {
+        self.killed.store(true, Release);
+        let waker = self.progress.lock().waker.take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether it has been asked to end; otherwise the waker is called when it is.
+    pub fn poll_killed(&self, waker: &Waker) -> bool {
+        let mut progress = self.progress.lock();
+        if !progress.waker.as_ref().is_some_and(|w| w.will_wake(waker)) {
+            progress.waker = Some(waker.clone());
+        }
+        self.killed.load(Acquire)
+    }
+}
+
+type Shard = Padded<Mutex<Slab<Arc<Session>>>>;
+
+/// The sessions of all workers.
+#[derive(Debug)]
+pub struct Sessions {
+    shards: Arc<[Shard]>,
+}
+
+impl Sessions {
+    pub(crate) fn new(workers: usize) -> Sessions {
+        Sessions { shards: (0..workers.max(1)).map(|_| Padded::default()).collect() }
+    }
+
+    /// Enters a session until the entry is dropped.
+    pub fn enter(
+        &self,
+        worker: Worker,
+        client: SocketAddr,
+        local: SocketAddr,
+        frontend: Arc<str>,
+        accepted: Now,
+    ) -> Entry {
+        let progress = Mutex::default();
+        let session = Arc::new(Session {
+            worker,
+            client,
+            local,
+            frontend,
+            accepted,
+            progress,
+            killed: AtomicBool::new(false),
+        });
+        let key = self.shards[worker.0].lock().insert(session.clone());
+        Entry { shards: self.shards.clone(), worker, key, session }
+    }
+
+    /// All sessions, oldest first.
+    pub fn all(&self) -> Vec<Arc<Session>> {
+        let mut all: Vec<Arc<Session>> = Vec::new();
+        for shard in self.shards.iter() {
+            all.extend(shard.lock().iter().map(|(_, session)| session.clone()));
+        }
+        all.sort_by_key(|s| s.accepted);
+        all
+    }
+
+    /// `shutdown sessions server`: asks every session on the server to end; returns how many.
+    pub fn kill_on(&self, server: &Arc<Server>) -> usize {
+        let on_it = |s: &Arc<Session>| {
+            s.progress.lock().server.as_ref().is_some_and(|held| Arc::ptr_eq(held, server))
+        };
+        let sessions: Vec<_> = self.all().into_iter().filter(on_it).collect();
+        sessions.iter().for_each(|s| s.kill());
+        sessions.len()
+    }
+}
+
+/// A session's entry in the list; dropping it removes the session.
+#[derive(Debug)]
+pub struct Entry {
+    shards: Arc<[Shard]>,
+    worker: Worker,
+    key: usize,
+    session: Arc<Session>,
+}
+
+impl Entry {
+    /// The session.
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.shards[self.worker.0].lock().remove(self.key);
+    }
+}
