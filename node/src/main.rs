@@ -1,3 +1,16 @@
 //! Placeholder.
 
-fn main() {}
+mod demo;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    match args.next().as_deref().and_then(|a| a.to_str()) {
+        Some("demo") => demo::run(args),
+        _ => {
+            eprintln!("phalanx: expected 'demo'");
+            ExitCode::FAILURE
+        }
+    }
+}
