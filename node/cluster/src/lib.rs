@@ -7,17 +7,29 @@
 //!
 //! [`Registry`]: phalanx_engine::registry::Registry
 
-#![allow(dead_code)]
-
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use phalanx_engine::registry::{Command, Registry, Reply};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tonic::service::Routes;
 
 pub use self::identity::{Caller, PROTOCOL, node_id};
 pub use self::peer::{Known, Lane, Line, Peer, Peers};
+pub use self::raft::ProposeError;
+pub use self::raft::machine::OnRegistry;
+pub use self::status::{NodeStatus, State, Status};
 
 mod identity;
 mod peer;
+mod raft;
 mod server;
+mod status;
 
 /// What the `cluster` section and the process say.
 #[derive(Clone, Debug, Default)]
@@ -95,3 +107,87 @@ impl fmt::Display for StartError {
 }
 
 impl std::error::Error for StartError {}
+
+/// This node's part in the cluster. Ends when the last handle is dropped.
+#[derive(Clone)]
+pub struct Cluster(Arc<Parts>);
+
+struct Parts {
+    peers: Peers,
+    raft: raft::Raft,
+    stop: watch::Sender<bool>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// How long tasks may take to end by themselves.
+const END_WITHIN: Duration = Duration::from_secs(2);
+
+impl Cluster {
+    /// Takes part in the cluster. Must be called within the control runtime, on which all of it
+    /// runs. `on_registry` is called with what the log says so far, and again after every change.
+    ///
+    /// # Errors
+    /// The settings or the data directory cannot be used. Peers are never the reason.
+    pub async fn start(settings: Settings, on_registry: OnRegistry) -> Result<Cluster, StartError> {
+        let settings = Arc::new(settings);
+        let Some(this) = settings.this() else {
+            return Err(StartError::NotListed {
+                node: settings.node.clone(),
+                cluster: settings.name.clone(),
+                listed: settings.nodes.iter().map(|n| n.name.clone()).collect(),
+            });
+        };
+        let addr = this.addr.clone();
+        let peers = Peers::new(&settings)?;
+        let (stop, stopped) = watch::channel(false);
+        let mut tasks = JoinSet::new();
+        let raft = raft::Raft::start(settings.clone(), peers.clone(), on_registry).await?;
+        tasks.spawn(raft.clone().tend());
+        for peer in peers.iter() {
+            tasks.spawn(peer.clone().probe());
+        }
+        // The services of stick tables and floating IPs are added here.
+        let routes = Routes::new(raft::service::server(raft.clone()));
+        let guard = identity::Guard::new(&settings);
+        tasks.spawn(server::serve(settings.name.clone(), addr, guard, routes, stopped));
+        Ok(Cluster(Arc::new(Parts { peers, raft, stop, tasks: Mutex::new(tasks) })))
+    }
+
+    /// Carries out a command for the whole cluster: from any node, answered after it is committed
+    /// and this node has applied it, or refused within about two seconds.
+    ///
+    /// # Errors
+    /// There is no majority, or this node cannot write its log.
+    pub async fn propose(&self, command: Command) -> Result<Reply, ProposeError> {
+        self.0.raft.propose(command).await
+    }
+
+    /// What the commands so far have changed, as this node knows it.
+    pub fn registry(&self) -> Arc<Registry> {
+        self.0.raft.registry()
+    }
+
+    /// The state of the cluster as this node sees it.
+    pub fn status(&self) -> Status {
+        self.0.raft.status()
+    }
+
+    /// The other nodes.
+    pub fn peers(&self) -> &Peers {
+        &self.0.peers
+    }
+
+    /// Leaves in order: ends the calls that are under way and closes the log.
+    pub async fn shutdown(&self) {
+        self.0.stop.send_replace(true);
+        self.0.raft.shutdown().await;
+        let mut tasks = std::mem::take(&mut *self.0.tasks.lock());
+        // The server ends by itself, and so does what tends the membership; the probes never do.
+        let endless = self.0.peers.iter().count();
+        let _ = timeout(END_WITHIN, async {
+            while tasks.len() > endless && tasks.join_next().await.is_some() {}
+        })
+        .await;
+        tasks.shutdown().await;
+    }
+}

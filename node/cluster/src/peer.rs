@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use phalanx_wire::raft::raft_client::RaftClient;
 use phalanx_wire::raft::{HelloReply, HelloRequest};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{sleep, timeout};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -22,6 +22,9 @@ use crate::{Settings, StartError};
 
 /// How often a peer is asked for its state.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// Pause after the first probe.
+const PROBE_SOON: Duration = Duration::from_millis(125);
 
 /// How long a probe may take; also how long a connection may take to come about.
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
@@ -156,16 +159,17 @@ impl Peer {
 
     /// Asks it for its state about once a second, for ever.
     pub(crate) async fn probe(self: Arc<Peer>) {
-        let mut ticks = interval(PROBE_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut client = RaftClient::new(self.line(Lane::Raft));
+        let mut pause = PROBE_SOON;
         loop {
-            ticks.tick().await;
             match timeout(PROBE_DEADLINE, client.hello(HelloRequest {})).await {
                 Ok(Ok(reply)) => self.answered(reply.into_inner()),
                 Ok(Err(status)) => self.failed(problem(&status)),
                 Err(_) => self.failed("does not answer".to_owned()),
             }
+            // Sooner at first: nodes are often started together.
+            sleep(pause).await;
+            pause = (pause * 2).min(PROBE_EVERY);
         }
     }
 

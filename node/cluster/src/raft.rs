@@ -1,0 +1,596 @@
+//! Agreement on runtime commands: openraft with a durable log, over the peers' connections.
+//!
+//! [`Raft::propose`] takes a command on any node: it is carried to the leader, retried while one is
+//! being elected, and answered once it is committed and this node has applied it too. Commands carry
+//! an identity, so a retry never takes effect twice. Without a majority a command is refused with the
+//! reason; reading goes on from what this node knows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, Fatal, RaftError};
+use openraft::{Config, Instant as _, RaftMetrics, ServerState, SnapshotPolicy};
+use parking_lot::Mutex;
+use phalanx_engine::registry::{Command, CommandId, Registry, Reply, Request};
+use phalanx_wire::raft::propose_reply::Outcome;
+use phalanx_wire::raft::{HelloReply, ProposeRequest};
+use tokio::time::{sleep, timeout, timeout_at};
+use tracing::{info, warn};
+
+use self::log::LogStore;
+use self::machine::Machine;
+use self::network::Network;
+use self::types::{LogId, Member, Types, Vote, decode, encode};
+use crate::identity::node_id;
+use crate::peer::{Peer, Peers};
+use crate::status::{NodeStatus, State, Status};
+use crate::{Settings, StartError};
+
+mod log;
+pub(crate) mod machine;
+mod network;
+pub(crate) mod service;
+pub(crate) mod types;
+
+/// A command is answered or refused within this time.
+const PROPOSE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Pause before a command is tried again.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// Largest command, serialized.
+const MAX_REQUEST: usize = 64 << 10;
+
+/// Largest snapshot that is taken from a leader.
+const MAX_SNAPSHOT: usize = 256 << 20;
+
+/// Distance between the oldest unfinished command of this process and its newest. The registry keeps
+/// the replies in between, and no more than some thousands.
+const MAX_OPEN: u64 = 4096;
+
+/// A peer that has not answered for this long does not count as reachable.
+const FRESH: Duration = Duration::from_secs(3);
+
+/// A leader that has had no answer from a majority for this long cannot carry out commands.
+const LEADER_GONE: Duration = Duration::from_millis(1600);
+
+/// Between two looks at the state of the cluster.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+type Core = openraft::Raft<Types, Machine>;
+type Metrics = RaftMetrics<Types>;
+
+/// Handle of this node's part in the agreement.
+#[derive(Clone)]
+pub(crate) struct Raft(Arc<Inner>);
+
+struct Inner {
+    settings: Arc<Settings>,
+    id: u64,
+    core: Core,
+    log: LogStore,
+    machine: Machine,
+    peers: Peers,
+    open: Mutex<Open>,
+}
+
+/// Commands of this process that have no answer yet.
+#[derive(Default)]
+struct Open {
+    last: u64,
+    unanswered: BTreeSet<u64>,
+}
+
+/// Why a command has no reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProposeError {
+    /// It was not carried out, and never will be.
+    Refused(String),
+    /// Nobody knows whether it was or will be carried out.
+    Unknown(String),
+}
+
+impl fmt::Display for ProposeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ProposeError::Refused(reason) => f.write_str(reason),
+            ProposeError::Unknown(reason) => write!(f, "{reason}; it may still take effect"),
+        }
+    }
+}
+
+impl std::error::Error for ProposeError {}
+
+/// What became of a command on this node alone.
+enum Local {
+    Done { index: u64, reply: Reply },
+    NotLeader(Option<u64>),
+    Failed(String),
+}
+
+/// What became of one attempt.
+enum Attempt {
+    Done {
+        index: u64,
+        reply: Reply,
+    },
+    /// It did not reach the log of any leader.
+    NotTaken(String),
+    /// It may have.
+    Unknown(String),
+}
+
+impl Raft {
+    /// Opens the log and takes part. Must be called within the control runtime.
+    ///
+    /// # Errors
+    /// The data directory cannot be used.
+    pub(crate) async fn start(
+        settings: Arc<Settings>,
+        peers: Peers,
+        on_registry: machine::OnRegistry,
+    ) -> Result<Raft, StartError> {
+        let bad = |reason: String| StartError::Data { dir: settings.data_dir.clone(), reason };
+        let owner = format!("node '{}' of cluster '{}'", settings.node, settings.name);
+        let log = LogStore::open(&settings.data_dir, &owner).map_err(|e| bad(e.to_string()))?;
+        let machine = Machine::open(&settings.data_dir, on_registry).map_err(|e| bad(e.to_string()))?;
+        let config = config(&settings).validate().map_err(|e| bad(e.to_string()))?;
+        let id = node_id(&settings.node);
+        let network = Network { peers: peers.clone() };
+        let core = Core::new(id, Arc::new(config), network, log.clone(), machine.clone());
+        let core = core.await.map_err(|e| bad(e.to_string()))?;
+        let inner = Inner { settings, id, core, log, machine, peers, open: Mutex::default() };
+        Ok(Raft(Arc::new(inner)))
+    }
+
+    /// The registry as this node knows it.
+    pub(crate) fn registry(&self) -> Arc<Registry> {
+        self.0.machine.registry()
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.0.core
+    }
+
+    /// What openraft says of itself.
+    fn metrics(&self) -> Metrics {
+        self.0.core.metrics().borrow_watched().clone()
+    }
+
+    /// Leaves: takes no more part, and closes the log.
+    pub(crate) async fn shutdown(&self) {
+        let _ = timeout(PROPOSE_WITHIN, self.0.core.shutdown()).await;
+    }
+
+    /// Carries out a command for the whole cluster.
+    ///
+    /// # Errors
+    /// There is no majority, this node cannot write its log, or the command is too large.
+    pub(crate) async fn propose(&self, command: Command) -> Result<Reply, ProposeError> {
+        let deadline = tokio::time::Instant::now() + PROPOSE_WITHIN;
+        let ticket = Ticket::take(self)?;
+        let request = Request { id: ticket.id, done_below: ticket.done_below, command };
+        let bytes = encode(&request).map_err(|e| ProposeError::Refused(e.to_string()))?;
+        if bytes.len() > MAX_REQUEST {
+            return Err(ProposeError::Refused(format!("the command is larger than {MAX_REQUEST} bytes")));
+        }
+        let mut unknown = None;
+        let mut refused = "no leader is elected".to_owned();
+        // A hint from another node, used once.
+        let mut hint = None;
+        loop {
+            let attempt = self.attempt(&request, &bytes, &mut hint);
+            match timeout_at(deadline, attempt).await {
+                Ok(Attempt::Done { index, reply }) => {
+                    // The answer is late rather than wrong if this node lags.
+                    let mut next = self.0.machine.next();
+                    let _ = timeout_at(deadline, next.wait_for(|next| *next > index)).await;
+                    return Ok(reply);
+                }
+                Ok(Attempt::NotTaken(reason)) => refused = reason,
+                Ok(Attempt::Unknown(reason)) => unknown = Some(reason),
+                Err(_) => {
+                    unknown.get_or_insert_with(|| "no majority of the nodes confirmed it in time".to_owned());
+                }
+            }
+            if let Some(stopped) = self.stopped() {
+                let reason = format!("this node cannot write its log: {stopped}");
+                return Err(match unknown {
+                    None => ProposeError::Refused(reason),
+                    Some(_) => ProposeError::Unknown(reason),
+                });
+            }
+            if timeout_at(deadline, sleep(RETRY_AFTER)).await.is_err() {
+                break;
+            }
+        }
+        let nodes = self.reach();
+        Err(match unknown {
+            None => ProposeError::Refused(format!("cluster {}: {refused}, {nodes}", self.0.settings.name)),
+            Some(why) => ProposeError::Unknown(format!("cluster {}: {why}, {nodes}", self.0.settings.name)),
+        })
+    }
+
+    /// Carries out a command if this node is the leader.
+    async fn propose_here(&self, request: &Request) -> Local {
+        match self.0.core.client_write(request.clone()).await {
+            Ok(done) => Local::Done { index: done.log_id.index, reply: done.data },
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => Local::NotLeader(to.leader_id),
+            Err(error) => Local::Failed(error.to_string()),
+        }
+    }
+
+    /// One try: here if this node leads, else at the leader.
+    async fn attempt(&self, request: &Request, bytes: &[u8], hint: &mut Option<u64>) -> Attempt {
+        let leader = hint.take().or(self.metrics().current_leader);
+        let Some(leader) = leader else { return Attempt::NotTaken("no leader is elected".to_owned()) };
+        if leader == self.0.id {
+            return match self.propose_here(request).await {
+                Local::Done { index, reply } => Attempt::Done { index, reply },
+                Local::NotLeader(to) => {
+                    *hint = to.filter(|to| *to != self.0.id);
+                    Attempt::NotTaken("no leader is elected".to_owned())
+                }
+                Local::Failed(reason) => Attempt::Unknown(reason),
+            };
+        }
+        let Some(peer) = self.0.peers.by_id(leader) else {
+            return Attempt::NotTaken("the leader is not in this node's cluster section".to_owned());
+        };
+        self.attempt_at(peer, bytes, hint).await
+    }
+
+    async fn attempt_at(&self, peer: &Peer, bytes: &[u8], hint: &mut Option<u64>) -> Attempt {
+        let name = peer.name();
+        let request = ProposeRequest { request: bytes.to_vec().into() };
+        let answer = match timeout(PROPOSE_WITHIN / 2, network::client(peer).propose(request)).await {
+            Ok(Ok(answer)) => answer.into_inner().outcome,
+            Ok(Err(status)) if connection_failed(&status) => {
+                return Attempt::NotTaken(format!("the leader '{name}' cannot be reached"));
+            }
+            Ok(Err(status)) => {
+                return Attempt::Unknown(format!("the leader '{name}' failed: {}", status.message()));
+            }
+            Err(_) => return Attempt::Unknown(format!("the leader '{name}' does not answer")),
+        };
+        match answer {
+            Some(Outcome::Done(done)) => match decode(&done.reply) {
+                Ok(reply) => Attempt::Done { index: done.index, reply },
+                Err(error) => Attempt::Unknown(format!("the leader '{name}' sent no reply: {error}")),
+            },
+            Some(Outcome::NotLeader(to)) => {
+                *hint = (to.leader != 0 && to.leader != peer.id()).then_some(to.leader);
+                Attempt::NotTaken("no leader is elected".to_owned())
+            }
+            Some(Outcome::Failed(reason)) => Attempt::Unknown(format!("the leader '{name}': {reason}")),
+            None => Attempt::Unknown(format!("the leader '{name}' sent no reply")),
+        }
+    }
+
+    /// Why openraft has stopped on this node, if it has.
+    pub(crate) fn stopped(&self) -> Option<String> {
+        match self.metrics().running_state {
+            Ok(()) => None,
+            Err(Fatal::Stopped) => Some("it is shutting down".to_owned()),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    /// The state of the cluster as this node sees it.
+    pub(crate) fn status(&self) -> Status {
+        let metrics = self.metrics();
+        let settings = &self.0.settings;
+        let voters: BTreeSet<u64> = metrics.membership_config.membership().voter_ids().collect();
+        let (there, all) = self.reachable();
+        let stopped = self.stopped();
+        // A leader knows it first hand, another node from whom it can reach.
+        let majority = match metrics.last_quorum_acked {
+            Some(acked) if metrics.state == ServerState::Leader => acked.elapsed() < LEADER_GONE,
+            _ => 2 * there > all,
+        };
+        let nodes = settings.nodes.iter().map(|node| {
+            let mut status = NodeStatus::unknown(node, &voters);
+            let (hello, seen) = match self.0.peers.by_name(&node.name) {
+                None => {
+                    status.local = true;
+                    (Some(self.hello()), Some(Duration::ZERO))
+                }
+                Some(peer) => {
+                    let known = peer.known();
+                    status.problem = known.problem;
+                    (known.hello, known.seen.map(|seen| seen.elapsed()))
+                }
+            };
+            status.seen = seen;
+            if let Some(hello) = hello {
+                if status.problem.is_none() && seen.is_some_and(|seen| seen < FRESH) {
+                    status.state = State::parse(&hello.state);
+                }
+                status.applied = hello.next_apply.checked_sub(1);
+                status.version = Some(hello.version);
+                status.incarnation = Some(hello.incarnation);
+            }
+            status
+        });
+        Status {
+            cluster: settings.name.clone(),
+            node: settings.node.clone(),
+            leader: metrics.current_leader.map(|id| Status::name_of(settings, id)),
+            term: metrics.current_term,
+            quorum: metrics.current_leader.is_some() && majority && stopped.is_none(),
+            stopped,
+            last_log: metrics.last_log_index,
+            committed: metrics.local_committed.map(|id| id.index),
+            applied: metrics.last_applied.map(|id| id.index),
+            snapshot: metrics.snapshot.map(|id| id.index),
+            revision: self.registry().revision(),
+            nodes: nodes.collect(),
+        }
+    }
+
+    /// How many nodes answer, for messages.
+    fn reach(&self) -> String {
+        let (there, all) = self.reachable();
+        format!("{there} of {all} nodes reachable")
+    }
+
+    /// How many voters answer, this node included, and how many there are.
+    fn reachable(&self) -> (usize, usize) {
+        let voters: BTreeSet<u64> = self.metrics().membership_config.membership().voter_ids().collect();
+        let here = |p: &&Arc<Peer>| {
+            let known = p.known();
+            known.problem.is_none() && known.seen.is_some_and(|seen| seen.elapsed() < FRESH)
+        };
+        if voters.is_empty() {
+            return (1 + self.0.peers.iter().filter(here).count(), self.0.settings.nodes.len());
+        }
+        let there = self.0.peers.iter().filter(|p| voters.contains(&p.id())).filter(here).count();
+        (there + usize::from(voters.contains(&self.0.id)), voters.len())
+    }
+
+    /// This node's answer to a probe.
+    fn hello(&self) -> HelloReply {
+        let metrics = self.metrics();
+        let state = match (&metrics.running_state, metrics.state) {
+            (Err(_), _) | (_, ServerState::Shutdown) => "stopped",
+            (_, ServerState::Leader) => "leader",
+            (_, ServerState::Candidate) => "candidate",
+            (_, ServerState::Follower) => "follower",
+            (_, ServerState::Learner) => "learner",
+        };
+        HelloReply {
+            node: self.0.settings.node.clone(),
+            incarnation: self.0.settings.incarnation,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: state.to_owned(),
+            term: metrics.current_term,
+            leader: metrics.current_leader.unwrap_or(0),
+            next_log: metrics.last_log_index.map_or(0, |i| i + 1),
+            next_commit: metrics.local_committed.map_or(0, |id| id.index + 1),
+            next_apply: metrics.last_applied.map_or(0, |id| id.index + 1),
+            nodes: self.0.settings.nodes.iter().map(|n| n.name.clone()).collect(),
+        }
+    }
+
+    /// Whether this node's vote counts. Not if its log may have lost what it once confirmed: a disk
+    /// was replaced, and the cluster has committed commands that it does not have. Then it votes
+    /// again once a leader has taught it, see [`Raft::note_taught`].
+    async fn may_vote_for(&self, candidate: u64) -> Result<(), String> {
+        if self.0.log.proven() {
+            return Ok(());
+        }
+        let node = &self.0.settings.node;
+        if self.0.peers.by_id(candidate).and_then(|p| p.known().hello).is_none() {
+            return Err(format!("node '{node}' does not know yet whom it would vote for"));
+        }
+        if self.cluster_has_committed() {
+            return Err(format!("node '{node}' has lost its log and does not vote before it is taught"));
+        }
+        // The first start of all: from here on the log has all that this node confirms.
+        self.0.log.prove().await.map_err(|e| e.to_string())
+    }
+
+    fn cluster_has_committed(&self) -> bool {
+        self.0.peers.iter().any(|p| p.known().hello.is_some_and(|h| h.next_commit > 0))
+    }
+
+    /// Notes that this node has everything that was committed before it came: it has all entries up
+    /// to one that `leader` committed in its own term. Stored before the leader hears of it, so that
+    /// nodes whose confirmation counted can also elect.
+    async fn note_taught(
+        &self,
+        leader: Vote,
+        committed: Option<LogId>,
+        last: Option<LogId>,
+    ) -> io::Result<()> {
+        let current = committed.is_some_and(|id| id.leader_id == leader.leader_id);
+        if self.0.log.proven() || !current || last < committed {
+            return Ok(());
+        }
+        self.0.log.prove().await
+    }
+
+    /// Looks after the membership, until the node stops: founds the cluster, and follows changes of
+    /// the node list.
+    pub(crate) async fn tend(self) {
+        let mut said = String::new();
+        let mut agreed_since = None;
+        loop {
+            sleep(LOOK_EVERY).await;
+            if self.stopped().is_some() {
+                return;
+            }
+            self.found().await;
+            self.follow_node_list(&mut said, &mut agreed_since).await;
+        }
+    }
+
+    /// Starts the cluster's log with the configured nodes, as every node does, all alike; but not on a
+    /// node that joins, or comes back empty to, a cluster that is there already.
+    async fn found(&self) {
+        if !matches!(self.0.core.is_initialized().await, Ok(false)) {
+            return;
+        }
+        // Enough of them to elect a leader, and thus to know: an empty node alone could be one that
+        // lost its disk.
+        let asked = 1 + self.0.peers.iter().filter(|p| p.known().hello.is_some()).count();
+        if 2 * asked <= self.0.settings.nodes.len() || self.cluster_has_committed() {
+            return;
+        }
+        if let Err(error) = self.0.log.prove().await {
+            warn!("cluster {}: first start: {error}", self.0.settings.name);
+            return;
+        }
+        match self.0.core.initialize(self.configured()).await {
+            Ok(()) => {
+                info!("cluster {}: first start, {} nodes", self.0.settings.name, self.configured().len())
+            }
+            Err(error) => warn!("cluster {}: first start: {error}", self.0.settings.name),
+        }
+    }
+
+    fn configured(&self) -> BTreeMap<u64, Member> {
+        let nodes = self.0.settings.nodes.iter();
+        nodes.map(|n| (node_id(&n.name), Member { name: n.name.clone() })).collect()
+    }
+
+    /// Reports, once, a node list that is not the cluster's membership; the leader changes the
+    /// membership when all the nodes in the new list have it.
+    async fn follow_node_list(&self, said: &mut String, agreed_since: &mut Option<Instant>) {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeMap<u64, Member> = membership
+            .nodes()
+            .filter(|(id, _)| membership.voter_ids().any(|v| v == **id))
+            .map(|(id, m)| (*id, m.clone()))
+            .collect();
+        let configured = self.configured();
+        if voters.is_empty() || voters == configured {
+            said.clear();
+            *agreed_since = None;
+            return;
+        }
+        let names = |nodes: &BTreeMap<u64, Member>| {
+            let mut names: Vec<&str> = nodes.values().map(|m| m.name.as_str()).collect();
+            names.sort_unstable();
+            names.join(", ")
+        };
+        let text = format!("members are {}, the configuration names {}", names(&voters), names(&configured));
+        if *said != text {
+            warn!(
+                "cluster {}: {text}; changed once all these nodes have that configuration",
+                self.0.settings.name
+            );
+            *said = text;
+        }
+        if metrics.current_leader != Some(self.0.id) || !self.all_have_this_list() {
+            *agreed_since = None;
+            return;
+        }
+        // Seen twice: not on the first glance at a cluster that is just being reconfigured.
+        if agreed_since.get_or_insert_with(Instant::now).elapsed() < FRESH {
+            return;
+        }
+        *agreed_since = None;
+        for (id, member) in &configured {
+            if !voters.contains_key(id)
+                && let Err(error) = self.0.core.add_learner(*id, member.clone(), false).await
+            {
+                warn!("cluster {}: adding node '{member}': {error}", self.0.settings.name);
+                return;
+            }
+        }
+        let ids: BTreeSet<u64> = configured.keys().copied().collect();
+        match timeout(PROPOSE_WITHIN, self.0.core.change_membership(ids, false)).await {
+            Ok(Ok(_)) => info!("cluster {}: members are now {}", self.0.settings.name, names(&configured)),
+            Ok(Err(error)) => warn!("cluster {}: changing the members: {error}", self.0.settings.name),
+            Err(_) => warn!("cluster {}: changing the members takes long", self.0.settings.name),
+        }
+    }
+
+    /// Whether every other configured node answers, and with the same node list.
+    fn all_have_this_list(&self) -> bool {
+        let ours: BTreeSet<&str> = self.0.settings.nodes.iter().map(|n| n.name.as_str()).collect();
+        self.0.peers.iter().all(|peer| {
+            let known = peer.known();
+            let fresh = known.problem.is_none() && known.seen.is_some_and(|seen| seen.elapsed() < FRESH);
+            fresh
+                && known
+                    .hello
+                    .is_some_and(|h| h.nodes.iter().map(String::as_str).collect::<BTreeSet<_>>() == ours)
+        })
+    }
+}
+
+/// A command under way; dropped when it has its answer, or will not get one.
+struct Ticket {
+    raft: Raft,
+    id: CommandId,
+    done_below: u64,
+}
+
+impl Ticket {
+    fn take(raft: &Raft) -> Result<Ticket, ProposeError> {
+        let mut open = raft.0.open.lock();
+        let oldest = open.unanswered.first().copied();
+        if oldest.is_some_and(|oldest| open.last - oldest >= MAX_OPEN) {
+            return Err(ProposeError::Refused("too many commands are under way".to_owned()));
+        }
+        open.last += 1;
+        let seq = open.last;
+        open.unanswered.insert(seq);
+        let id = CommandId { node: raft.0.id, incarnation: raft.0.settings.incarnation, seq };
+        Ok(Ticket { raft: raft.clone(), id, done_below: oldest.unwrap_or(seq) })
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.raft.0.open.lock().unanswered.remove(&self.id.seq);
+    }
+}
+
+/// Whether the call cannot have reached the other side.
+fn connection_failed(status: &tonic::Status) -> bool {
+    use std::error::Error;
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return error.kind() == std::io::ErrorKind::ConnectionRefused;
+        }
+        cause = error.source();
+    }
+    matches!(status.code(), tonic::Code::Unauthenticated | tonic::Code::FailedPrecondition)
+}
+
+/// openraft's timers: several times what a slow disk and a busy machine need.
+///
+/// A follower holds on to a leader for `election_timeout_max` after its last sign of life and then
+/// waits its own random time: a dead leader is replaced after 1.2 to 1.6 seconds. Nothing that must
+/// be faster waits for it.
+fn config(settings: &Settings) -> Config {
+    Config {
+        cluster_name: settings.name.clone(),
+        heartbeat_interval: 150,
+        election_timeout_min: 400,
+        election_timeout_max: 800,
+        install_snapshot_timeout: 10_000,
+        max_payload_entries: 64,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(1000),
+        max_in_snapshot_log_to_keep: 500,
+        replication_lag_threshold: 2000,
+        enable_pre_vote: Some(true),
+        // A restarted leader asks again: others may have gone on without it.
+        enable_leader_restore: Some(false),
+        // A node that lost its disk comes back empty; `may_vote_for` keeps that safe.
+        allow_log_reversion: Some(true),
+        ..Config::default()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,109 @@
+//! The raft service of this node: openraft's calls, snapshots, forwarded commands, probes.
+//!
+//! Called by the other nodes through the guard. Whatever they send is decoded with care; an answer
+//! that cannot be given is a status, never a panic.
+
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
+use phalanx_engine::registry::Request as Command;
+use phalanx_wire::raft::propose_reply::Outcome;
+use phalanx_wire::raft::raft_server::{self, RaftServer};
+use phalanx_wire::raft::{
+    Done, HelloReply, HelloRequest, NotLeader, Payload, ProposeReply, ProposeRequest, SnapshotPiece,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::network::MAX_MESSAGE;
+use super::types::{Snapshot, SnapshotMeta, Types, Vote, decode, encode};
+use super::{Local, MAX_SNAPSHOT, PROPOSE_WITHIN, Raft};
+use crate::identity::Caller;
+
+/// The service as it is served.
+pub(crate) fn server(raft: Raft) -> RaftServer<Service> {
+    RaftServer::new(Service(raft))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE)
+}
+
+pub(crate) struct Service(Raft);
+
+#[tonic::async_trait]
+impl raft_server::Raft for Service {
+    async fn hello(&self, _: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
+        Ok(Response::new(self.0.hello()))
+    }
+
+    async fn append(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
+        let append: AppendEntriesRequest<Types> = read(request)?;
+        let (leader, committed) = (append.vote, append.leader_commit);
+        let last = append.entries.last().map(|e| e.log_id).or(append.prev_log_id);
+        let result = self.0.core().append_entries(append).await;
+        if matches!(result, Ok(AppendEntriesResponse::Success)) {
+            let noted = self.0.note_taught(leader, committed, last).await;
+            noted.map_err(|error| Status::unavailable(error.to_string()))?;
+        }
+        answer(result)
+    }
+
+    async fn vote(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
+        self.0.may_vote_for(Caller::of(&request)?.id).await.map_err(Status::unavailable)?;
+        answer(self.0.core().vote(read(request)?).await)
+    }
+
+    async fn pre_vote(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
+        self.0.may_vote_for(Caller::of(&request)?.id).await.map_err(Status::unavailable)?;
+        answer(self.0.core().pre_vote(read(request)?).await)
+    }
+
+    async fn transfer_leader(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
+        answer(self.0.core().handle_transfer_leader(read(request)?).await)
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<SnapshotPiece>>,
+    ) -> Result<Response<Payload>, Status> {
+        let mut pieces = request.into_inner();
+        let first = pieces.message().await?.ok_or_else(|| Status::invalid_argument("no snapshot"))?;
+        let (vote, meta): (Vote, SnapshotMeta) = decode(&first.head).map_err(malformed)?;
+        let mut data = first.data.to_vec();
+        while let Some(piece) = pieces.message().await? {
+            data.extend_from_slice(&piece.data);
+            if data.len() > MAX_SNAPSHOT {
+                return Err(Status::resource_exhausted("the snapshot is too large"));
+            }
+        }
+        // openraft stops for good on a snapshot that it cannot install: look at it first.
+        decode::<phalanx_engine::registry::Registry>(&data).map_err(malformed)?;
+        answer(self.0.core().install_full_snapshot(vote, Snapshot { meta, snapshot: data.into() }).await)
+    }
+
+    async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
+        let command: Command = decode(&request.into_inner().request).map_err(malformed)?;
+        let outcome = match timeout(PROPOSE_WITHIN, self.0.propose_here(&command)).await {
+            Ok(Local::Done { index, reply }) => {
+                Outcome::Done(Done { index, reply: encode(&reply).map_err(malformed)?.into() })
+            }
+            Ok(Local::NotLeader(leader)) => Outcome::NotLeader(NotLeader { leader: leader.unwrap_or(0) }),
+            Ok(Local::Failed(reason)) => Outcome::Failed(reason),
+            Err(_) => Outcome::Failed("no majority of the nodes confirmed it".to_owned()),
+        };
+        Ok(Response::new(ProposeReply { outcome: Some(outcome) }))
+    }
+}
+
+fn read<T: DeserializeOwned>(request: Request<Payload>) -> Result<T, Status> {
+    decode(&request.into_inner().data).map_err(malformed)
+}
+
+fn answer<T: Serialize, E: std::fmt::Display>(result: Result<T, E>) -> Result<Response<Payload>, Status> {
+    let value = result.map_err(|error| Status::unavailable(error.to_string()))?;
+    let data = encode(&value).map_err(malformed)?.into();
+    Ok(Response::new(Payload { data }))
+}
+
+fn malformed(error: std::io::Error) -> Status {
+    Status::invalid_argument(format!("malformed message: {error}"))
+}

@@ -1,0 +1,138 @@
+//! The state of the cluster as people see it, from where this node stands.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use crate::{Node, Settings};
+
+/// What a node is in the agreement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Orders the commands.
+    Leader,
+    /// Follows a leader.
+    Follower,
+    /// Wants to become the leader.
+    Candidate,
+    /// Follows without a vote.
+    Learner,
+    /// Its part in the agreement has ended; it forwards.
+    Stopped,
+    /// Does not answer this node.
+    Unreachable,
+}
+
+impl State {
+    /// The state that a node says it has.
+    pub(crate) fn parse(text: &str) -> State {
+        match text {
+            "leader" => State::Leader,
+            "follower" => State::Follower,
+            "candidate" => State::Candidate,
+            "learner" => State::Learner,
+            _ => State::Stopped,
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            State::Leader => "leader",
+            State::Follower => "follower",
+            State::Candidate => "candidate",
+            State::Learner => "learner",
+            State::Stopped => "stopped",
+            State::Unreachable => "unreachable",
+        })
+    }
+}
+
+/// The state of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Its name.
+    pub cluster: String,
+    /// This node.
+    pub node: String,
+    /// Name of the leader, if this node knows one.
+    pub leader: Option<String>,
+    /// Raft's term.
+    pub term: u64,
+    /// Whether commands can be taken: there is a leader, and a majority answers.
+    pub quorum: bool,
+    /// Why this node takes no part any more, if so.
+    pub stopped: Option<String>,
+    /// Index of the last entry of this node's log.
+    pub last_log: Option<u64>,
+    /// Index of the last committed entry that it knows of.
+    pub committed: Option<u64>,
+    /// Index of the last entry it applied.
+    pub applied: Option<u64>,
+    /// Index of the last entry in its snapshot.
+    pub snapshot: Option<u64>,
+    /// Commands applied.
+    pub revision: u64,
+    /// All nodes in the configuration, in its order.
+    pub nodes: Vec<NodeStatus>,
+}
+
+/// The state of one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: String,
+    /// Its id in the log.
+    pub id: u64,
+    /// Its address as configured.
+    pub addr: String,
+    /// Whether it is this node.
+    pub local: bool,
+    /// Whether it only votes.
+    pub witness: bool,
+    /// Whether the cluster counts its vote.
+    pub voter: bool,
+    /// What it is.
+    pub state: State,
+    /// How long ago it last answered; zero for this node.
+    pub seen: Option<Duration>,
+    /// Why it cannot be reached.
+    pub problem: Option<String>,
+    /// Index of the last entry it said it had applied.
+    pub applied: Option<u64>,
+    /// Version of its program.
+    pub version: Option<String>,
+    /// The run of its process.
+    pub incarnation: Option<u64>,
+}
+
+impl Status {
+    /// The name of the node with this id; members that the configuration does not name show as
+    /// numbers.
+    pub(crate) fn name_of(settings: &Settings, id: u64) -> String {
+        let node = settings.nodes.iter().find(|n| crate::node_id(&n.name) == id);
+        node.map_or_else(|| format!("{id:016x}"), |n| n.name.clone())
+    }
+}
+
+impl NodeStatus {
+    /// A node of which nothing is known.
+    pub(crate) fn unknown(node: &Node, voters: &BTreeSet<u64>) -> NodeStatus {
+        let id = crate::node_id(&node.name);
+        NodeStatus {
+            name: node.name.clone(),
+            id,
+            addr: node.addr.clone(),
+            local: false,
+            witness: node.witness,
+            voter: voters.contains(&id),
+            state: State::Unreachable,
+            seen: None,
+            problem: None,
+            applied: None,
+            version: None,
+            incarnation: None,
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Starts, kills and asks nodes.
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use phalanx_cluster::{Cluster, Node, ProposeError, Settings, StartError, State, Status};
+use phalanx_engine::registry::{Base, Command, Origin, Registry, Reply, Target};
+use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
+
+/// Polls until `done`, which must become true before `within` is over.
+pub(crate) fn eventually(within: Duration, what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + within;
+    while !done() {
+        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub(crate) fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
+    names.into_iter().map(str::to_owned).collect()
+}
+
+/// `add server web/NAME`.
+pub(crate) fn add(name: &str) -> Command {
+    Command::AddServer {
+        backend: "web".into(),
+        name: name.into(),
+        host: "127.0.0.1".into(),
+        addr: SocketAddr::from(([127, 0, 0, 1], 9804)),
+        args: vec!["check".into()],
+        id_hint: 4,
+    }
+}
+
+/// Nodes n1, n2, … of one cluster.
+pub(crate) struct Nodes {
+    settings: Vec<Settings>,
+    dirs: Vec<TempDir>,
+    running: Vec<Option<Running>>,
+}
+
+struct Running {
+    runtime: Runtime,
+    cluster: Cluster,
+    /// What the engine was told last.
+    told: Arc<Mutex<BTreeSet<String>>>,
+}
+
+impl Nodes {
+    /// On addresses that nothing else on this machine uses, so that a node finds its port free when
+    /// it comes back.
+    pub(crate) fn new(count: usize) -> Nodes {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let set = NEXT.fetch_add(1, Ordering::Relaxed) as u8;
+        let process = std::process::id();
+        let nodes: Vec<Node> = (0..count)
+            .map(|i| {
+                let ip = [127, 64 | (process >> 8) as u8 & 63, process as u8, set * 8 + i as u8 + 1];
+                let free = TcpListener::bind(SocketAddr::from((ip, 0))).unwrap();
+                let addr = free.local_addr().unwrap().to_string();
+                Node { name: format!("n{}", i + 1), addr, witness: false }
+            })
+            .collect();
+        let dirs: Vec<TempDir> = (0..count).map(|_| tempfile::tempdir().unwrap()).collect();
+        let settings = nodes.iter().zip(&dirs).map(|(node, dir)| Settings {
+            name: "prod".into(),
+            node: node.name.clone(),
+            nodes: nodes.clone(),
+            data_dir: dir.path().to_owned(),
+            incarnation: 0,
+        });
+        Nodes { settings: settings.collect(), dirs, running: (0..count).map(|_| None).collect() }
+    }
+
+    pub(crate) fn rename_cluster(&mut self, i: usize, name: &str) {
+        self.settings[i].name = name.into();
+    }
+
+    pub(crate) fn addr(&self, i: usize) -> String {
+        self.settings[i].nodes[i].addr.clone()
+    }
+
+    pub(crate) fn start_all(&mut self) {
+        for i in 0..self.settings.len() {
+            self.start(i);
+        }
+    }
+
+    pub(crate) fn start(&mut self, i: usize) {
+        self.start_in(i, i).unwrap();
+    }
+
+    /// Starts node `i` with the data directory of node `dir`.
+    pub(crate) fn start_in(&mut self, i: usize, dir: usize) -> Result<(), StartError> {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        self.settings[i].incarnation = since.as_micros() as u64;
+        let settings = Settings { data_dir: self.dirs[dir].path().to_owned(), ..self.settings[i].clone() };
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let told = Arc::new(Mutex::new(BTreeSet::new()));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let cluster = loop {
+            let told = told.clone();
+            let on_registry = move |r: &Registry| *told.lock().unwrap() = servers(r);
+            let started = runtime.block_on(Cluster::start(settings.clone(), Box::new(on_registry)));
+            match started {
+                // The threads of the killed one may need a moment to let go of the file.
+                Err(error) if error.to_string().contains("already open") && Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                other => break other,
+            }
+        }?;
+        self.running[i] = Some(Running { runtime, cluster, told });
+        Ok(())
+    }
+
+    /// Drops everything of it where it stands: nothing is flushed, closed or told.
+    pub(crate) fn kill(&mut self, i: usize) {
+        let running = self.running[i].take().expect("it runs");
+        running.runtime.shutdown_background();
+    }
+
+    /// Empties its disk.
+    pub(crate) fn wipe(&mut self, i: usize) {
+        self.dirs[i] = tempfile::tempdir().unwrap();
+    }
+
+    fn node(&self, i: usize) -> &Running {
+        self.running[i].as_ref().expect("it runs")
+    }
+
+    pub(crate) fn propose(&self, i: usize, command: Command) -> Result<Reply, ProposeError> {
+        let node = self.node(i);
+        node.runtime.block_on(node.cluster.propose(command))
+    }
+
+    /// Adds a server, as often as it takes.
+    pub(crate) fn propose_until(&self, i: usize, server: &str, within: Duration) {
+        eventually(within, server, || self.propose(i, add(server)).is_ok());
+    }
+
+    /// Many at once; every one must be taken.
+    pub(crate) fn propose_many(&self, i: usize, count: usize, command: impl Fn(usize) -> Command) {
+        let node = self.node(i);
+        node.runtime.block_on(async {
+            let all = (0..count).map(|i| {
+                let (cluster, command) = (node.cluster.clone(), command(i));
+                tokio::spawn(async move { cluster.propose(command).await })
+            });
+            for one in all.collect::<Vec<_>>() {
+                assert_eq!(one.await.unwrap().unwrap(), Reply::Ok);
+            }
+        });
+    }
+
+    /// The server `name` as a node names it in a command.
+    pub(crate) fn target(&self, i: usize, name: &str) -> Target {
+        let registry = self.registry(i);
+        let added = registry.added_server("web", name).expect("it was added");
+        let base = Base {
+            disabled: false,
+            weight: 1,
+            host: added.host.clone(),
+            addr: added.addr,
+            check: true,
+            maxconn: 0,
+        };
+        Target { backend: "web".into(), name: name.into(), origin: Origin::Added, base }
+    }
+
+    pub(crate) fn registry(&self, i: usize) -> Arc<Registry> {
+        self.node(i).cluster.registry()
+    }
+
+    /// Servers that node `i` knows.
+    pub(crate) fn servers(&self, i: usize) -> BTreeSet<String> {
+        servers(&self.registry(i))
+    }
+
+    /// Servers that the engine of node `i` was told last.
+    pub(crate) fn seen(&self, i: usize) -> BTreeSet<String> {
+        self.node(i).told.lock().unwrap().clone()
+    }
+
+    pub(crate) fn ids(&self, i: usize) -> Vec<(String, u32)> {
+        self.registry(i).added("web").map(|(name, added)| (name.to_owned(), added.id)).collect()
+    }
+
+    pub(crate) fn status(&self, i: usize) -> Status {
+        self.node(i).cluster.status()
+    }
+
+    /// Waits until all `of` agree on a leader that says so itself.
+    pub(crate) fn wait_for_leader(&self, of: &[usize]) -> usize {
+        let mut leader = None;
+        eventually(Duration::from_secs(20), "a leader", || {
+            let names: BTreeSet<_> = of.iter().map(|i| self.status(*i).leader).collect();
+            leader = of.iter().copied().find(|i| {
+                let status = self.status(*i);
+                status.quorum && status.nodes.iter().any(|n| n.local && n.state == State::Leader)
+            });
+            names.len() == 1 && leader.is_some()
+        });
+        leader.expect("just seen")
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        for running in self.running.iter_mut().filter_map(Option::take) {
+            running.runtime.shutdown_background();
+        }
+    }
+}
+
+fn servers(registry: &Registry) -> BTreeSet<String> {
+    registry.added("web").map(|(name, _)| name.to_owned()).collect()
+}

@@ -1,0 +1,206 @@
+//! Nodes in one process, on loopback addresses of their own, with their logs on the disk: election,
+//! commands, loss and return of nodes.
+//!
+//! Each node has a runtime of its own; killing it drops the runtime as it stands. No step waits for a
+//! fixed time: each polls for what must become true, and gives up at a deadline.
+
+mod harness;
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use phalanx_cluster::{ProposeError, State};
+use phalanx_engine::registry::{Change, Command, Reply};
+
+use self::harness::{Nodes, add, eventually, names};
+
+const SOON: Duration = Duration::from_secs(15);
+
+#[test]
+fn commands_are_taken_on_any_node_and_seen_on_all() {
+    let mut nodes = Nodes::new(3);
+    nodes.start_all();
+    nodes.wait_for_leader(&[0, 1, 2]);
+    for (i, server) in ["a", "b", "c"].into_iter().enumerate() {
+        let reply = nodes.propose(i, add(server)).unwrap();
+        assert_eq!(reply, Reply::Text("New server registered.".into()));
+        // The node that answered has applied it.
+        assert!(nodes.servers(i).contains(server), "{server} on node {i}");
+    }
+    let refused = nodes.propose(1, add("a")).unwrap();
+    assert_eq!(refused, Reply::Refused("Already exists a server with the same name in backend.".into()));
+    for i in 0..3 {
+        eventually(SOON, "all servers on all nodes", || nodes.servers(i) == names(["a", "b", "c"]));
+        assert_eq!(nodes.seen(i), names(["a", "b", "c"]), "what the engine was told on node {i}");
+    }
+    // Ids are the cluster's, not the node's.
+    let ids = |i: usize| nodes.ids(i);
+    assert_eq!(ids(0), ids(1));
+    assert_eq!(ids(0), ids(2));
+
+    for i in 0..3 {
+        eventually(SOON, "one leader and two followers, seen from every node", || {
+            let status = nodes.status(i);
+            let count = |state| status.nodes.iter().filter(|n| n.state == state).count();
+            status.quorum && count(State::Leader) == 1 && count(State::Follower) == 2
+        });
+    }
+}
+
+#[test]
+fn a_killed_leader_is_replaced_and_nothing_acknowledged_is_lost() {
+    let mut nodes = Nodes::new(3);
+    nodes.start_all();
+    let leader = nodes.wait_for_leader(&[0, 1, 2]);
+    let mut acknowledged = BTreeSet::new();
+    for i in 0..20 {
+        let name = format!("before{i}");
+        nodes.propose(i % 3, add(&name)).unwrap();
+        acknowledged.insert(name);
+    }
+    nodes.kill(leader);
+    let rest: Vec<usize> = (0..3).filter(|i| *i != leader).collect();
+    let begun = Instant::now();
+    let mut attempts = 0;
+    eventually(SOON, "a command after the leader's death", || {
+        attempts += 1;
+        let name = format!("after{attempts}");
+        // A failed one is unknown, never absent: only acknowledged ones count.
+        let reply = nodes.propose(rest[0], add(&name));
+        reply.is_ok_and(|_| acknowledged.insert(name))
+    });
+    println!("a new leader took a command after {:?}, attempt {attempts}", begun.elapsed());
+    nodes.start(leader);
+    for i in 0..3 {
+        eventually(SOON, "everything acknowledged on every node", || {
+            nodes.servers(i).is_superset(&acknowledged)
+        });
+    }
+}
+
+#[test]
+fn all_nodes_killed_at_once_come_back_with_everything() {
+    let mut nodes = Nodes::new(3);
+    nodes.start_all();
+    nodes.wait_for_leader(&[0, 1, 2]);
+    let mut acknowledged = BTreeSet::new();
+    for round in 0..3 {
+        for i in 0..10 {
+            let name = format!("r{round}s{i}");
+            if nodes.propose(i % 3, add(&name)).is_ok() {
+                acknowledged.insert(name);
+            }
+        }
+        for i in 0..3 {
+            nodes.kill(i);
+        }
+        nodes.start_all();
+        nodes.wait_for_leader(&[0, 1, 2]);
+    }
+    assert_eq!(acknowledged.len(), 30);
+    for i in 0..3 {
+        eventually(SOON, "everything acknowledged after restarts", || nodes.servers(i) == acknowledged);
+        assert_eq!(nodes.registry(i), nodes.registry(0));
+    }
+}
+
+#[test]
+fn a_minority_refuses_commands_in_time_and_goes_on_reading() {
+    let mut nodes = Nodes::new(3);
+    nodes.start_all();
+    nodes.wait_for_leader(&[0, 1, 2]);
+    nodes.propose(0, add("a")).unwrap();
+    eventually(SOON, "a on node 0", || nodes.servers(0) == names(["a"]));
+    nodes.kill(1);
+    nodes.kill(2);
+    eventually(SOON, "node 0 sees that it is alone", || !nodes.status(0).quorum);
+    let begun = Instant::now();
+    let refused = nodes.propose(0, add("b")).unwrap_err();
+    assert!(begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
+    assert!(refused.to_string().contains("1 of 3 nodes reachable"), "{refused}");
+    assert_eq!(nodes.servers(0), names(["a"]), "reading goes on");
+    nodes.start(1);
+    eventually(SOON, "commands with two of three", || nodes.propose(0, add("c")).is_ok());
+    assert!(nodes.servers(0).is_superset(&names(["a", "c"])));
+}
+
+#[test]
+fn a_node_that_lost_its_disk_is_taught_again() {
+    let mut nodes = Nodes::new(3);
+    nodes.start_all();
+    nodes.wait_for_leader(&[0, 1, 2]);
+    nodes.propose(0, add("a")).unwrap();
+    nodes.kill(2);
+    nodes.propose_until(0, "b", SOON);
+    nodes.wipe(2);
+    nodes.start(2);
+    eventually(SOON, "the empty node has everything", || nodes.servers(2).is_superset(&names(["a", "b"])));
+    // And it counts again: with another node gone the two take commands.
+    nodes.kill(1);
+    nodes.propose_until(2, "c", SOON);
+    eventually(SOON, "c everywhere", || nodes.servers(0).contains("c") && nodes.servers(2).contains("c"));
+}
+
+#[test]
+fn a_node_that_was_away_for_long_gets_a_snapshot() {
+    let mut nodes = Nodes::new(3);
+    nodes.start_all();
+    nodes.wait_for_leader(&[0, 1, 2]);
+    nodes.propose(0, add("a")).unwrap();
+    nodes.kill(2);
+    nodes.propose_until(0, "b", SOON);
+    let target = nodes.target(0, "a");
+    nodes.propose_many(0, 2500, |i| Command::SetServer {
+        target: target.clone(),
+        change: Change::Maxconn(i as u32),
+    });
+    eventually(SOON, "a snapshot", || nodes.status(0).snapshot.is_some_and(|s| s >= 1000));
+    nodes.start(2);
+    eventually(SOON, "the node has caught up", || nodes.registry(2) == nodes.registry(0));
+    // From its own disk as well.
+    nodes.kill(2);
+    nodes.start(2);
+    eventually(SOON, "the node is as it was", || nodes.registry(2) == nodes.registry(0));
+}
+
+#[test]
+fn strangers_and_junk_do_no_harm() {
+    let mut nodes = Nodes::new(3);
+    nodes.rename_cluster(2, "other");
+    nodes.start_all();
+    nodes.wait_for_leader(&[0, 1]);
+    for i in 0..3 {
+        for junk in [
+            &b"GET / HTTP/1.1\r\n\r\n"[..],
+            b"HAProxyS 2.1\n",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff",
+        ] {
+            let mut stream = TcpStream::connect(nodes.addr(i)).unwrap();
+            stream.write_all(junk).unwrap();
+        }
+    }
+    nodes.propose(0, add("a")).unwrap();
+    eventually(SOON, "the other cluster's node is reported", || {
+        let problem = nodes.status(0).nodes[2].problem.clone().unwrap_or_default();
+        problem.contains("cluster 'prod' is not 'other'")
+    });
+    assert!(nodes.servers(2).is_empty());
+    let refused = nodes.propose(2, add("b")).unwrap_err();
+    assert!(matches!(refused, ProposeError::Refused(_)), "{refused:?}");
+}
+
+#[test]
+fn a_data_directory_of_another_node_is_refused() {
+    let mut nodes = Nodes::new(2);
+    nodes.start_all();
+    nodes.wait_for_leader(&[0, 1]);
+    nodes.kill(0);
+    nodes.kill(1);
+    let error = nodes.start_in(0, 1).unwrap_err().to_string();
+    assert!(
+        error.contains("it belongs to node 'n2' of cluster 'prod', not to node 'n1' of cluster 'prod'"),
+        "{error}"
+    );
+}
