@@ -6,6 +6,9 @@
 
 mod control;
 mod lines;
+mod reconcile;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,7 +25,7 @@ use phalanx_config::model;
 use crate::balance::{self, Farm, Input, Pick, Shared};
 use crate::counters::{Counters, Padded, Worker, bump};
 use crate::queue::{Ahead, Enqueued, Queues};
-use crate::server::{Origin, Server};
+use crate::server::{Server, Start};
 use crate::time::Now;
 
 pub use self::control::{AdminChange, ControlError, Effects, HealthChange, Notice};
@@ -95,7 +98,7 @@ impl Backend {
         let servers: Vec<Arc<Server>> = config
             .servers
             .iter()
-            .map(|s| Arc::new(Server::new(name.clone(), s.clone(), Origin::Config, workers, now)))
+            .map(|s| Arc::new(Server::new(name.clone(), Start::configured(s.clone()), workers, now)))
             .collect();
         let farm = Farm::new(&config, &servers);
         farm.mark(&servers);

@@ -247,7 +247,7 @@ impl Farm {
                 {
                     continue;
                 }
-                let weight = u64::from(server.weight().max(1) * WEIGHT_SCALE);
+                let weight = u64::from(server.effective_weight().max(1));
                 let load = if inflight == 0 { 0 } else { u64::from(inflight + 1) * 4096 / weight };
                 let used = server.last_used.load(Relaxed);
                 if best.is_none_or(|(l, u, ..)| (load, used) < (l, u)) {
@@ -318,7 +318,7 @@ impl Farm {
 
 impl Method {
     fn new(proxy: &Proxy, servers: &mut [Arc<Server>]) -> Method {
-        let live: Vec<u32> = servers.iter().map(|s| s.weight()).collect();
+        let live: Vec<u32> = servers.iter().map(|s| s.effective_weight()).collect();
         let fixed: Vec<u32> = servers.iter().map(|s| s.initial_weight().max(1)).collect();
         match &proxy.balance {
             Some(Balance::RoundRobin) => Method::Schedule(schedule::smooth(&live)),

@@ -20,4 +20,6 @@ pub mod sample;
 pub mod server;
 pub mod state;
 pub mod stick;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod time;

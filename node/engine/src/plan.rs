@@ -11,6 +11,7 @@ use phalanx_config::model::{self, Config};
 
 use crate::backend::Backend;
 use crate::frontend::Frontend;
+use crate::stick::{Table, Tables};
 
 /// A configuration, resolved.
 #[derive(Debug)]
@@ -36,6 +37,63 @@ pub struct ProxyPlan {
     /// Index of the proxy whose back side takes what no rule sends elsewhere: that of
     /// `default_backend`, or itself for a `listen`.
     pub default_backend: Option<usize>,
+    /// Its own stick table.
+    pub table: Option<Arc<Table>>,
+    /// `stick …` lines with their tables, in order.
+    pub stick_rules: Vec<Stick>,
+    /// `tcp-request connection` rules with their tables, in order.
+    pub tcp_connection_rules: Vec<Track>,
+    /// `tcp-request content` rules with their tables, in order.
+    pub tcp_content_rules: Vec<Track>,
+    /// `http-request` rules with their tables, in order.
+    pub http_request_rules: Vec<Track>,
+}
+
+/// A `stick` line with its table.
+#[derive(Clone, Debug)]
+pub struct Stick {
+    /// The line.
+    pub rule: model::StickRule,
+    /// Its table.
+    pub table: Arc<Table>,
+}
+
+/// A `track-sc` rule with its table.
+#[derive(Clone, Debug)]
+pub struct Track {
+    /// The rule.
+    pub rule: model::TrackRule,
+    /// Its table.
+    pub table: Arc<Table>,
+}
+
+impl ProxyPlan {
+    pub(crate) fn new(
+        config: Arc<model::Proxy>,
+        frontend: Option<Arc<Frontend>>,
+        backend: Option<Arc<Backend>>,
+        tables: &Tables,
+    ) -> ProxyPlan {
+        // The configuration is checked: every rule names a proxy with a table.
+        let track = |rules: &[model::TrackRule]| {
+            let resolve =
+                |rule: &model::TrackRule| Some(Track { rule: rule.clone(), table: tables.get(&rule.table)? });
+            rules.iter().filter_map(resolve).collect()
+        };
+        let stick =
+            |rule: &model::StickRule| Some(Stick { rule: rule.clone(), table: tables.get(&rule.table)? });
+        ProxyPlan {
+            frontend,
+            backend,
+            default_backend: None,
+            table: tables.get(&config.name),
+            stick_rules: config.stick_rules.iter().filter_map(stick).collect(),
+            tcp_connection_rules: track(&config.tcp_connection_rules),
+            tcp_content_rules: track(&config.tcp_content_rules),
+            http_request_rules: track(&config.http_request_rules),
+            config,
+        }
+    }
 }
 
 impl Plan {

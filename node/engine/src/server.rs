@@ -17,8 +17,10 @@ use parking_lot::Mutex;
 use phalanx_config::model;
 use phalanx_config::model::ServerOptions;
 
+use crate::balance::WEIGHT_SCALE;
 use crate::counters::{Counters, Padded};
 use crate::health::{Health, Report};
+use crate::registry;
 use crate::time::Now;
 
 /// Operational state; the number is `srv_op_state`.
@@ -69,6 +71,15 @@ impl Admin {
     pub fn drain(self) -> bool {
         self.0 & Self::FDRAIN != 0
     }
+
+    /// What a command makes of it: maintenance and drain exclude each other.
+    pub(crate) fn after(self, change: registry::Admin) -> Admin {
+        Admin(match change {
+            registry::Admin::Ready => self.0 & !(Self::FMAINT | Self::FDRAIN),
+            registry::Admin::Drain => self.0 & !Self::FMAINT | Self::FDRAIN,
+            registry::Admin::Maint => self.0 & !Self::FDRAIN | Self::FMAINT,
+        })
+    }
 }
 
 /// Who made the server.
@@ -116,6 +127,30 @@ pub(crate) struct Control {
     pub(crate) down_transitions: u64,
     /// Start of `slowstart`'s ramp.
     pub(crate) ramp_from: Option<Duration>,
+    /// Revision of the last `set server … health` carried out.
+    pub(crate) forced: u64,
+}
+
+/// What a server starts from.
+pub(crate) struct Start {
+    pub(crate) config: Arc<model::Server>,
+    pub(crate) origin: Origin,
+    /// Of the `add server` command; 0 for a configured one.
+    pub(crate) revision: u64,
+    pub(crate) admin: Admin,
+}
+
+impl Start {
+    /// A `server` line.
+    pub(crate) fn configured(config: Arc<model::Server>) -> Start {
+        let admin = if config.options.disabled { Admin::FMAINT | Admin::CMAINT } else { 0 };
+        Start { config, origin: Origin::Config, revision: 0, admin: Admin(admin) }
+    }
+
+    /// An `add server` command: in maintenance until enabled.
+    pub(crate) fn added(config: Arc<model::Server>, revision: u64) -> Start {
+        Start { config, origin: Origin::Runtime, revision, admin: Admin(Admin::FMAINT) }
+    }
 }
 
 /// The runtime state of one server.
@@ -124,6 +159,7 @@ pub struct Server {
     name: Arc<str>,
     id: u32,
     origin: Origin,
+    revision: u64,
     config: ArcSwap<model::Server>,
     addr: ArcSwap<SocketAddr>,
     weight: AtomicU32,
@@ -151,20 +187,10 @@ pub struct Server {
 }
 
 impl Server {
-    pub(crate) fn new(
-        backend: Arc<str>,
-        config: Arc<model::Server>,
-        origin: Origin,
-        workers: usize,
-        now: Now,
-    ) -> Server {
+    pub(crate) fn new(backend: Arc<str>, start: Start, workers: usize, now: Now) -> Server {
+        let Start { config, origin, revision, admin } = start;
         let o = &config.options;
-        let admin = match origin {
-            Origin::Runtime => Admin::FMAINT,
-            Origin::Config if o.disabled => Admin::FMAINT | Admin::CMAINT,
-            Origin::Config => 0,
-        };
-        let op = if admin == 0 { OpState::Running } else { OpState::Stopped };
+        let op = if admin.maint() { OpState::Stopped } else { OpState::Running };
         let check = CheckState {
             configured: o.check,
             enabled: o.check && origin == Origin::Config,
@@ -176,12 +202,13 @@ impl Server {
             name: config.name.as_str().into(),
             id: config.id,
             origin,
+            revision,
             addr: ArcSwap::from_pointee(config.addr),
             weight: AtomicU32::new(o.weight),
             maxconn: AtomicU32::new(o.maxconn),
             minconn: AtomicU32::new(o.minconn),
             op: AtomicU8::new(op as u8),
-            admin: AtomicU8::new(admin),
+            admin: AtomicU8::new(admin.0),
             throttle: AtomicU32::new(100),
             removed: AtomicBool::new(false),
             in_farm: AtomicBool::new(false),
@@ -199,6 +226,7 @@ impl Server {
                 failed_checks: 0,
                 down_transitions: 0,
                 ramp_from: None,
+                forced: 0,
             }),
             counters: Counters::new(workers),
             config: ArcSwap::new(config),
@@ -223,6 +251,11 @@ impl Server {
     /// Who made it.
     pub fn origin(&self) -> Origin {
         self.origin
+    }
+
+    /// Which `add server` command made it; 0 for a configured one.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// Where to connect to.
@@ -318,6 +351,13 @@ impl Server {
     /// Percent of its weight while starting, 100 otherwise.
     pub fn throttle(&self) -> u32 {
         self.throttle.load(Relaxed)
+    }
+
+    /// Weight as the algorithms count it: in sixteenths, less while starting.
+    pub(crate) fn effective_weight(&self) -> u32 {
+        let full = self.weight() * WEIGHT_SCALE;
+        let throttle = self.throttle();
+        if throttle >= 100 || full == 0 { full } else { (full * throttle / 100).max(1) }
     }
 
     /// Its counters.
@@ -488,7 +528,8 @@ impl Server {
         self.config.store(config);
     }
 
-    pub(crate) fn set_minconn(&self, minconn: u32) {
+    pub(crate) fn set_limits(&self, maxconn: u32, minconn: u32) {
+        self.maxconn.store(maxconn, Release);
         self.minconn.store(minconn, Release);
     }
 

@@ -18,6 +18,8 @@ use crate::backend::{Backend, Effects};
 use crate::counters::{Counters, Padded};
 use crate::frontend::{Frontend, Status};
 use crate::plan::{Plan, ProxyPlan};
+use crate::registry::{Added, Registry};
+use crate::stick::Tables;
 use crate::time::Now;
 
 use self::sessions::Sessions;
@@ -123,14 +125,17 @@ pub struct State {
     setup: Setup,
     process: Arc<Process>,
     sessions: Sessions,
-    /// Serialises reloads.
-    loading: Mutex<()>,
+    tables: Arc<Tables>,
+    /// What runtime commands have changed, as of the last [`State::reconcile`]. Its lock serialises
+    /// reloads and reconciliations.
+    registry: Mutex<Registry>,
 }
 
 impl State {
     /// The state of a freshly started process.
-    pub fn new(config: Config, setup: Setup, now: Now) -> Arc<State> {
+    pub fn new(config: Config, setup: Setup, tables: Arc<Tables>, now: Now) -> Arc<State> {
         let config = Arc::new(config);
+        tables.configure(&config, now);
         let process = Process {
             started: now,
             counters: Counters::new(setup.workers),
@@ -140,13 +145,15 @@ impl State {
             spliced: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
         };
-        let (plan, _) = build(&config, None, &setup, now);
+        let build = Build { setup: &setup, tables: &tables, registry: &Registry::new(), now };
+        let (plan, _) = build.plan(&config, None);
         Arc::new(State {
             plan: ArcSwap::from_pointee(plan),
             process: Arc::new(process),
             sessions: Sessions::new(setup.workers),
             setup,
-            loading: Mutex::new(()),
+            tables,
+            registry: Mutex::default(),
         })
     }
 
@@ -163,6 +170,11 @@ impl State {
     /// Process-wide counters and limits.
     pub fn process(&self) -> &Arc<Process> {
         &self.process
+    }
+
+    /// The stick tables.
+    pub fn tables(&self) -> &Arc<Tables> {
+        &self.tables
     }
 
     /// The sessions of all workers.
@@ -186,17 +198,37 @@ impl State {
     }
 
     /// Takes a new configuration into force. Sessions keep the plan they began with; sessions on
-    /// servers that are gone finish there.
+    /// servers that are gone finish there. What runtime commands changed stays, except where the
+    /// configuration changed the same value.
     pub fn load(&self, config: Config, now: Now) -> LoadReport {
-        let _loading = self.loading.lock();
+        let registry = self.registry.lock();
         let config = Arc::new(config);
         let old = self.plan.load_full();
         if config.global.maxconn != old.config.global.maxconn {
             self.process.set_maxconn(config.global.maxconn.unwrap_or(self.setup.default_maxconn));
         }
-        let (plan, report) = build(&config, Some(&old), &self.setup, now);
+        self.tables.configure(&config, now);
+        let build = Build { setup: &self.setup, tables: &self.tables, registry: &registry, now };
+        let (plan, report) = build.plan(&config, Some(&old));
         self.plan.store(Arc::new(plan));
         report
+    }
+
+    /// Brings servers in line with what runtime commands have changed: after every committed
+    /// command and at start. Idempotent. The caller logs the effects.
+    #[must_use]
+    pub fn reconcile(&self, registry: &Registry, now: Now) -> Vec<(Arc<Backend>, Effects)> {
+        let mut held = self.registry.lock();
+        held.clone_from(registry);
+        let plan = self.plan.load_full();
+        let backends = plan.proxies.iter().filter_map(|p| p.backend.as_ref());
+        backends
+            .map(|backend| {
+                let config = backend.config().clone();
+                let effects = backend.apply(&config, backend.fullconn(), registry, &added_line, now);
+                (backend.clone(), effects)
+            })
+            .collect()
     }
 
     /// `clear counters`, or `clear counters all`.
@@ -213,54 +245,111 @@ impl State {
     }
 }
 
-fn build(config: &Arc<Config>, old: Option<&Plan>, setup: &Setup, now: Now) -> (Plan, LoadReport) {
-    let mut report = LoadReport::default();
-    let global_maxconn = config.global.maxconn.unwrap_or(setup.default_maxconn);
-    let mut proxies = Vec::with_capacity(config.proxies.len());
-    for section in &config.proxies {
-        let before = old.and_then(|plan| plan.proxy(&section.name));
-        if old.is_some() && before.is_none() {
-            report.added.push(section.name.clone());
-        }
-        let frontend = section.kind.is_frontend().then(|| {
-            let maxconn = frontend_maxconn(section, global_maxconn);
-            match before.and_then(|b| b.frontend.clone()).filter(|f| f.id() == section.id) {
-                Some(frontend) => {
-                    let was = frontend_maxconn(&frontend.config(), global_maxconn_of(old, setup));
-                    frontend.set_config(section.clone());
-                    if was != maxconn {
-                        frontend.set_maxconn(maxconn);
-                    }
-                    frontend
-                }
-                None => Arc::new(Frontend::new(section.clone(), maxconn, setup.workers)),
-            }
-        });
-        let backend = section.kind.is_backend().then(|| {
-            let fullconn = fullconn(config, section, global_maxconn);
-            match before.and_then(|b| b.backend.clone()).filter(|b| b.id() == section.id) {
-                Some(backend) => {
-                    let effects = backend.apply_config(section, fullconn, now);
-                    report.effects.push((backend.clone(), effects));
-                    backend
-                }
-                None => Arc::new(Backend::new(section.clone(), fullconn, setup.workers, now)),
-            }
-        });
-        proxies.push(ProxyPlan { config: section.clone(), frontend, backend, default_backend: None });
-    }
-    let plan = Plan::new(old.map_or(1, |o| o.epoch + 1), config.clone(), proxies);
-    for gone in old.iter().flat_map(|o| &o.proxies).filter(|p| plan.index(&p.config.name).is_none()) {
-        report.removed.push(gone.config.name.clone());
-        if let Some(frontend) = &gone.frontend {
-            frontend.set_status(Status::Stopped);
-        }
-    }
-    (plan, report)
+/// What a plan is built from, beside the configuration.
+struct Build<'a> {
+    setup: &'a Setup,
+    tables: &'a Tables,
+    registry: &'a Registry,
+    now: Now,
 }
 
-fn global_maxconn_of(plan: Option<&Plan>, setup: &Setup) -> u32 {
-    plan.and_then(|p| p.config.global.maxconn).unwrap_or(setup.default_maxconn)
+impl Build<'_> {
+    fn plan(&self, config: &Arc<Config>, old: Option<&Plan>) -> (Plan, LoadReport) {
+        let mut report = LoadReport::default();
+        let mut proxies = Vec::with_capacity(config.proxies.len());
+        for section in &config.proxies {
+            let before = old.and_then(|plan| plan.proxy(&section.name));
+            if old.is_some() && before.is_none() {
+                report.added.push(section.name.clone());
+            }
+            let frontend = section.kind.is_frontend().then(|| self.frontend(config, section, old, before));
+            let backend =
+                section.kind.is_backend().then(|| self.backend(config, section, before, &mut report));
+            proxies.push(ProxyPlan::new(section.clone(), frontend, backend, self.tables));
+        }
+        let plan = Plan::new(old.map_or(1, |o| o.epoch + 1), config.clone(), proxies);
+        for gone in old.iter().flat_map(|o| &o.proxies).filter(|p| plan.index(&p.config.name).is_none()) {
+            report.removed.push(gone.config.name.clone());
+            if let Some(frontend) = &gone.frontend {
+                frontend.set_status(Status::Stopped);
+            }
+        }
+        (plan, report)
+    }
+
+    fn frontend(
+        &self,
+        config: &Config,
+        section: &Arc<model::Proxy>,
+        old: Option<&Plan>,
+        before: Option<&ProxyPlan>,
+    ) -> Arc<Frontend> {
+        let maxconn = frontend_maxconn(section, self.global_maxconn(config));
+        let kept = before.and_then(|b| b.frontend.clone()).filter(|f| f.id() == section.id);
+        let (Some(frontend), Some(old)) = (kept, old) else {
+            return Arc::new(Frontend::new(section.clone(), maxconn, self.setup.workers));
+        };
+        // `set maxconn frontend` lasts until the configuration changes the value.
+        if frontend_maxconn(&frontend.config(), self.global_maxconn(&old.config)) != maxconn {
+            frontend.set_maxconn(maxconn);
+        }
+        frontend.set_config(section.clone());
+        frontend
+    }
+
+    fn backend(
+        &self,
+        config: &Config,
+        section: &Arc<model::Proxy>,
+        before: Option<&ProxyPlan>,
+        report: &mut LoadReport,
+    ) -> Arc<Backend> {
+        let fullconn = fullconn(config, section, self.global_maxconn(config));
+        let kept = before.and_then(|b| b.backend.clone()).filter(|b| b.id() == section.id);
+        let backend = kept.unwrap_or_else(|| {
+            Arc::new(Backend::new(section.clone(), fullconn, self.setup.workers, self.now))
+        });
+        let effects = backend.apply(section, fullconn, self.registry, &added_line, self.now);
+        report.effects.push((backend.clone(), effects));
+        backend
+    }
+
+    fn global_maxconn(&self, config: &Config) -> u32 {
+        config.global.maxconn.unwrap_or(self.setup.default_maxconn)
+    }
+}
+
+/// The `server` line that an `add server` command amounts to. `default-server` does not apply to it,
+/// as in HAProxy; its address was resolved by the node that took the command.
+fn added_line(name: &str, added: &Added) -> Result<model::Server, String> {
+    let mut options = model::ServerOptions::default();
+    let mut words = added.args.iter();
+    while let Some(word) = words.next() {
+        let mut number = || match words.next().map(|w| w.parse::<u32>()) {
+            Some(Ok(n)) => Ok(n),
+            _ => Err(format!("'{word}' expects a number")),
+        };
+        match word.as_str() {
+            "check" => options.check = true,
+            "backup" => options.backup = true,
+            "weight" => options.weight = number()?.min(256),
+            "maxconn" => options.maxconn = number()?,
+            "rise" => options.rise = number()?,
+            "fall" => options.fall = number()?,
+            "cookie" => {
+                options.cookie = Some(words.next().ok_or("'cookie' expects a value")?.clone());
+            }
+            other => return Err(format!("'{other}' is not known for a server added at run time")),
+        }
+    }
+    Ok(model::Server {
+        name: name.to_owned(),
+        id: added.id,
+        pos: model::Pos::default(),
+        host: added.host.clone(),
+        addr: added.addr,
+        options,
+    })
 }
 
 fn frontend_maxconn(section: &model::Proxy, global: u32) -> u32 {
@@ -285,3 +374,6 @@ fn fullconn(config: &Config, section: &model::Proxy, global_maxconn: u32) -> u32
     };
     section.fullconn.filter(|&n| n > 0).unwrap_or_else(derived)
 }
+
+#[cfg(test)]
+mod tests;

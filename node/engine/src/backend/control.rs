@@ -7,41 +7,18 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use parking_lot::MutexGuard;
-use phalanx_config::model;
-
 use crate::balance::{self, Farm};
-use crate::health::{CheckResult, Health, Report, Transition};
-use crate::server::{Admin, OpState, Origin, Server};
+pub use crate::registry::{Admin as AdminChange, Force as HealthChange};
+
+use crate::health::{CheckResult, Report, Transition};
+use crate::server::{Admin, OpState, Server};
 use crate::time::Now;
 
 use super::lines::{self, Tally};
 use super::{Backend, Standing};
-
-/// `ready`, `drain` or `maint`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AdminChange {
-    /// Neither maintenance nor drain.
-    Ready,
-    /// Only persistent traffic.
-    Drain,
-    /// Out of service, not checked.
-    Maint,
-}
-
-/// `set server … health`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HealthChange {
-    /// Up.
-    Up,
-    /// Only persistent traffic.
-    Stopping,
-    /// Down.
-    Down,
-}
 
 /// A line for the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +40,7 @@ pub struct Effects {
 }
 
 impl Effects {
-    fn line(&mut self, level: u8, text: String) {
+    pub(super) fn line(&mut self, level: u8, text: String) {
         self.notices.push(Notice { level, text });
     }
 
@@ -99,49 +76,50 @@ impl std::error::Error for ControlError {}
 impl Backend {
     /// `set server … state`, `enable|disable server`.
     pub fn set_admin(&self, server: &Arc<Server>, change: AdminChange, now: Now) -> Effects {
+        let mut effects = Effects::default();
         let mut standing = self.control.lock();
-        let mut effects = Effects { checks: true, ..Effects::default() };
-        let before = server.admin();
-        let wanted = match change {
-            AdminChange::Ready => before.0 & !(Admin::FMAINT | Admin::FDRAIN),
-            AdminChange::Drain => before.0 & !Admin::FMAINT | Admin::FDRAIN,
-            AdminChange::Maint => before.0 & !Admin::FDRAIN | Admin::FMAINT,
-        };
-        let after = Admin(wanted);
+        self.change_admin(server, change, &mut standing, now, &mut effects);
+        effects
+    }
+
+    pub(super) fn change_admin(
+        &self,
+        server: &Arc<Server>,
+        change: AdminChange,
+        standing: &mut Standing,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        let (before, after) = (server.admin(), server.admin().after(change));
         if after == before {
-            return Effects::default();
+            return;
         }
+        let subject = lines::subject(server);
         match (before.maint(), after.maint()) {
-            (false, true) => self.enter_maintenance(server, after, &mut standing, now, &mut effects),
+            (false, true) => self.enter_maintenance(server, after, standing, now, effects),
             (true, false) => {
                 self.leave_maintenance(server, after, now);
-                let text = leaving_text(server, after);
-                self.publish(&mut standing, now, &mut effects);
-                effects.line(lines::NOTICE, format!("{} {text}", lines::subject(server)));
+                self.publish(standing, now, effects);
+                let mode = if after.drain() { "DRAIN" } else { "READY" };
+                effects.line(lines::NOTICE, format!("{subject} is UP/{mode} (leaving forced maintenance)."));
                 if after.drain() {
-                    let text = format!("{} remains in forced drain mode.", lines::subject(server));
-                    effects.line(lines::NOTICE, text);
+                    effects.line(lines::NOTICE, format!("{subject} remains in forced drain mode."));
                 }
-                return effects;
-            }
-            _ if after.drain() => {
-                server.set_admin(after);
-                self.mark_change(server, now);
-                self.publish(&mut standing, now, &mut effects);
-                let tail = lines::online(self.tally(server, 0));
-                effects.line(lines::NOTICE, format!("{} enters drain state{tail}", lines::subject(server)));
             }
             _ => {
-                server.set_admin(after);
                 self.mark_change(server, now);
-                self.publish(&mut standing, now, &mut effects);
-                let state = if server.is_up() { "UP" } else { "DOWN" };
-                let text = format!("{} is {state} (leaving forced drain).", lines::subject(server));
+                server.set_admin(after);
+                self.publish(standing, now, effects);
+                let text = if after.drain() {
+                    format!("{subject} enters drain state{}", lines::online(self.tally(server, 0)))
+                } else {
+                    let state = if server.is_up() { "UP" } else { "DOWN" };
+                    format!("{subject} is {state} (leaving forced drain).")
+                };
                 effects.line(lines::NOTICE, text);
             }
         }
-        self.announce_if_empty(&mut standing, &mut effects);
-        effects
+        self.announce_if_empty(standing, effects);
     }
 
     /// `set weight`, `set server … weight`.
@@ -192,43 +170,37 @@ impl Backend {
 
     /// `set server … health`.
     pub fn set_health(&self, server: &Arc<Server>, change: HealthChange, now: Now) -> Effects {
-        let mut standing = self.control.lock();
         let mut effects = Effects::default();
-        let was = server.op_state();
+        let mut standing = self.control.lock();
+        self.change_health(server, change, &mut standing, now, &mut effects);
+        effects
+    }
+
+    pub(super) fn change_health(
+        &self,
+        server: &Arc<Server>,
+        change: HealthChange,
+        standing: &mut Standing,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        const WHY: &str = ", changed from CLI";
         if server.admin().maint() {
-            return effects;
+            return;
         }
         server.control.lock().check.health.force(change != HealthChange::Down);
-        match change {
-            HealthChange::Up if was == OpState::Stopped => {
-                self.go_up(server, &mut standing, ", changed from CLI", now, &mut effects);
+        match (change, server.op_state()) {
+            (HealthChange::Up, OpState::Stopped) => self.go_up(server, standing, WHY, now, effects),
+            (HealthChange::Up, OpState::Stopping) => self.stay_up(server, "UP", standing, WHY, now, effects),
+            (HealthChange::Stopping, was) if was != OpState::Stopping => {
+                self.stay_up(server, "stopping", standing, WHY, now, effects);
             }
-            HealthChange::Up => {
-                if was == OpState::Stopping {
-                    server.set_op(OpState::Running);
-                    self.mark_change(server, now);
-                    self.publish(&mut standing, now, &mut effects);
-                    let tail = lines::online(self.tally(server, 0));
-                    let text = format!("{} is UP, changed from CLI{tail}", lines::subject(server));
-                    effects.line(lines::NOTICE, text);
-                }
+            (HealthChange::Down, was) if was != OpState::Stopped => {
+                self.go_down(server, standing, WHY, now, effects);
             }
-            HealthChange::Stopping if was != OpState::Stopping => {
-                server.set_op(OpState::Stopping);
-                self.mark_change(server, now);
-                self.publish(&mut standing, now, &mut effects);
-                let tail = lines::online(self.tally(server, 0));
-                let text = format!("{} is stopping, changed from CLI{tail}", lines::subject(server));
-                effects.line(lines::NOTICE, text);
-            }
-            HealthChange::Stopping => {}
-            HealthChange::Down if was != OpState::Stopped => {
-                self.go_down(server, &mut standing, ", changed from CLI", now, &mut effects);
-            }
-            HealthChange::Down => {}
+            _ => {}
         }
-        self.announce_if_empty(&mut standing, &mut effects);
-        effects
+        self.announce_if_empty(standing, effects);
     }
 
     /// Takes the result of a probe. A result that comes after the check was switched off or the
@@ -265,85 +237,12 @@ impl Backend {
         match (up, op) {
             (true, OpState::Stopped) => self.go_up(server, &mut standing, &reason, now, &mut effects),
             (true, OpState::Stopping) if result == CheckResult::Passed => {
-                server.set_op(OpState::Running);
-                self.mark_change(server, now);
-                self.publish(&mut standing, now, &mut effects);
-                let tail = lines::online(self.tally(server, 0));
-                effects.line(lines::NOTICE, format!("{} is UP{reason}{tail}", lines::subject(server)));
+                self.stay_up(server, "UP", &mut standing, &reason, now, &mut effects);
             }
             (false, OpState::Starting | OpState::Running | OpState::Stopping) => {
                 self.go_down(server, &mut standing, &reason, now, &mut effects);
             }
             _ => {}
-        }
-        self.announce_if_empty(&mut standing, &mut effects);
-        effects
-    }
-
-    /// Adds a server: in maintenance and unchecked if it comes from `add server`.
-    pub fn add_server(&self, config: Arc<model::Server>, origin: Origin, now: Now) -> Arc<Server> {
-        let mut standing = self.control.lock();
-        let server = Arc::new(Server::new(self.name.clone(), config, origin, self.workers, now));
-        let mut servers: Vec<Arc<Server>> = self.servers.load().to_vec();
-        servers.push(server.clone());
-        self.servers.store(Arc::new(servers));
-        let mut effects = Effects::default();
-        self.publish(&mut standing, now, &mut effects);
-        server
-    }
-
-    /// Takes a server out. Sessions on it go on; who waits for it chooses again.
-    pub fn remove_server(&self, server: &Arc<Server>, now: Now) -> Effects {
-        let mut standing = self.control.lock();
-        let mut effects = Effects { checks: true, ..Effects::default() };
-        server.set_removed();
-        let servers: Vec<_> =
-            self.servers.load().iter().filter(|s| !Arc::ptr_eq(s, server)).cloned().collect();
-        self.servers.store(Arc::new(servers));
-        server.set_in_farm(false);
-        self.publish(&mut standing, now, &mut effects);
-        self.redistribute(server);
-        self.announce_if_empty(&mut standing, &mut effects);
-        effects
-    }
-
-    /// Takes over a changed section: options of the servers, new and removed ones, order.
-    pub(crate) fn apply_config(&self, config: &Arc<model::Proxy>, fullconn: u32, now: Now) -> Effects {
-        let mut standing = self.control.lock();
-        let mut effects = Effects { checks: true, ..Effects::default() };
-        let old = self.servers.load_full();
-        self.config.store(config.clone());
-        self.fullconn.store(fullconn, Relaxed);
-        let mut next: Vec<Arc<Server>> = Vec::with_capacity(config.servers.len());
-        for line in &config.servers {
-            let known = old
-                .iter()
-                .find(|s| **s.name() == *line.name && s.id() == line.id && s.origin() == Origin::Config);
-            match known {
-                Some(server) => {
-                    server.adopt(line, now);
-                    next.push(server.clone());
-                }
-                None => {
-                    let server =
-                        Server::new(self.name.clone(), line.clone(), Origin::Config, self.workers, now);
-                    next.push(Arc::new(server));
-                }
-            }
-        }
-        let taken = |s: &Arc<Server>| next.iter().any(|n| n.name() == s.name() || n.id() == s.id());
-        let runtime: Vec<_> =
-            old.iter().filter(|s| s.origin() == Origin::Runtime && !taken(s)).cloned().collect();
-        next.extend(runtime);
-        let gone: Vec<_> = old.iter().filter(|s| !next.iter().any(|n| Arc::ptr_eq(n, s))).collect();
-        for server in &gone {
-            server.set_removed();
-            server.set_in_farm(false);
-        }
-        self.servers.store(Arc::new(next.clone()));
-        self.publish(&mut standing, now, &mut effects);
-        for server in gone {
-            self.redistribute(server);
         }
         self.announce_if_empty(&mut standing, &mut effects);
         effects
@@ -380,7 +279,7 @@ impl Backend {
         &self,
         server: &Arc<Server>,
         admin: Admin,
-        standing: &mut MutexGuard<'_, Standing>,
+        standing: &mut Standing,
         now: Now,
         effects: &mut Effects,
     ) {
@@ -412,7 +311,7 @@ impl Backend {
     fn go_up(
         &self,
         server: &Arc<Server>,
-        standing: &mut MutexGuard<'_, Standing>,
+        standing: &mut Standing,
         reason: &str,
         now: Now,
         effects: &mut Effects,
@@ -424,10 +323,27 @@ impl Backend {
         effects.line(lines::NOTICE, format!("{} is UP{reason}{tail}", lines::subject(server)));
     }
 
+    /// Between running and stopping: persistent traffic goes on.
+    fn stay_up(
+        &self,
+        server: &Arc<Server>,
+        state: &str,
+        standing: &mut Standing,
+        reason: &str,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        self.mark_change(server, now);
+        server.set_op(if state == "UP" { OpState::Running } else { OpState::Stopping });
+        self.publish(standing, now, effects);
+        let tail = lines::online(self.tally(server, 0));
+        effects.line(lines::NOTICE, format!("{} is {state}{reason}{tail}", lines::subject(server)));
+    }
+
     fn go_down(
         &self,
         server: &Arc<Server>,
-        standing: &mut MutexGuard<'_, Standing>,
+        standing: &mut Standing,
         reason: &str,
         now: Now,
         effects: &mut Effects,
@@ -485,7 +401,7 @@ impl Backend {
     }
 
     /// Publishes a new farm after a change, and serves whoever it can.
-    fn publish(&self, standing: &mut Standing, now: Now, effects: &mut Effects) {
+    pub(super) fn publish(&self, standing: &mut Standing, now: Now, effects: &mut Effects) {
         let servers = self.servers.load_full();
         let farm = Farm::new(&self.config.load(), &servers);
         let up = !farm.servers().is_empty() || servers.is_empty();
@@ -506,7 +422,7 @@ impl Backend {
     }
 
     /// `backend b has no server available!`, after the line that tells why.
-    fn announce_if_empty(&self, standing: &mut Standing, effects: &mut Effects) {
+    pub(super) fn announce_if_empty(&self, standing: &mut Standing, effects: &mut Effects) {
         if std::mem::take(&mut standing.announce) && !standing.up {
             effects.line(lines::EMERG, format!("backend {} has no server available!", self.name));
         }
@@ -523,58 +439,6 @@ impl Backend {
             queued: self.queued.load(SeqCst) + server.queued(),
         }
     }
-}
-
-impl Server {
-    /// Takes over its line of a new configuration: what the configuration changed wins over what
-    /// was set at run time, the rest stays.
-    fn adopt(&self, line: &Arc<model::Server>, now: Now) {
-        let old = self.config().clone();
-        let (was, is) = (&old.options, &line.options);
-        if was.weight != is.weight {
-            self.set_weight(is.weight);
-        }
-        if was.maxconn != is.maxconn || was.minconn != is.minconn {
-            self.set_maxconn(is.maxconn);
-            self.set_minconn(is.minconn);
-        }
-        if old.addr != line.addr {
-            self.set_addr(line.addr);
-        }
-        {
-            let mut control = self.control.lock();
-            if was.check != is.check {
-                control.check.configured = is.check;
-                control.check.enabled = is.check;
-                control.check.health = Health::new(is.rise, is.fall);
-                control.check.last = None;
-            } else if (was.rise, was.fall) != (is.rise, is.fall) {
-                let up = control.check.health.is_up();
-                control.check.health = Health::new(is.rise, is.fall);
-                control.check.health.force(up);
-            }
-        }
-        if was.check && !is.check && !self.admin().maint() && self.op_state() == OpState::Stopped {
-            // Nobody would ever find it up again.
-            self.set_op(OpState::Running);
-            self.control.lock().last_change = now;
-        }
-        if was.disabled != is.disabled {
-            let admin = if is.disabled { Admin::FMAINT | Admin::CMAINT } else { 0 };
-            self.set_admin(Admin(admin));
-            self.set_op(if is.disabled { OpState::Stopped } else { OpState::Running });
-            let mut control = self.control.lock();
-            control.check.health.reset();
-            control.last_change = now;
-        }
-        self.set_config(line.clone());
-    }
-}
-
-fn leaving_text(server: &Server, admin: Admin) -> String {
-    let state = if server.is_up() { "UP" } else { "DOWN" };
-    let mode = if admin.drain() { "DRAIN" } else { "READY" };
-    format!("is {state}/{mode} (leaving forced maintenance).")
 }
 
 fn ramp_percent(elapsed: Duration, whole: Duration) -> u32 {

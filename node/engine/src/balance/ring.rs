@@ -9,8 +9,6 @@ use std::sync::Arc;
 use crate::hash::avalanche;
 use crate::server::Server;
 
-use super::WEIGHT_SCALE;
-
 #[derive(Debug)]
 pub(super) struct Ring {
     /// Points in rising order, each with the index of its server.
@@ -18,11 +16,12 @@ pub(super) struct Ring {
 }
 
 impl Ring {
+    /// With so many points for each server.
     pub(super) fn new(servers: &[Arc<Server>], weights: &[u32]) -> Ring {
         let mut points: Vec<(u32, u32, u32)> = Vec::new();
         for (index, (server, &weight)) in servers.iter().zip(weights).enumerate() {
             let key = server.id().wrapping_mul(4096);
-            for n in 0..weight * WEIGHT_SCALE {
+            for n in 0..weight {
                 points.push((avalanche(key.wrapping_add(n)), server.id(), index as u32));
             }
         }

@@ -1,0 +1,192 @@
+//! Bringing a backend in line with its section and with what runtime commands have changed.
+//!
+//! [`Backend::apply`] computes what every server should be from both, and changes what differs. It
+//! is idempotent, and the one way for a reload, a committed command and a restart, so all three end
+//! in the same state on every node. An override counts only while the configured value that it
+//! replaced is unchanged: the registry decides that.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use phalanx_config::model;
+
+use crate::health::Health;
+use crate::registry::{self, Added, Base, Effective, Registry};
+use crate::server::{Admin, OpState, Origin, Server, Start};
+use crate::time::Now;
+
+use super::{Backend, Effects, lines};
+
+/// Reads the words of an `add server` command.
+pub(crate) type ParseLine<'a> = &'a dyn Fn(&str, &Added) -> Result<model::Server, String>;
+
+impl Backend {
+    /// Takes over a section and the registry's changes to it. Servers are kept by name and id;
+    /// sessions on one that is gone finish there, who waits for it chooses again.
+    pub(crate) fn apply(
+        &self,
+        config: &Arc<model::Proxy>,
+        fullconn: u32,
+        registry: &Registry,
+        parse: ParseLine<'_>,
+        now: Now,
+    ) -> Effects {
+        let mut standing = self.control.lock();
+        let mut effects = Effects { checks: true, ..Effects::default() };
+        let old = self.servers.load_full();
+        self.fullconn.store(fullconn, Relaxed);
+        let next = self.wanted(config, &old, registry, parse, now, &mut effects);
+        for server in &next {
+            self.settle(server, registry);
+        }
+        let gone: Vec<_> = old.iter().filter(|s| !next.iter().any(|n| Arc::ptr_eq(n, s))).collect();
+        for server in &gone {
+            server.set_removed();
+            server.set_in_farm(false);
+        }
+        self.config.store(config.clone());
+        self.servers.store(Arc::new(next.clone()));
+        self.publish(&mut standing, now, &mut effects);
+        for server in &gone {
+            self.redistribute(server);
+        }
+        for server in &next {
+            let (base, known) = (Base::of(&server.config()), registry);
+            let eff = known.effective(&self.name, server.name(), &base);
+            self.change_admin(server, wanted_admin(server, &eff), &mut standing, now, &mut effects);
+            if let Some(forced) = eff.forced
+                && std::mem::replace(&mut server.control.lock().forced, forced.revision) < forced.revision
+            {
+                self.change_health(server, forced.force, &mut standing, now, &mut effects);
+            }
+        }
+        self.announce_if_empty(&mut standing, &mut effects);
+        drop(standing);
+        self.check_queue_invariants();
+        effects
+    }
+
+    /// The servers there should be: those of the section that are not deleted, in its order, then
+    /// those added, by id.
+    fn wanted(
+        &self,
+        config: &model::Proxy,
+        old: &[Arc<Server>],
+        registry: &Registry,
+        parse: ParseLine<'_>,
+        now: Now,
+        effects: &mut Effects,
+    ) -> Vec<Arc<Server>> {
+        let mut next: Vec<Arc<Server>> = Vec::with_capacity(config.servers.len());
+        for line in &config.servers {
+            if registry.deleted(&self.name, &line.name, &Base::of(line)) {
+                continue;
+            }
+            let known = old
+                .iter()
+                .find(|s| **s.name() == *line.name && s.id() == line.id && s.origin() == Origin::Config);
+            next.push(match known {
+                Some(server) => {
+                    server.adopt(line, now);
+                    server.clone()
+                }
+                None => self.create(Start::configured(line.clone()), registry, now),
+            });
+        }
+        let mut added: Vec<(&str, &Added)> = registry
+            .added(&self.name)
+            .filter(|(name, _)| !next.iter().any(|s| **s.name() == **name))
+            .collect();
+        added.sort_by_key(|(_, added)| added.id);
+        for (name, added) in added {
+            let known = old.iter().find(|s| {
+                **s.name() == *name && s.origin() == Origin::Runtime && s.revision() == added.revision
+            });
+            match (known, parse(name, added)) {
+                (Some(server), _) => next.push(server.clone()),
+                (None, Ok(line)) => {
+                    let start = Start::added(Arc::new(line), added.revision);
+                    next.push(self.create(start, registry, now));
+                }
+                (None, Err(error)) => {
+                    let text = format!("server {}/{name} cannot be added on this node: {error}", self.name);
+                    effects.line(lines::ALERT, text);
+                }
+            }
+        }
+        next
+    }
+
+    /// A new server, in the administrative state that the registry gives it from the start.
+    fn create(&self, start: Start, registry: &Registry, now: Now) -> Arc<Server> {
+        let base = Base::of(&start.config);
+        let eff = registry.effective(&self.name, &start.config.name, &base);
+        let admin = eff.admin.map_or(start.admin, |change| start.admin.after(change));
+        let server = Server::new(self.name.clone(), Start { admin, ..start }, self.workers, now);
+        Arc::new(server)
+    }
+
+    /// Weight, limits, address and checks: the override if it counts, else the configuration.
+    fn settle(&self, server: &Server, registry: &Registry) {
+        let line = server.config();
+        let eff = registry.effective(&self.name, server.name(), &Base::of(&line));
+        let o = &line.options;
+        server.set_weight(eff.weight.map_or(o.weight, |w| w.of(o.weight)));
+        let maxconn = eff.maxconn.unwrap_or(o.maxconn);
+        // A minconn equal to maxconn means a fixed limit, and follows it.
+        server.set_limits(maxconn, if o.minconn == o.maxconn { maxconn } else { o.minconn });
+        let ip = eff.ip.unwrap_or(line.addr.ip());
+        let addr = SocketAddr::new(ip, eff.port.unwrap_or(line.addr.port()));
+        if server.addr() != addr {
+            server.set_addr(addr);
+        }
+        let by_default = o.check && server.origin() == Origin::Config;
+        server.control.lock().check.enabled = o.check && eff.check.unwrap_or(by_default);
+    }
+}
+
+/// Ready, drain or maintenance as the override says, else as configured.
+fn wanted_admin(server: &Server, eff: &Effective) -> registry::Admin {
+    let in_maintenance = match server.origin() {
+        Origin::Config => server.options().disabled,
+        Origin::Runtime => true,
+    };
+    let configured = if in_maintenance { registry::Admin::Maint } else { registry::Admin::Ready };
+    eff.admin.unwrap_or(configured)
+}
+
+impl Server {
+    /// Takes over its changed line; weight, limits, address and state follow in
+    /// [`Backend::apply`].
+    fn adopt(&self, line: &Arc<model::Server>, now: Now) {
+        let old = self.config().clone();
+        if Arc::ptr_eq(&old, line) || *old == **line {
+            self.set_config(line.clone());
+            return;
+        }
+        let (was, is) = (&old.options, &line.options);
+        let mut control = self.control.lock();
+        let check = &mut control.check;
+        check.configured = is.check;
+        if was.check != is.check {
+            check.health = Health::new(is.rise, is.fall);
+            check.last = None;
+        } else if (was.rise, was.fall) != (is.rise, is.fall) {
+            let up = check.health.is_up();
+            check.health = Health::new(is.rise, is.fall);
+            check.health.force(up);
+        }
+        drop(control);
+        if was.check && !is.check && !self.admin().maint() && self.op_state() == OpState::Stopped {
+            // Nobody would ever find it up again.
+            self.set_op(OpState::Running);
+            self.control.lock().last_change = now;
+        }
+        if was.disabled != is.disabled {
+            let admin = self.admin().0 & !Admin::CMAINT;
+            self.set_admin(Admin(if is.disabled { admin | Admin::CMAINT } else { admin }));
+        }
+        self.set_config(line.clone());
+    }
+}

@@ -1,0 +1,80 @@
+//! Sections for tests, so that each states only what it is about.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use phalanx_config::model::{
+    Balance, Config, ConnectionMode, HashType, LogFormat, Mode, Pos, Proxy, ProxyKind, Server, ServerOptions,
+    Timeouts,
+};
+
+use crate::time::Now;
+
+/// A moment of the process.
+pub(crate) fn at(ms: u64) -> Now {
+    Now { mono: Duration::from_millis(ms), unix_us: ms * 1000 }
+}
+
+/// A server line `name`, `id`.
+pub(crate) fn server(name: &str, id: u32, options: ServerOptions) -> Arc<Server> {
+    let addr = format!("127.0.0.1:{}", 9000 + id % 1000).parse().unwrap();
+    let host = "127.0.0.1".into();
+    Arc::new(Server { name: name.into(), id, pos: Pos::default(), host, addr, options })
+}
+
+/// Servers `s1`, `s2`, … with these options.
+pub(crate) fn servers(options: &[ServerOptions]) -> Vec<Arc<Server>> {
+    let ids = 1..;
+    options.iter().zip(ids).map(|(o, id)| server(&format!("s{id}"), id, o.clone())).collect()
+}
+
+/// A backend named `b`.
+pub(crate) fn section(balance: Balance, servers: Vec<Arc<Server>>) -> Proxy {
+    Proxy {
+        name: "b".into(),
+        id: 2,
+        kind: ProxyKind::Backend,
+        pos: Pos::default(),
+        mode: Mode::Http,
+        disabled: false,
+        description: None,
+        binds: Vec::new(),
+        maxconn: None,
+        fullconn: None,
+        default_backend: None,
+        servers,
+        default_server: ServerOptions::default(),
+        balance: Some(balance),
+        hash_type: HashType::default(),
+        cookie: None,
+        timeouts: Timeouts::default(),
+        retries: 3,
+        redispatch: None,
+        logs: Vec::new(),
+        log_format: LogFormat::Default,
+        dontlognull: false,
+        dontlog_normal: false,
+        logasap: false,
+        log_health_checks: false,
+        connection_mode: ConnectionMode::KeepAlive,
+        forwardfor: None,
+        allbackups: false,
+        abortonclose: false,
+        persist: false,
+        clitcpka: false,
+        srvtcpka: false,
+        httpchk: None,
+        monitor_uri: None,
+        stats: None,
+        stick_table: None,
+        stick_rules: Vec::new(),
+        tcp_connection_rules: Vec::new(),
+        tcp_content_rules: Vec::new(),
+        http_request_rules: Vec::new(),
+    }
+}
+
+/// A configuration of one section.
+pub(crate) fn config(section: Proxy) -> Config {
+    Config { proxies: vec![Arc::new(section)], ..Config::default() }
+}
