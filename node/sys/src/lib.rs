@@ -4,6 +4,8 @@
 //! and out as `OwnedFd`/`BorrowedFd` or std's socket types, never as numbers.
 
 pub mod clock;
+pub mod neighbour;
 pub mod net;
+pub mod netlink;
 pub mod process;
 pub mod unix;

@@ -89,6 +89,12 @@ pub fn become_identity(identity: Identity, keep: &[Capability]) -> io::Result<()
     }
     if keep != 0 && identity.uid.is_some_and(|uid| uid != 0) {
         set_capabilities(keep).map_err(at("capset"))?;
+        // Ambient, so that the guardian, which is executed anew, has them too.
+        for bit in (0..64).filter(|bit| keep & (1 << bit) != 0) {
+            // SAFETY: PR_CAP_AMBIENT takes integers and touches no memory of ours.
+            check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, bit, 0, 0) })
+                .map_err(at("prctl(PR_CAP_AMBIENT_RAISE)"))?;
+        }
     }
     Ok(())
 }
@@ -229,6 +235,18 @@ pub fn die_with_parent() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) })
 }
 
+/// Ignores the signals that a terminal or a service manager sends to a whole group of processes: the
+/// guardian ends when its worker has, not before.
+pub fn ignore_stop_signals() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    for number in
+        [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2]
+    {
+        // SAFETY: ignoring installs no handler, so no code of ours runs in signal context.
+        let _ = unsafe { signal(number, SigHandler::SigIgn) };
+    }
+}
+
 /// Sends a signal to a process.
 ///
 /// # Errors
@@ -278,7 +296,7 @@ fn set_capabilities(mask: u64) -> io::Result<()> {
     }
     const VERSION_3: u32 = 0x2008_0522;
     let mut header = Header { version: VERSION_3, pid: 0 };
-    let half = |word: u32| Data { effective: word, permitted: word, inheritable: 0 };
+    let half = |word: u32| Data { effective: word, permitted: word, inheritable: word };
     let data = [half(mask as u32), half((mask >> 32) as u32)];
     // SAFETY: version 3 reads one header and exactly two data words pairs, which both outlive the call.
     let rc = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) };
