@@ -8,6 +8,7 @@ pub mod balance;
 pub mod cookie;
 pub mod counters;
 pub mod end;
+pub mod errors_page;
 pub mod frontend;
 pub mod h1;
 pub mod hash;
@@ -19,6 +20,7 @@ pub mod registry;
 pub mod sample;
 pub mod server;
 pub mod state;
+pub mod stats;
 pub mod stick;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -192,6 +192,12 @@ impl State {
         self.setup.seed
     }
 
+    /// Limit of connections that the configuration or the descriptor limit gives; `set maxconn
+    /// global` moves below it.
+    pub fn hard_maxconn(&self) -> u32 {
+        self.plan.load().config.global.maxconn.unwrap_or(self.setup.default_maxconn)
+    }
+
     /// Name of this node.
     pub fn node(&self) -> &str {
         &self.setup.node

@@ -1,0 +1,151 @@
+//! The columns of `show stat`: names, order and nature are HAProxy's and never change.
+
+/// Where a value comes from, how it behaves and how far it reaches: the letters of the typed format.
+pub type Tags = &'static str;
+
+/// What is known about a column.
+#[derive(Clone, Copy, Debug)]
+pub struct Description {
+    /// Name in the header line.
+    pub name: &'static str,
+    /// Origin, nature and scope.
+    pub tags: Tags,
+    /// What it means.
+    pub text: &'static str,
+}
+
+macro_rules! columns {
+    ($($id:ident $name:literal $tags:literal $text:literal,)*) => {
+        /// A column of `show stat`; its number is its place.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum Column { $(#[doc = $text] $id,)* }
+
+        /// The columns in order.
+        pub const COLUMNS: &[Description] = &[
+            $(Description { name: $name, tags: $tags, text: $text },)*
+        ];
+    };
+}
+
+columns! {
+    Pxname "pxname" "KNS" "proxy name",
+    Svname "svname" "KNS" "FRONTEND, BACKEND or name of the server or listener",
+    Qcur "qcur" "MGP" "streams in the queue now",
+    Qmax "qmax" "MMP" "largest qcur",
+    Scur "scur" "MGP" "sessions now",
+    Smax "smax" "MMP" "largest scur",
+    Slim "slim" "CLP" "limit of sessions",
+    Stot "stot" "MCP" "sessions in all",
+    Bin "bin" "MCP" "bytes from clients",
+    Bout "bout" "MCP" "bytes to clients",
+    Dreq "dreq" "MCP" "requests denied by rules",
+    Dresp "dresp" "MCP" "responses denied by rules",
+    Ereq "ereq" "MCP" "invalid or aborted requests",
+    Econ "econ" "MCP" "failed connections to servers",
+    Eresp "eresp" "MCP" "invalid or aborted responses",
+    Wretr "wretr" "MCP" "connection retries",
+    Wredis "wredis" "MCP" "redispatches to another server",
+    Status "status" "SGP" "state",
+    Weight "weight" "MaP" "weight in force",
+    Act "act" "SGP" "usable active servers, or whether this one is active",
+    Bck "bck" "SGP" "usable backup servers, or whether this one is a backup",
+    Chkfail "chkfail" "MCP" "checks that failed while the server was up",
+    Chkdown "chkdown" "MCP" "transitions from up to down",
+    Lastchg "lastchg" "MAP" "seconds since the last change of state",
+    Downtime "downtime" "MCP" "seconds down in all",
+    Qlimit "qlimit" "CLS" "limit of the server's queue",
+    Pid "pid" "KGP" "process number, always 1",
+    Iid "iid" "KGS" "proxy id",
+    Sid "sid" "KGS" "server or listener id",
+    Throttle "throttle" "MaP" "percent of its weight while it warms up",
+    Lbtot "lbtot" "MCP" "times load balancing chose it",
+    Tracked "tracked" "MGP" "server whose checks it follows",
+    Type "type" "CGS" "0 frontend, 1 backend, 2 server, 3 listener",
+    Rate "rate" "MRP" "sessions per second",
+    RateLim "rate_lim" "CLP" "limit of sessions per second",
+    RateMax "rate_max" "MMP" "largest rate",
+    CheckStatus "check_status" "MOP" "status of the last check",
+    CheckCode "check_code" "MOP" "code that the last check received",
+    CheckDuration "check_duration" "MDP" "milliseconds that the last check took",
+    Hrsp1xx "hrsp_1xx" "MCP" "responses 1xx",
+    Hrsp2xx "hrsp_2xx" "MCP" "responses 2xx",
+    Hrsp3xx "hrsp_3xx" "MCP" "responses 3xx",
+    Hrsp4xx "hrsp_4xx" "MCP" "responses 4xx",
+    Hrsp5xx "hrsp_5xx" "MCP" "responses 5xx",
+    HrspOther "hrsp_other" "MCP" "other responses",
+    Hanafail "hanafail" "MOP" "failed check details",
+    ReqRate "req_rate" "MRP" "requests per second",
+    ReqRateMax "req_rate_max" "MMP" "largest req_rate",
+    ReqTot "req_tot" "MCP" "requests in all",
+    CliAbrt "cli_abrt" "MCP" "transfers aborted by the client",
+    SrvAbrt "srv_abrt" "MCP" "transfers aborted by the server",
+    CompIn "comp_in" "MCP" "bytes given to the compressor",
+    CompOut "comp_out" "MCP" "bytes that the compressor gave",
+    CompByp "comp_byp" "MCP" "bytes that went past the compressor",
+    CompRsp "comp_rsp" "MCP" "compressed responses",
+    Lastsess "lastsess" "MAP" "seconds since the last session, -1 for never",
+    LastChk "last_chk" "MOP" "what the last check said",
+    LastAgt "last_agt" "MOP" "what the last agent check said",
+    Qtime "qtime" "MaP" "average milliseconds in the queue",
+    Ctime "ctime" "MaP" "average milliseconds to connect",
+    Rtime "rtime" "MaP" "average milliseconds to the response",
+    Ttime "ttime" "MaP" "average milliseconds of a session",
+    AgentStatus "agent_status" "MOP" "status of the last agent check",
+    AgentCode "agent_code" "MOP" "code of the last agent check",
+    AgentDuration "agent_duration" "MDP" "milliseconds that the last agent check took",
+    CheckDesc "check_desc" "MOP" "check_status in words",
+    AgentDesc "agent_desc" "MOP" "agent_status in words",
+    CheckRise "check_rise" "CGS" "passed checks that bring it up",
+    CheckFall "check_fall" "CGS" "failed checks that take it down",
+    CheckHealth "check_health" "CGS" "check counter",
+    AgentRise "agent_rise" "CGS" "passed agent checks that bring it up",
+    AgentFall "agent_fall" "CGS" "failed agent checks that take it down",
+    AgentHealth "agent_health" "CGS" "agent check counter",
+    Addr "addr" "CGS" "address and port",
+    Cookie "cookie" "CNS" "cookie value of the server, cookie name of the backend",
+    Mode "mode" "CGS" "tcp or http",
+    Algo "algo" "CGS" "load balancing algorithm",
+    ConnRate "conn_rate" "MRP" "connections per second",
+    ConnRateMax "conn_rate_max" "MMP" "largest conn_rate",
+    ConnTot "conn_tot" "MCP" "connections in all",
+    Intercepted "intercepted" "MCP" "requests that the proxy itself answered",
+    Dcon "dcon" "MCP" "connections denied by rules",
+    Dses "dses" "MCP" "sessions denied by rules",
+    Wrew "wrew" "MCP" "header rewrites that failed",
+    Connect "connect" "MCP" "connections made to servers",
+    Reuse "reuse" "MCP" "requests over a connection already open",
+    CacheLookups "cache_lookups" "MCP" "cache lookups",
+    CacheHits "cache_hits" "MCP" "cache hits",
+    SrvIcur "srv_icur" "MGP" "idle connections now",
+    SrcIlim "src_ilim" "MLP" "limit of idle connections",
+    QtimeMax "qtime_max" "MMP" "longest time in the queue",
+    CtimeMax "ctime_max" "MMP" "longest time to connect",
+    RtimeMax "rtime_max" "MMP" "longest time to the response",
+    TtimeMax "ttime_max" "MMP" "longest session",
+    Eint "eint" "MCP" "internal errors",
+    IdleConnCur "idle_conn_cur" "MGP" "idle connections that are not safe to share",
+    SafeConnCur "safe_conn_cur" "MGP" "idle connections that are safe to share",
+    UsedConnCur "used_conn_cur" "MGP" "connections in use",
+    NeedConnEst "need_conn_est" "MGP" "estimate of the connections needed",
+    Uweight "uweight" "MaP" "weight that the user set",
+    AggServerStatus "agg_server_status" "MGP" "servers by state",
+    AggServerCheckStatus "agg_server_check_status" "MGP" "servers by check state, superseded",
+    AggCheckStatus "agg_check_status" "MGP" "servers by check state",
+    Srid "srid" "KGP" "revision of the server id",
+    SessOther "sess_other" "MCP" "sessions without HTTP",
+    H1sess "h1sess" "MCP" "HTTP/1 sessions",
+    H2sess "h2sess" "MCP" "HTTP/2 sessions",
+    H3sess "h3sess" "MCP" "HTTP/3 sessions",
+    ReqOther "req_other" "MCP" "requests without HTTP",
+    H1req "h1req" "MCP" "HTTP/1 requests",
+    H2req "h2req" "MCP" "HTTP/2 requests",
+    H3req "h3req" "MCP" "HTTP/3 requests",
+    Proto "proto" "CNS" "protocol of the listener",
+    PrivIdleCur "priv_idle_cur" "MGP" "private idle connections now",
+    Reqbin "reqbin" "MCP" "request bytes received",
+    Reqbout "reqbout" "MCP" "request bytes sent",
+    Resbin "resbin" "MCP" "response bytes received",
+    Resbout "resbout" "MCP" "response bytes sent",
+    CacheHintHits "cache_hint_hits" "MCP" "cache hits with early hints",
+}
