@@ -193,8 +193,8 @@ pub fn rows(state: &State, filter: &Filter, now: Now) -> Vec<Row> {
         if filter.kinds & Kind::Server.mask() != 0 {
             let shown = |s: &&std::sync::Arc<Server>| {
                 filter.wants(Kind::Server, s.id())
-                    && !(filter.up && !s.is_up())
-                    && !(filter.no_maint && s.admin().maint())
+                    && (!filter.up || s.is_up())
+                    && (!filter.no_maint || !s.admin().maint())
             };
             let servers = backend.servers();
             rows.extend(
