@@ -1,0 +1,238 @@
+//! Read buffers, pooled per thread.
+//!
+//! A buffer owns memory only while it holds bytes or is being read into, so an idle connection costs
+//! none. Memory is zeroed once, when it is first allocated; after that it goes round through the
+//! thread's pool.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// Default size, `tune.bufsize`.
+pub(crate) const SIZE: usize = 16 * 1024;
+/// Size that a stream of full reads grows to.
+pub(crate) const LARGE: usize = 128 * 1024;
+/// Buffers of one size kept per thread.
+const KEPT: usize = 64;
+
+thread_local! {
+    static POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static LARGE_POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static TEXTS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Bytes read and not yet used.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    data: Option<Box<[u8]>>,
+    start: usize,
+    end: usize,
+    size: usize,
+}
+
+impl Buffer {
+    /// A buffer without memory.
+    pub(crate) fn new(size: usize) -> Buffer {
+        Buffer { data: None, start: 0, end: 0, size }
+    }
+
+    /// The bytes held.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.data.as_ref().map_or(&[], |d| &d[self.start..self.end])
+    }
+
+    /// The bytes held, to be changed in place.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.data.as_mut().map_or(&mut [], |d| &mut d[self.start..self.end])
+    }
+
+    /// How many bytes are held.
+    pub(crate) fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether none are held.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.end == self.start
+    }
+
+    /// Whether nothing more fits in, even after moving the bytes to the front.
+    pub(crate) fn is_full(&self) -> bool {
+        self.len() >= self.size
+    }
+
+    /// Forgets the first `n` bytes; gives the memory back when none are left.
+    pub(crate) fn consume(&mut self, n: usize) {
+        self.start += n.min(self.len());
+        if self.is_empty() {
+            self.release();
+        }
+    }
+
+    /// Lets reads become larger: for bulk data.
+    pub(crate) fn grow(&mut self) {
+        if self.is_empty() && self.size < LARGE {
+            self.release();
+            self.size = LARGE;
+        }
+    }
+
+    /// Space to read into.
+    fn space(&mut self) -> &mut [u8] {
+        if self.data.is_none() {
+            self.data = Some(take(self.size));
+        }
+        let data = self.data.get_or_insert_default();
+        if self.start > 0 && self.end == data.len() {
+            data.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        &mut data[self.end..]
+    }
+
+    fn release(&mut self) {
+        self.start = 0;
+        self.end = 0;
+        if let Some(data) = self.data.take() {
+            give(data);
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+fn take(size: usize) -> Box<[u8]> {
+    let pool = if size == LARGE { &LARGE_POOL } else { &POOL };
+    let pooled = pool.with_borrow_mut(Vec::pop);
+    pooled.filter(|d| d.len() == size).unwrap_or_else(|| vec![0; size].into_boxed_slice())
+}
+
+fn give(data: Box<[u8]>) {
+    let pool = if data.len() == LARGE { &LARGE_POOL } else { &POOL };
+    // The thread may be ending, its pools gone.
+    let _ = pool.try_with(|pool| {
+        let mut pool = pool.borrow_mut();
+        if pool.len() < KEPT {
+            pool.push(data);
+        }
+    });
+}
+
+/// A growing text from the thread's pool: heads on their way out, log lines. Empty when taken.
+#[derive(Debug, Default)]
+pub(crate) struct Text(Vec<u8>);
+
+impl Text {
+    /// An empty text, with memory if the pool has some.
+    pub(crate) fn take() -> Text {
+        Text(TEXTS.with_borrow_mut(Vec::pop).unwrap_or_default())
+    }
+}
+
+impl std::ops::Deref for Text {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Text {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.0
+    }
+}
+
+impl Drop for Text {
+    fn drop(&mut self) {
+        if self.0.capacity() == 0 || self.0.capacity() > 4 * SIZE {
+            return;
+        }
+        let mut text = std::mem::take(&mut self.0);
+        text.clear();
+        let _ = TEXTS.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            if pool.len() < KEPT {
+                pool.push(text);
+            }
+        });
+    }
+}
+
+/// Reads what is there into `buf`; 0 = the peer has closed.
+///
+/// The memory is taken only once the socket is known to be readable, and the caller must not call
+/// this with a full buffer.
+pub(crate) fn poll_fill(
+    stream: &mut TcpStream,
+    cx: &mut Context<'_>,
+    buf: &mut Buffer,
+) -> Poll<io::Result<usize>> {
+    debug_assert!(!buf.is_full());
+    if buf.data.is_none() {
+        ready!(stream.poll_read_ready(cx))?;
+    }
+    let mut space = ReadBuf::new(buf.space());
+    let polled = Pin::new(stream).poll_read(cx, &mut space);
+    let n = space.filled().len();
+    buf.end += n;
+    if buf.is_empty() {
+        buf.release();
+    }
+    ready!(polled)?;
+    Poll::Ready(Ok(n))
+}
+
+/// Writes the bytes of `head` and then those of `body` with one system call.
+pub(crate) fn poll_write(
+    stream: &mut TcpStream,
+    cx: &mut Context<'_>,
+    head: &[u8],
+    body: &[u8],
+) -> Poll<io::Result<usize>> {
+    let stream = Pin::new(stream);
+    match (head.is_empty(), body.is_empty()) {
+        (false, false) => stream.poll_write_vectored(cx, &[io::IoSlice::new(head), io::IoSlice::new(body)]),
+        (false, true) => stream.poll_write(cx, head),
+        _ => stream.poll_write(cx, body),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_held_only_while_there_are_bytes() {
+        let mut buf = Buffer::new(64);
+        assert!(buf.bytes().is_empty() && buf.data.is_none());
+        buf.space()[..3].copy_from_slice(b"abc");
+        buf.end += 3;
+        buf.consume(1);
+        assert_eq!(buf.bytes(), b"bc");
+        buf.consume(2);
+        assert!(buf.data.is_none());
+        assert_eq!(POOL.with_borrow(Vec::len), 1);
+    }
+
+    #[test]
+    fn bytes_move_to_the_front_when_the_end_is_reached() {
+        let mut buf = Buffer::new(8);
+        buf.space().copy_from_slice(b"12345678");
+        buf.end = 8;
+        assert!(buf.is_full());
+        buf.consume(6);
+        assert!(!buf.is_full());
+        assert_eq!(buf.space().len(), 6);
+        assert_eq!(buf.bytes(), b"78");
+    }
+}

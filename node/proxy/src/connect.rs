@@ -1,0 +1,330 @@
+//! From a request to a connection: choose a server, wait in its queue, connect, retry, redispatch.
+//!
+//! HAProxy's rules (manual: `retries`, `option redispatch`): a failed connection is tried again on the
+//! same server after a second, or at once on another one where redispatching is allowed.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::{Poll, ready};
+use std::time::Duration;
+
+use phalanx_config::Proxy;
+use phalanx_engine::backend::{Ask, Backend, Choice, Grant, Slot, Waiting};
+use phalanx_engine::balance;
+use phalanx_engine::counters::bump;
+use phalanx_engine::end::{Cause, End, Phase};
+use phalanx_engine::queue::Ahead;
+use phalanx_engine::server::Server;
+use phalanx_engine::state::sessions::{self, Session};
+use phalanx_engine::time::Now;
+use phalanx_sys::net::{Connect, Tuning};
+use tokio::net::TcpStream;
+
+use crate::front::Front;
+use crate::pool::Connection;
+use crate::worker::Worker;
+
+/// Longest pause before the same server is tried again.
+const TURN_AROUND: Duration = Duration::from_secs(1);
+
+/// How one session or request comes to its server. Filled step by step, read by the log.
+#[derive(Debug, Default)]
+pub(crate) struct Dispatch {
+    /// The place on the server; dropping it lets the next one in.
+    pub(crate) slot: Option<Slot>,
+    /// The server, kept for the log when the place is given back.
+    pub(crate) server: Option<Arc<Server>>,
+    /// Where a cookie or stick entry leads.
+    pub(crate) directed: Option<Arc<Server>>,
+    /// What the balancing algorithm hashes.
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) retries: u32,
+    pub(crate) redispatched: bool,
+    pub(crate) ahead: Ahead,
+    /// When a place was had.
+    pub(crate) queued: Option<Now>,
+    /// When the connection was there.
+    pub(crate) connected: Option<Now>,
+}
+
+/// What [`establish`] works with.
+pub(crate) struct Towards<'a> {
+    pub(crate) worker: &'a Worker,
+    pub(crate) session: &'a Session,
+    pub(crate) backend: &'a Arc<Backend>,
+    pub(crate) config: &'a Proxy,
+    /// Whether an idle connection may be used.
+    pub(crate) reuse: bool,
+}
+
+/// An established connection and whether it was used before.
+pub(crate) struct Established {
+    pub(crate) connection: Connection,
+    pub(crate) reused: bool,
+}
+
+/// Finds a server and connects to it.
+///
+/// # Errors
+/// How the session ended instead.
+pub(crate) async fn establish(
+    towards: &Towards<'_>,
+    front: &mut Front,
+    dispatch: &mut Dispatch,
+) -> Result<Established, End> {
+    let mut avoid: Option<Arc<Server>> = None;
+    loop {
+        if dispatch.slot.is_none() {
+            take_place(towards, front, dispatch, avoid.as_ref()).await?;
+        }
+        let Some(server) = dispatch.server.clone() else {
+            return Err(End::new(Cause::Internal, Phase::Connect));
+        };
+        if towards.reuse
+            && let Some(connection) = towards.worker.pool.take(&server)
+        {
+            count_reuse(towards, &server);
+            dispatch.connected = Some(towards.worker.now());
+            return Ok(Established { connection, reused: true });
+        }
+        match open(towards, front, &server).await? {
+            Ok(connection) => {
+                dispatch.connected = Some(towards.worker.now());
+                return Ok(Established { connection, reused: false });
+            }
+            Err(failure) => {
+                if failed(towards, dispatch, &server, failure, &mut avoid)? {
+                    turn_around(towards, front).await?;
+                }
+            }
+        }
+    }
+}
+
+/// Chooses a server and waits for a place on it.
+async fn take_place(
+    towards: &Towards<'_>,
+    front: &mut Front,
+    dispatch: &mut Dispatch,
+    avoid: Option<&Arc<Server>>,
+) -> Result<(), End> {
+    let mut directed = dispatch.directed.clone();
+    front.deadline.set(towards.config.timeouts.queue.or(towards.config.timeouts.connect));
+    loop {
+        let ask = Ask {
+            key: dispatch.key.as_deref(),
+            src: front.src.ip(),
+            directed: directed.as_ref().filter(|d| avoid.is_none_or(|a| !Arc::ptr_eq(a, d))),
+            avoid,
+            worker: towards.worker.id,
+            draw: towards.worker.draw(),
+        };
+        let slot = match towards.backend.choose(&ask) {
+            Choice::Slot(slot) => slot,
+            Choice::NoServer => return Err(End::new(Cause::ServerAbort, Phase::Connect)),
+            Choice::Wait(waiting) => {
+                let name = Some(towards.backend.name().clone());
+                towards.session.note(name, waiting.server().cloned(), sessions::Phase::Queue);
+                match wait(towards, front, dispatch, waiting).await? {
+                    Grant::Slot(slot) => slot,
+                    Grant::ChooseAgain => {
+                        directed = None;
+                        continue;
+                    }
+                }
+            }
+        };
+        dispatch.ahead = slot.ahead();
+        dispatch.server = Some(slot.server().clone());
+        dispatch.slot = Some(slot);
+        dispatch.queued = Some(towards.worker.now());
+        return Ok(());
+    }
+}
+
+async fn wait(
+    towards: &Towards<'_>,
+    front: &mut Front,
+    dispatch: &mut Dispatch,
+    mut waiting: Waiting,
+) -> Result<Grant, End> {
+    let result = poll_fn(|cx| {
+        if let Poll::Ready(grant) = waiting.poll(cx) {
+            return Poll::Ready(Ok(grant));
+        }
+        if towards.session.poll_killed(cx.waker()) {
+            return Poll::Ready(Err(End::new(Cause::Killed, Phase::Queue)));
+        }
+        if front.poll_abort(cx, towards.config.abortonclose).is_ready() {
+            return Poll::Ready(Err(End::new(Cause::ClientAbort, Phase::Queue)));
+        }
+        ready!(front.deadline.poll(cx));
+        Poll::Ready(Err(End::new(Cause::ServerTimeout, Phase::Queue)))
+    })
+    .await;
+    if result.is_err() {
+        dispatch.ahead = waiting.ahead();
+        dispatch.server = waiting.server().cloned();
+    }
+    result
+}
+
+/// How an attempt to connect failed.
+enum Failure {
+    /// Refused or unreachable.
+    Refused,
+    /// `timeout connect`.
+    Timeout,
+    /// Out of a local resource.
+    Resource(io::Error),
+}
+
+/// One attempt. The outer error ends the session.
+async fn open(
+    towards: &Towards<'_>,
+    front: &mut Front,
+    server: &Arc<Server>,
+) -> Result<Result<Connection, Failure>, End> {
+    let name = Some(towards.backend.name().clone());
+    towards.session.note(name, Some(server.clone()), sessions::Phase::Connect);
+    let mut addr = server.addr();
+    if addr.port() == 0 {
+        addr.set_port(front.dst.port());
+    }
+    let stream = match start(towards.config, addr) {
+        Ok(stream) => stream,
+        Err(e) if is_resource(&e) => return Ok(Err(Failure::Resource(e))),
+        Err(_) => return Ok(Err(Failure::Refused)),
+    };
+    front.deadline.set(towards.config.timeouts.connect);
+    let connecting = poll_fn(|cx| {
+        if let Poll::Ready(result) = stream.poll_write_ready(cx) {
+            let error = result.err().or(stream.take_error().ok().flatten());
+            return Poll::Ready(Ok(error.map_or(Ok(()), |_| Err(Failure::Refused))));
+        }
+        if towards.session.poll_killed(cx.waker()) {
+            return Poll::Ready(Err(End::new(Cause::Killed, Phase::Connect)));
+        }
+        if front.poll_abort(cx, towards.config.abortonclose).is_ready() {
+            return Poll::Ready(Err(End::new(Cause::ClientAbort, Phase::Connect)));
+        }
+        ready!(front.deadline.poll(cx));
+        Poll::Ready(Ok(Err(Failure::Timeout)))
+    })
+    .await?;
+    Ok(connecting.map(|()| {
+        bump(&server.counters().shard(towards.worker.id).connect, 1);
+        bump(&towards.backend.counters().shard(towards.worker.id).connect, 1);
+        Connection { stream, addr: server.addr(), requests: 0 }
+    }))
+}
+
+/// Decides what follows a failed attempt; true = wait before the next one.
+fn failed(
+    towards: &Towards<'_>,
+    dispatch: &mut Dispatch,
+    server: &Arc<Server>,
+    failure: Failure,
+    avoid: &mut Option<Arc<Server>>,
+) -> Result<bool, End> {
+    let worker = towards.worker.id;
+    bump(&server.counters().shard(worker).econ, 1);
+    bump(&towards.backend.counters().shard(worker).econ, 1);
+    let end = match &failure {
+        Failure::Refused => End::new(Cause::ServerAbort, Phase::Connect),
+        Failure::Timeout => End::new(Cause::ServerTimeout, Phase::Connect),
+        Failure::Resource(e) => {
+            tracing::error!("server {}/{}: connect: {e}", towards.backend.name(), server.name());
+            return Err(End::new(Cause::Resource, Phase::Connect));
+        }
+    };
+    let config = towards.config;
+    if dispatch.retries >= config.retries {
+        return Err(end);
+    }
+    dispatch.retries += 1;
+    let (active, backup) = towards.backend.usable_servers();
+    let usable = if active > 0 { active } else { backup };
+    let directed = dispatch.directed.as_ref().is_some_and(|d| Arc::ptr_eq(d, server));
+    let redispatch = config.redispatch.is_some_and(|interval| {
+        !server.usable()
+            || due(interval, dispatch.retries, config.retries)
+            || (!directed && usable > 1 && !balance::is_hash(config))
+    });
+    if redispatch {
+        bump(&server.counters().shard(worker).wredis, 1);
+        bump(&towards.backend.counters().shard(worker).wredis, 1);
+        dispatch.redispatched = true;
+        dispatch.slot = None;
+        dispatch.queued = None;
+        *avoid = Some(server.clone());
+        return Ok(matches!(failure, Failure::Refused) && usable <= 1);
+    }
+    bump(&server.counters().shard(worker).wretr, 1);
+    bump(&towards.backend.counters().shard(worker).wretr, 1);
+    Ok(matches!(failure, Failure::Refused))
+}
+
+/// Whether `option redispatch <interval>` falls on this retry, counted from 1.
+fn due(interval: i32, retry: u32, retries: u32) -> bool {
+    let (retry, retries, interval) = (i64::from(retry), i64::from(retries), i64::from(interval));
+    match interval {
+        1.. => retry % interval == 0,
+        ..=-1 => retries + 1 + interval > 0 && retry % (retries + 1 + interval) == 0,
+        0 => false,
+    }
+}
+
+async fn turn_around(towards: &Towards<'_>, front: &mut Front) -> Result<(), End> {
+    let pause = towards.config.timeouts.connect.map_or(TURN_AROUND, |c| c.min(TURN_AROUND));
+    front.deadline.set(Some(pause));
+    poll_fn(|cx| {
+        if towards.session.poll_killed(cx.waker()) {
+            return Poll::Ready(Err(End::new(Cause::Killed, Phase::Connect)));
+        }
+        if front.poll_abort(cx, towards.config.abortonclose).is_ready() {
+            return Poll::Ready(Err(End::new(Cause::ClientAbort, Phase::Connect)));
+        }
+        front.deadline.poll(cx).map(Ok)
+    })
+    .await
+}
+
+fn count_reuse(towards: &Towards<'_>, server: &Arc<Server>) {
+    bump(&server.counters().shard(towards.worker.id).reuse, 1);
+    bump(&towards.backend.counters().shard(towards.worker.id).reuse, 1);
+}
+
+fn start(config: &Proxy, addr: SocketAddr) -> io::Result<TcpStream> {
+    let tuning = Tuning { nodelay: true, keepalive: config.srvtcpka, ..Tuning::default() };
+    let stream = Connect { tuning, ..Connect::default() }.start(addr)?;
+    TcpStream::from_std(stream)
+}
+
+/// Out of descriptors, buffers or ports.
+fn is_resource(e: &io::Error) -> bool {
+    const EMFILE: i32 = 24;
+    const ENFILE: i32 = 23;
+    const ENOBUFS: i32 = 105;
+    const ENOMEM: i32 = 12;
+    const EADDRNOTAVAIL: i32 = 99;
+    matches!(e.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS | ENOMEM | EADDRNOTAVAIL))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redispatch_falls_where_the_manual_says() {
+        let falls = |interval| (1..=3).filter(|r| due(interval, *r, 3)).collect::<Vec<_>>();
+        assert_eq!(falls(-1), [3]);
+        assert_eq!(falls(-2), [2]);
+        assert_eq!(falls(1), [1, 2, 3]);
+        assert_eq!(falls(2), [2]);
+        assert_eq!(falls(0), [0; 0]);
+        assert_eq!(falls(-9), [0; 0]);
+    }
+}

@@ -1,0 +1,297 @@
+//! The forwarding plane as the program sees it: start it, apply a new plan, open and close gates.
+//!
+//! Owns the worker threads. Sockets are opened here, all of them before any worker hears of the change,
+//! so that a failed bind changes nothing.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use phalanx_config::{Announce, Bind};
+use phalanx_engine::plan::Plan;
+use phalanx_engine::server::Server;
+use phalanx_engine::state::State;
+use phalanx_engine::state::sessions::Phase;
+use phalanx_sys::clock::Clock;
+use phalanx_sys::net::Listen;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc;
+
+use crate::listener::{Key, Target};
+use crate::log::Sink;
+use crate::worker::{self, Order, Shared, Wanted};
+
+/// How long a worker may take to carry out an order; it needs microseconds.
+const ORDER_LIMIT: Duration = Duration::from_secs(5);
+
+/// The worker threads and their listeners.
+pub struct Forwarder {
+    shared: Shared,
+    orders: Vec<mpsc::Sender<Order>>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// The open sockets, one per worker, duplicated for the guardian.
+    open: HashMap<Key, Open>,
+    /// VIPs announced by listening that this node holds.
+    held: HashSet<IpAddr>,
+    stopping: bool,
+}
+
+struct Open {
+    addr: SocketAddr,
+    duplicates: Vec<TcpListener>,
+}
+
+/// Why listeners could not be opened: nothing was changed.
+#[derive(Debug)]
+pub struct StartError {
+    /// Name of the proxy; empty when a thread or runtime could not be had.
+    pub proxy: String,
+    /// The `bind` address.
+    pub addr: Option<SocketAddr>,
+    /// What the system said.
+    pub error: io::Error,
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.addr {
+            Some(addr) => write!(f, "proxy '{}': cannot bind {addr}: {}", self.proxy, self.error),
+            None => write!(f, "cannot start a worker: {}", self.error),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// One `bind` line that is to be open.
+struct Line<'a> {
+    key: Key,
+    bind: &'a Bind,
+    target: Target,
+    proxy: &'a str,
+}
+
+impl Forwarder {
+    /// Starts so many workers and opens the listeners of the plan in force.
+    ///
+    /// # Errors
+    /// When an address cannot be bound or a thread cannot be started.
+    pub fn start(state: Arc<State>, clock: Clock, logs: Sink) -> Result<Forwarder, StartError> {
+        let workers = state.workers();
+        let shared = Shared { state, clock, logs, room: Arc::default() };
+        let failed = |error| StartError { proxy: String::new(), addr: None, error };
+        let mut orders = Vec::with_capacity(workers);
+        for id in 0..workers {
+            let (sender, receiver) = mpsc::channel(64);
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                .build_local(LocalOptions::default())
+                .map_err(failed)?;
+            // The runtime is not Send: it is built again on its own thread; this one only proved
+            // that descriptors suffice.
+            drop(runtime);
+            let shared = shared.clone();
+            std::thread::Builder::new()
+                .name(format!("worker-{id}"))
+                .spawn(move || {
+                    match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+                        Ok(runtime) => worker::run(id, shared, receiver, runtime),
+                        Err(e) => tracing::error!("worker {id}: {e}"),
+                    }
+                })
+                .map_err(failed)?;
+            orders.push(sender);
+        }
+        let forwarder = Forwarder { shared, orders, inner: Mutex::default() };
+        forwarder.apply()?;
+        Ok(forwarder)
+    }
+
+    /// Brings the listeners in line with the plan in force; call it after every reload.
+    ///
+    /// # Errors
+    /// When an address cannot be bound: then nothing has changed.
+    pub fn apply(&self) -> Result<(), StartError> {
+        self.reconcile(&mut self.inner.lock())?;
+        self.end_orphans();
+        Ok(())
+    }
+
+    /// Opens or closes the listeners on a VIP that is announced by listening; returns when every
+    /// worker has done it.
+    ///
+    /// # Errors
+    /// When an address cannot be bound.
+    pub fn gate(&self, addr: IpAddr, open: bool) -> Result<(), StartError> {
+        let mut inner = self.inner.lock();
+        let changed = if open { inner.held.insert(addr) } else { inner.held.remove(&addr) };
+        let result = if changed { self.reconcile(&mut inner) } else { Ok(()) };
+        if result.is_err() {
+            inner.held.remove(&addr);
+        }
+        result
+    }
+
+    /// Duplicates of the open listeners on `addr`, for the guardian's `shutdown(2)`.
+    pub fn gated_listeners(&self, addr: IpAddr) -> Vec<OwnedFd> {
+        let inner = self.inner.lock();
+        let on_it = inner.open.iter().filter(|(key, _)| key.addr.ip() == addr);
+        on_it
+            .flat_map(|(_, open)| &open.duplicates)
+            .filter_map(|socket| socket.as_fd().try_clone_to_owned().ok())
+            .collect()
+    }
+
+    /// The addresses that are listened on; a port of 0 in the configuration is resolved.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let mut addresses: Vec<_> = self.inner.lock().open.values().map(|o| o.addr).collect();
+        addresses.sort();
+        addresses
+    }
+
+    /// Ends all sessions on a server; returns how many.
+    pub fn shutdown_sessions(&self, server: &Arc<Server>) -> usize {
+        self.shared.state.sessions().kill_on(server)
+    }
+
+    /// Wakes listeners that wait for room, after a limit was raised.
+    pub fn room_changed(&self) {
+        self.shared.room.wake();
+    }
+
+    /// Closes the listeners and idle connections and waits for the sessions to end, at most for
+    /// `limit`; `None` waits for all. Blocks. Returns how many were left.
+    pub fn stop(&self, limit: Option<Duration>) -> usize {
+        self.shared.state.process().set_stopping();
+        {
+            let mut inner = self.inner.lock();
+            inner.stopping = true;
+            // Closing cannot fail to bind.
+            let _ = self.reconcile(&mut inner);
+        }
+        let end = limit.and_then(|l| Instant::now().checked_add(l));
+        loop {
+            let sessions = self.shared.state.sessions().all();
+            sessions.iter().filter(|s| s.progress().phase == Phase::Request).for_each(|s| s.kill());
+            if sessions.is_empty() || end.is_some_and(|end| Instant::now() >= end) {
+                return sessions.len();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn reconcile(&self, inner: &mut Inner) -> Result<(), StartError> {
+        let plan = self.shared.state.plan_owned();
+        let lines = if inner.stopping { Vec::new() } else { lines(&plan, &inner.held) };
+        let mut opened: HashMap<Key, (SocketAddr, Vec<TcpListener>)> = HashMap::new();
+        for line in &lines {
+            if !inner.open.contains_key(&line.key) {
+                let sockets = open(line.bind, self.orders.len()).map_err(|error| StartError {
+                    proxy: line.proxy.to_string(),
+                    addr: Some(line.bind.addr),
+                    error,
+                })?;
+                opened.insert(line.key.clone(), sockets);
+            }
+        }
+        inner.open.retain(|key, _| lines.iter().any(|l| l.key == *key));
+        for (key, (addr, sockets)) in &opened {
+            let duplicates = sockets.iter().filter_map(|s| s.try_clone().ok()).collect();
+            inner.open.insert(key.clone(), Open { addr: *addr, duplicates });
+        }
+        self.order(inner, &lines, opened);
+        Ok(())
+    }
+
+    /// Tells every worker and waits until all have done it.
+    fn order(
+        &self,
+        inner: &Inner,
+        lines: &[Line<'_>],
+        mut opened: HashMap<Key, (SocketAddr, Vec<TcpListener>)>,
+    ) {
+        let (done, all_done) = sync_channel(0);
+        for sender in &self.orders {
+            let listeners = lines
+                .iter()
+                .map(|line| {
+                    let addr = inner.open.get(&line.key).map_or(line.key.addr, |o| o.addr);
+                    Wanted {
+                        key: line.key.clone(),
+                        target: Target { addr, ..line.target.clone() },
+                        socket: opened.get_mut(&line.key).and_then(|(_, sockets)| sockets.pop()),
+                    }
+                })
+                .collect();
+            if sender.try_send(Order { listeners, done: done.clone() }).is_err() {
+                tracing::error!("a worker does not take orders");
+            }
+        }
+        drop(done);
+        // Disconnects when the last worker drops its sender.
+        let _ = all_done.recv_timeout(ORDER_LIMIT);
+    }
+
+    /// Ends idle sessions of frontends that are gone; busy ones end after their response.
+    fn end_orphans(&self) {
+        let plan = self.shared.state.plan_owned();
+        for session in self.shared.state.sessions().all() {
+            if plan.frontend(&session.frontend).is_none() && session.progress().phase == Phase::Request {
+                session.kill();
+            }
+        }
+    }
+}
+
+/// The `bind` lines of the plan that are to be open now.
+fn lines<'a>(plan: &'a Plan, held: &HashSet<IpAddr>) -> Vec<Line<'a>> {
+    let gated = |ip: IpAddr| {
+        let vips = plan.config.cluster.iter().flat_map(|c| &c.vips);
+        vips.filter(|v| v.announce == Announce::Listen).any(|v| v.addr == ip) && !held.contains(&ip)
+    };
+    let mut lines: Vec<Line<'a>> = Vec::new();
+    for proxy in plan.proxies.iter().filter(|p| !p.config.disabled) {
+        let Some(frontend) = &proxy.frontend else { continue };
+        for bind in proxy.config.binds.iter().filter(|b| !gated(b.addr.ip())) {
+            let mut key =
+                Key { addr: bind.addr, interface: bind.interface.clone(), v6only: bind.v6only, nth: 0 };
+            while lines.iter().any(|l| l.key == key) {
+                key.nth += 1;
+            }
+            let target =
+                Target { frontend: frontend.clone(), addr: bind.addr, keepalive: proxy.config.clitcpka };
+            lines.push(Line { key, bind, target, proxy: &proxy.config.name });
+        }
+    }
+    lines
+}
+
+/// One socket for each worker. With port 0 the first decides.
+fn open(bind: &Bind, workers: usize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
+    let mut listen = Listen {
+        reuse_port: true,
+        free_bind: true,
+        interface: bind.interface.clone(),
+        only_v6: bind.v6only.or(bind.addr.is_ipv6().then_some(true)),
+        ..Listen::on(bind.addr)
+    };
+    if let Some(backlog) = bind.backlog {
+        listen.backlog = backlog;
+    }
+    let mut sockets = Vec::with_capacity(workers);
+    for _ in 0..workers {
+        let socket = listen.open()?;
+        listen.addr = socket.local_addr()?;
+        sockets.push(socket);
+    }
+    Ok((listen.addr, sockets))
+}

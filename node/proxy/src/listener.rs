@@ -1,0 +1,140 @@
+//! A worker's listening sockets: accept, take a place, start a session.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use phalanx_engine::frontend::{Frontend, Status};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::AbortHandle;
+
+use crate::room::Place;
+use crate::session;
+use crate::worker::Worker;
+
+/// What tells one listening socket from another.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) addr: SocketAddr,
+    pub(crate) interface: Option<String>,
+    pub(crate) v6only: Option<bool>,
+    /// Which of several equal lines; port 0 may be bound any number of times.
+    pub(crate) nth: usize,
+}
+
+/// Where a listener's connections go.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    /// Name of the frontend.
+    pub(crate) frontend: Arc<Frontend>,
+    /// Where the socket is bound.
+    pub(crate) addr: SocketAddr,
+    /// `clitcpka`.
+    pub(crate) keepalive: bool,
+}
+
+/// One listening socket of one worker.
+pub(crate) struct Listener {
+    socket: Rc<TcpListener>,
+    target: Rc<RefCell<Rc<Target>>>,
+    task: AbortHandle,
+}
+
+impl Listener {
+    /// Begins accepting.
+    pub(crate) fn start(
+        worker: &Rc<Worker>,
+        socket: std::net::TcpListener,
+        target: Target,
+    ) -> io::Result<Listener> {
+        // Connections inherit these from their listener: one system call less for each.
+        let tuning =
+            phalanx_sys::net::Tuning { nodelay: true, keepalive: target.keepalive, ..Default::default() };
+        tuning.apply(&socket)?;
+        let socket = Rc::new(TcpListener::from_std(socket)?);
+        let target = Rc::new(RefCell::new(Rc::new(target)));
+        let task = tokio::task::spawn_local(accept(worker.clone(), socket.clone(), target.clone()));
+        Ok(Listener { socket, target, task: task.abort_handle() })
+    }
+
+    /// Sends new connections to another frontend.
+    pub(crate) fn retarget(&self, target: Target) {
+        *self.target.borrow_mut() = Rc::new(target);
+    }
+
+    /// Ends it; connections that the kernel has already accepted are served.
+    pub(crate) fn close(self, worker: &Rc<Worker>) {
+        self.task.abort();
+        let target = self.target.borrow().clone();
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(Ok((stream, peer))) = self.socket.poll_accept(&mut cx) {
+            if let Some(place) = worker.shared.room.enter(&target.frontend, worker.shared.state.process()) {
+                begin(worker, stream, peer, &target, place);
+            }
+        }
+    }
+}
+
+async fn accept(worker: Rc<Worker>, socket: Rc<TcpListener>, target: Rc<RefCell<Rc<Target>>>) {
+    loop {
+        let current = target.borrow().clone();
+        if current.frontend.status() != Status::Open {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        }
+        // While there is no room, connections stay in the kernel's queue.
+        poll_fn(|cx| poll_room(&worker, &current, cx)).await;
+        let accepted = socket.accept().await;
+        // A reload may have come while waiting.
+        let current = target.borrow().clone();
+        match accepted {
+            Ok((stream, peer)) => {
+                // Another worker may have been faster; then this one connection waits here.
+                let place = poll_fn(|cx| poll_place(&worker, &current, cx)).await;
+                begin(&worker, stream, peer, &current, place);
+            }
+            Err(e) if is_transient(&e) => {}
+            Err(e) => {
+                tracing::warn!("{}: accept: {e}", current.addr);
+                // Out of descriptors or memory: others need time to give some back.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+fn poll_room(worker: &Worker, target: &Target, cx: &mut Context<'_>) -> Poll<()> {
+    let (frontend, process) = (&target.frontend, worker.shared.state.process());
+    let free = || frontend.conns() < frontend.maxconn() && process.conns() < process.maxconn();
+    if free() {
+        return Poll::Ready(());
+    }
+    worker.shared.room.wait(cx.waker());
+    if free() { Poll::Ready(()) } else { Poll::Pending }
+}
+
+fn poll_place(worker: &Worker, target: &Target, cx: &mut Context<'_>) -> Poll<Place> {
+    let (room, process) = (&worker.shared.room, worker.shared.state.process());
+    if let Some(place) = room.enter(&target.frontend, process) {
+        return Poll::Ready(place);
+    }
+    room.wait(cx.waker());
+    match room.enter(&target.frontend, process) {
+        Some(place) => Poll::Ready(place),
+        None => Poll::Pending,
+    }
+}
+
+fn begin(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, target: &Rc<Target>, place: Place) {
+    tokio::task::spawn_local(session::run(worker.clone(), stream, peer, target.clone(), place));
+}
+
+fn is_transient(e: &io::Error) -> bool {
+    use io::ErrorKind::*;
+    matches!(e.kind(), ConnectionAborted | ConnectionReset | Interrupted | WouldBlock)
+}

@@ -1,0 +1,112 @@
+//! A worker's idle connections to servers.
+//!
+//! Last in, first out per server, so that a pool that has become too large runs dry at its old end. A
+//! connection that has become readable while idle was closed by the server (or spoke out of turn) and
+//! is not used again. Nothing here is shared between workers.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use phalanx_engine::server::Server;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+/// An established connection to a server.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) stream: TcpStream,
+    /// Where it goes; the server's address may have changed since.
+    pub(crate) addr: SocketAddr,
+    /// Requests sent over it before this one.
+    pub(crate) requests: u32,
+}
+
+/// The idle connections of one worker.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    servers: RefCell<HashMap<usize, Idle>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    server: Arc<Server>,
+    connections: Vec<(Connection, Instant)>,
+}
+
+impl Pool {
+    /// A live idle connection to `server`.
+    pub(crate) fn take(&self, server: &Arc<Server>) -> Option<Connection> {
+        let mut servers = self.servers.borrow_mut();
+        let idle = servers.get_mut(&key(server))?;
+        let addr = server.addr();
+        while let Some((connection, _)) = idle.connections.pop() {
+            server.idle.fetch_sub(1, Relaxed);
+            if connection.addr == addr && is_quiet(&connection.stream) {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection for later, unless the server's limits say otherwise.
+    pub(crate) fn put(&self, server: &Arc<Server>, mut connection: Connection) {
+        connection.requests += 1;
+        let options = server.options();
+        let worn = options.max_reuse.is_some_and(|max| connection.requests > max);
+        let full = options.pool_max_conn.is_some_and(|max| server.idle.load(Relaxed) >= max);
+        if worn || full || server.is_removed() || connection.addr != server.addr() {
+            return;
+        }
+        server.idle.fetch_add(1, Relaxed);
+        let mut servers = self.servers.borrow_mut();
+        let idle = servers
+            .entry(key(server))
+            .or_insert_with(|| Idle { server: server.clone(), connections: Vec::new() });
+        idle.connections.push((connection, Instant::now()));
+    }
+
+    /// Closes what the server has closed or what was idle for longer than `pool-purge-delay`; call
+    /// it about every second.
+    pub(crate) fn purge(&self) {
+        let now = Instant::now();
+        self.servers.borrow_mut().retain(|_, idle| {
+            let delay = idle.server.options().pool_purge_delay;
+            let addr = idle.server.addr();
+            let gone = idle.server.is_removed() || idle.server.admin().maint();
+            let before = idle.connections.len();
+            idle.connections.retain(|(connection, since)| {
+                !gone
+                    && now.duration_since(*since) < delay.max(Duration::from_secs(1))
+                    && connection.addr == addr
+                    && is_quiet(&connection.stream)
+            });
+            let closed = before - idle.connections.len();
+            idle.server.idle.fetch_sub(closed as u32, Relaxed);
+            !idle.connections.is_empty()
+        });
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        self.server.idle.fetch_sub(self.connections.len() as u32, Relaxed);
+    }
+}
+
+fn key(server: &Arc<Server>) -> usize {
+    Arc::as_ptr(server) as usize
+}
+
+/// Whether nothing arrived on an idle connection: neither bytes nor its end.
+fn is_quiet(stream: &TcpStream) -> bool {
+    // Without a system call unless the event loop has seen something.
+    if stream.poll_read_ready(&mut Context::from_waker(Waker::noop())).is_pending() {
+        return true;
+    }
+    matches!(stream.try_read(&mut [0; 1]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
+}

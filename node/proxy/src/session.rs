@@ -1,0 +1,85 @@
+//! The life of one client connection, from accept to close.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use phalanx_config::Mode;
+use phalanx_engine::frontend::Frontend;
+use phalanx_engine::plan::Track;
+use phalanx_engine::sample::Context;
+use phalanx_engine::state::sessions::Entry;
+use phalanx_engine::time::Now;
+use tokio::net::TcpStream;
+
+use crate::buffer::{Buffer, SIZE};
+use crate::deadline::Deadline;
+use crate::front::Front;
+use crate::listener::Target;
+use crate::room::Place;
+use crate::rules::Counters;
+use crate::worker::Worker;
+use crate::{http, tcp};
+
+/// What is the same for the whole connection.
+pub(crate) struct Session {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) frontend: Arc<Frontend>,
+    pub(crate) entry: Entry,
+    pub(crate) accepted: Now,
+    /// Counters tracked by connection rules.
+    pub(crate) tracked: Counters,
+    _place: Place,
+}
+
+/// Serves a connection that was just accepted.
+pub(crate) async fn run(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    target: Rc<Target>,
+    place: Place,
+) {
+    let plan = worker.plan();
+    let Some(index) = plan.index(target.frontend.name()) else { return };
+    let dst = match target.addr.ip().is_unspecified() {
+        true => stream.local_addr().unwrap_or(target.addr),
+        false => target.addr,
+    };
+    let src = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+    let accepted = worker.now();
+    let state = &worker.shared.state;
+    let frontend = target.frontend.clone();
+    let entry = state.sessions().enter(worker.id, src, dst, frontend.name().clone(), accepted);
+    for counters in [frontend.counters(), state.process().counters()] {
+        counters.count_connection(worker.id, accepted);
+        counters.count_session(worker.id, accepted);
+    }
+    let bufsize = plan.config.global.bufsize.unwrap_or(SIZE).max(1024);
+    let front =
+        Front { stream, buf: Buffer::new(bufsize), eof: false, deadline: Deadline::default(), src, dst };
+    let mut session = Session {
+        worker: worker.clone(),
+        frontend,
+        entry,
+        accepted,
+        tracked: Counters::default(),
+        _place: place,
+    };
+    session.track_connection(&plan.proxies[index].tcp_connection_rules, &front);
+    match plan.proxies[index].config.mode {
+        Mode::Tcp => tcp::serve(session, plan, index, front).await,
+        Mode::Http => http::serve(session, plan, index, front).await,
+    }
+}
+
+impl Session {
+    /// Executes `tcp-request connection track-sc`.
+    fn track_connection(&mut self, rules: &[Track], front: &Front) {
+        if !rules.is_empty() {
+            let at = Context { src: front.src, dst: front.dst, request: None };
+            let now = self.accepted;
+            self.tracked.track(rules, &at, now, |tracked| tracked.conn(now));
+        }
+    }
+}

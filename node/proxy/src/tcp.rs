@@ -1,0 +1,139 @@
+//! TCP mode: one connection to a server for the whole session.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use phalanx_config::Proxy;
+use phalanx_engine::backend::Backend;
+use phalanx_engine::counters::bump;
+use phalanx_engine::end::{Cause, End, Phase};
+use phalanx_engine::log::Timers;
+use phalanx_engine::plan::ProxyPlan;
+use phalanx_engine::sample::Context;
+use phalanx_engine::state::sessions;
+
+use crate::buffer::{Buffer, SIZE};
+use crate::connect::{Dispatch, Towards, establish};
+use crate::front::Front;
+use crate::report::{self, Report};
+use crate::rules;
+use crate::session::Session;
+use crate::tunnel::{self, Limits, Pipe};
+use crate::worker::View;
+
+/// Forwards until the end, then counts and logs.
+pub(crate) async fn serve(mut session: Session, plan: Rc<View>, index: usize, mut front: Front) {
+    let proxy = &plan.proxies[index];
+    let at = Context { src: front.src, dst: front.dst, request: None };
+    let now = session.accepted;
+    session.tracked.track(&proxy.tcp_content_rules, &at, now, |tracked| tracked.conn(now));
+    let target =
+        proxy.default_backend.and_then(|i| Some((&plan.proxies[i], plan.proxies[i].backend.as_ref()?)));
+    let mut dispatch = Dispatch::default();
+    let Some((back, backend)) = target else {
+        let end = End::new(Cause::ServerAbort, Phase::Connect);
+        report(&session, &front, &proxy.config, None, &dispatch, end, (0, 0));
+        return;
+    };
+    let stream = backend.enter();
+    backend.counters().count_session(session.worker.id, now);
+    let (end, bytes) = forward(&session, back, backend, &mut front, &mut dispatch).await;
+    // A session that ends badly drops its connections with a reset only where the peer did.
+    report(&session, &front, &proxy.config, Some(backend), &dispatch, end, bytes);
+    drop(stream);
+}
+
+async fn forward(
+    session: &Session,
+    back: &ProxyPlan,
+    backend: &Arc<Backend>,
+    front: &mut Front,
+    dispatch: &mut Dispatch,
+) -> (End, (u64, u64)) {
+    let worker = &*session.worker;
+    let config = &back.config;
+    let at = Context { src: front.src, dst: front.dst, request: None };
+    if !back.stick_rules.is_empty() {
+        dispatch.directed = rules::stick_match(&back.stick_rules, &at, session.accepted, |id| {
+            backend.server_by_id(id).filter(|s| s.accepts_persistent() || config.persist)
+        });
+    }
+    let towards = Towards { worker, session: session.entry.session(), backend, config, reuse: false };
+    let mut established = match establish(&towards, front, dispatch).await {
+        Ok(established) => established,
+        Err(end) => return (end, (0, 0)),
+    };
+    if let Some(server) = dispatch.server.clone() {
+        server.counters().count_session(worker.id, worker.now());
+        if !server.options().non_stick {
+            rules::stick_store(&back.stick_rules, &at, server.id(), worker.now());
+        }
+        session.entry.session().note(Some(backend.name().clone()), Some(server), sessions::Phase::Data);
+    }
+    let limits = Limits::new(&session.frontend.config().timeouts, &config.timeouts);
+    let ahead = std::mem::replace(&mut front.buf, Buffer::new(SIZE));
+    let (mut up, mut down) = (Pipe::new(ahead, front.eof), Pipe::new(Buffer::new(SIZE), false));
+    let end = tunnel::run(
+        &mut front.stream,
+        &mut established.connection.stream,
+        &mut up,
+        &mut down,
+        limits,
+        &mut front.deadline,
+        session.entry.session(),
+    )
+    .await;
+    (end, (up.bytes, down.bytes))
+}
+
+/// Counts and logs the session.
+fn report(
+    session: &Session,
+    front: &Front,
+    config: &Proxy,
+    back: Option<&Arc<Backend>>,
+    dispatch: &Dispatch,
+    end: End,
+    (up, down): (u64, u64),
+) {
+    let worker = &session.worker;
+    let now = worker.now();
+    let ms = report::since(session.accepted);
+    let timers = Timers {
+        request: None,
+        queue: dispatch.queued.map(&ms),
+        connect: dispatch.connected.map(report::since(dispatch.queued.unwrap_or(now))),
+        response: None,
+        total: ms(now),
+    };
+    for shard in report::shards(session, back, dispatch.server.as_ref()) {
+        bump(&shard.bin, up);
+        bump(&shard.bout, down);
+        shard.ttime.add(u64::from(timers.total));
+        timers.queue.into_iter().for_each(|ms| shard.qtime.add(u64::from(ms)));
+        timers.connect.into_iter().for_each(|ms| shard.ctime.add(u64::from(ms)));
+        report::count_end(shard, end);
+    }
+    if config.dontlognull && up == 0 && down == 0 && end.phase != Phase::Queue && dispatch.connected.is_none()
+    {
+        return;
+    }
+    if config.dontlog_normal && end == End::NORMAL && dispatch.retries == 0 && !dispatch.redispatched {
+        return;
+    }
+    let [cause, phase] = end.code();
+    report::log(&Report {
+        session,
+        front,
+        config,
+        backend: back,
+        dispatch,
+        unix_us: session.accepted.unix_us,
+        timers,
+        status: None,
+        bytes: down,
+        termination: [cause, phase, b'-', b'-'],
+        request: b"",
+        server: None,
+    });
+}

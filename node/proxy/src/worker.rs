@@ -1,0 +1,158 @@
+//! One forwarding thread: its runtime, listeners, connection pool and view of the plan.
+//!
+//! Everything a session touches on its way is owned by its worker and not shared, or is an atomic
+//! of the engine. The [`Forwarder`](crate::Forwarder) talks to a worker through a channel.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use phalanx_engine::counters;
+use phalanx_engine::plan::Plan;
+use phalanx_engine::state::State;
+use phalanx_engine::time::Now;
+use phalanx_sys::clock::Clock;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::listener::{Key, Listener, Target};
+use crate::log::Sink;
+use crate::pool::Pool;
+use crate::room::Room;
+
+/// What all workers share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) state: Arc<State>,
+    pub(crate) clock: Clock,
+    pub(crate) logs: Sink,
+    pub(crate) room: Arc<Room>,
+}
+
+/// What a session reaches of its worker.
+pub(crate) struct Worker {
+    pub(crate) id: counters::Worker,
+    pub(crate) shared: Shared,
+    pub(crate) pool: Pool,
+    /// Held once per worker, so that sessions do not contend for its count of references.
+    plan: RefCell<Rc<View>>,
+    draw: Cell<u64>,
+}
+
+/// A plan as the sessions of one worker hold it.
+pub(crate) struct View(Arc<Plan>);
+
+impl std::ops::Deref for View {
+    type Target = Plan;
+
+    fn deref(&self) -> &Plan {
+        &self.0
+    }
+}
+
+/// An order to a worker; `done` tells that it was carried out.
+pub(crate) struct Order {
+    /// The listeners that are to be open: those not named are closed.
+    pub(crate) listeners: Vec<Wanted>,
+    /// Receives nothing; dropped when done.
+    pub(crate) done: std::sync::mpsc::SyncSender<()>,
+}
+
+/// A listener that is to be open.
+pub(crate) struct Wanted {
+    pub(crate) key: Key,
+    pub(crate) target: Target,
+    /// The socket, if the worker does not have it yet.
+    pub(crate) socket: Option<std::net::TcpListener>,
+}
+
+impl Worker {
+    fn new(id: usize, shared: Shared) -> Worker {
+        let plan = Rc::new(View(shared.state.plan_owned()));
+        let seed = shared.state.seed() ^ (id as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Worker {
+            id: counters::Worker(id),
+            shared,
+            pool: Pool::default(),
+            plan: RefCell::new(plan),
+            draw: Cell::new(seed | 1),
+        }
+    }
+
+    /// The moment.
+    pub(crate) fn now(&self) -> Now {
+        let (mono, unix_us) = self.shared.clock.now();
+        Now { mono, unix_us }
+    }
+
+    /// The plan in force.
+    pub(crate) fn plan(&self) -> Rc<View> {
+        let mut held = self.plan.borrow_mut();
+        let plan = self.shared.state.plan();
+        if held.epoch != plan.epoch {
+            *held = Rc::new(View(plan.clone()));
+        }
+        held.clone()
+    }
+
+    /// A random number for balancing (xorshift).
+    pub(crate) fn draw(&self) -> u64 {
+        let mut x = self.draw.get();
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.draw.set(x);
+        x
+    }
+}
+
+/// The body of a worker's thread.
+pub(crate) fn run(
+    id: usize,
+    shared: Shared,
+    orders: mpsc::Receiver<Order>,
+    runtime: tokio::runtime::LocalRuntime,
+) {
+    runtime.block_on(serve(Rc::new(Worker::new(id, shared)), orders));
+}
+
+/// Carries out orders until the forwarder is gone; sessions run beside.
+async fn serve(worker: Rc<Worker>, mut orders: mpsc::Receiver<Order>) {
+    let mut listeners: HashMap<Key, Listener> = HashMap::new();
+    let mut purge = interval(Duration::from_secs(1));
+    purge.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            order = orders.recv() => {
+                let Some(order) = order else { return };
+                carry_out(&worker, &mut listeners, order.listeners);
+                drop(order.done);
+            }
+            _ = purge.tick() => worker.pool.purge(),
+        }
+    }
+}
+
+fn carry_out(worker: &Rc<Worker>, listeners: &mut HashMap<Key, Listener>, wanted: Vec<Wanted>) {
+    let mut kept = HashMap::with_capacity(wanted.len());
+    for wanted in wanted {
+        match (listeners.remove(&wanted.key), wanted.socket) {
+            (Some(listener), _) => {
+                listener.retarget(wanted.target);
+                kept.insert(wanted.key, listener);
+            }
+            (None, Some(socket)) => match Listener::start(worker, socket, wanted.target) {
+                Ok(listener) => drop(kept.insert(wanted.key, listener)),
+                Err(e) => {
+                    tracing::error!("worker {}: cannot listen on {}: {e}", worker.id.0, wanted.key.addr)
+                }
+            },
+            (None, None) => {}
+        }
+    }
+    for (_, listener) in std::mem::replace(listeners, kept) {
+        listener.close(worker);
+    }
+}

@@ -1,0 +1,4 @@
+//! The forwarding plane over real sockets on loopback.
+
+mod harness;
+mod tcp;
