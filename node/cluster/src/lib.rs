@@ -30,6 +30,7 @@ mod peer;
 mod raft;
 mod server;
 mod status;
+pub mod sync;
 
 /// What the `cluster` section and the process say.
 #[derive(Clone, Debug, Default)]

@@ -17,6 +17,7 @@ pub mod log;
 pub mod plan;
 pub mod queue;
 pub mod registry;
+pub mod replication;
 pub mod sample;
 pub mod server;
 pub mod state;

@@ -11,28 +11,24 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, O
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
-use phalanx_config::model::KeyType;
+pub use phalanx_config::model::{DataType, KeyType};
 
 pub use self::key::{Input, Key, Scratch};
 pub use self::layout::{Column, Kind, Layout, TYPES, Type, by_name, describe};
 pub use self::origin::Origin;
 use self::origin::{CLEARED, SELF};
-use self::shard::Shard;
+use self::shard::{Digest, Shard};
 use self::tables::Shared;
 pub use self::tables::{Spec, Tables};
 use crate::time::Now;
 
-#[allow(dead_code, reason = "its other half, replication, is on its way")]
 pub(crate) mod codec;
 pub(crate) mod hash;
 mod key;
 mod layout;
-#[allow(dead_code, reason = "replication is on its way")]
 pub(crate) mod origin;
 mod rate;
-#[allow(dead_code, reason = "replication is on its way")]
 mod shard;
-#[allow(dead_code, reason = "replication is on its way")]
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -42,11 +38,12 @@ pub const MAX_PEERS: usize = 16;
 const MAX_SHARDS: usize = 64;
 /// Entries per shard below which a table is not split: eviction order is exact within a shard.
 const SHARD_ENTRIES: usize = 4096;
+/// A table that nobody has begun to teach for so long knows all there is.
+const LEARN_LIMIT: Duration = Duration::from_secs(5);
 /// Entries handled under one lock by walks over a whole table.
 const WALK: u32 = 256;
 
 /// One stick table.
-#[allow(dead_code, reason = "replication is on its way")]
 pub struct Table {
     name: String,
     kind: KeyType,
@@ -61,8 +58,15 @@ pub struct Table {
     epoch: u64,
     /// Shards with news, one bit each, per peer.
     pending: [AtomicU64; MAX_PEERS],
-    digest: Mutex<Option<(u64, u64)>>,
+    /// The count of changes when somebody last asked for a digest.
+    asked: AtomicU64,
+    /// Ready: taught by a peer, or none was there to teach it.
     learned: AtomicBool,
+    /// A peer that knew all has taught it.
+    taught: AtomicBool,
+    /// The peer that teaches it now, plus one.
+    teacher: AtomicUsize,
+    born: Duration,
     shared: Arc<Shared>,
 }
 
@@ -112,7 +116,6 @@ pub enum SetError {
     Full,
 }
 
-#[allow(dead_code, reason = "replication is on its way")]
 impl Table {
     fn new(name: &str, spec: &Spec, shared: &Arc<Shared>, now: Now) -> Table {
         let shards = (spec.size / SHARD_ENTRIES).next_power_of_two().clamp(1, MAX_SHARDS);
@@ -130,8 +133,11 @@ impl Table {
             floor: AtomicU64::new(0),
             epoch: shared.hlc.tick(now),
             pending: Default::default(),
-            digest: Mutex::new(None),
-            learned: AtomicBool::new(false),
+            asked: AtomicU64::new(u64::MAX),
+            learned: AtomicBool::new(!spec.shared),
+            taught: AtomicBool::new(false),
+            teacher: AtomicUsize::new(0),
+            born: now.mono,
             shared: shared.clone(),
         }
     }
@@ -438,38 +444,46 @@ impl Table {
             let woken = shard.keep_tracked();
             self.leave(shard, index, woken);
         }
+        if now.mono > self.born + LEARN_LIMIT && self.teacher.load(Relaxed) == 0 {
+            self.learned.store(true, Relaxed);
+        }
     }
 
     /// A hash of everything replicated in the table, whatever the order: equal on two nodes if and only
-    /// if they hold the same.
+    /// if they hold the same. Costs a walk over the shards that have changed since the last one.
     pub fn digest(&self, now: Now) -> u64 {
-        let mut sum = 0u64;
         let origins = self.shared.origins.list();
-        self.walk(now, |_, shard, at| {
-            if shard.is_live(at) {
-                sum = sum.wrapping_add(entry_digest(shard, at, &origins));
+        let mut sum = 0u64;
+        for index in 0..self.shards.len() {
+            let cached = self.shards[index].lock().digest;
+            let shard = self.enter(index, now);
+            if let Some(d) = cached.filter(|d| d.changes == shard.changes && d.until > shard.now) {
+                sum = sum.wrapping_add(d.value);
+                self.leave(shard, index, 0);
+                continue;
             }
-        });
+            let changes = shard.changes;
+            self.leave(shard, index, 0);
+            let mut fresh = Digest { changes, until: u64::MAX, value: 0 };
+            self.walk_shard(index, now, &mut |_, shard, at| {
+                if shard.is_live(at) {
+                    fresh.value = fresh.value.wrapping_add(entry_digest(shard, at, &origins));
+                    let e = &shard.entries[at as usize];
+                    fresh.until = fresh.until.min(if e.uses > 0 { u64::MAX } else { e.expire });
+                }
+            });
+            sum = sum.wrapping_add(fresh.value);
+            self.shards[index].lock().digest = Some(fresh);
+        }
         sum
     }
 
     /// The digest if nothing has changed since the last call, else `None`: what nodes compare when they
-    /// are quiet. Costs a walk only once per change.
+    /// are quiet.
     pub(crate) fn quiet_digest(&self, now: Now) -> Option<u64> {
-        let changes: u64 = self.shards.iter().map(|s| s.lock().changes).sum();
-        let cached = *self.digest.lock();
-        match cached {
-            Some((at, digest)) if at == changes && digest != 0 => Some(digest),
-            Some((at, _)) if at == changes => {
-                let digest = self.digest(now).max(1);
-                *self.digest.lock() = Some((changes, digest));
-                Some(digest)
-            }
-            _ => {
-                *self.digest.lock() = Some((changes, 0));
-                None
-            }
-        }
+        let changes = self.shards.iter().map(|s| s.lock().changes).sum();
+        let quiet = self.asked.swap(changes, Relaxed) == changes;
+        quiet.then(|| self.digest(now))
     }
 
     /// Memory held by entries, in bytes.
@@ -477,13 +491,34 @@ impl Table {
         self.shards.iter().map(|s| s.lock().heap_bytes() + size_of::<Mutex<Shard>>()).sum()
     }
 
-    /// Whether a peer has taught it everything.
+    /// Whether it knows what the cluster knows: a peer has taught it everything, or none was there.
     pub fn is_learned(&self) -> bool {
         self.learned.load(Relaxed)
     }
 
-    pub(crate) fn set_learned(&self) {
+    /// Whether a peer that knew all has taught it.
+    pub(crate) fn is_taught(&self) -> bool {
+        self.taught.load(Relaxed)
+    }
+
+    pub(crate) fn set_taught(&self) {
+        self.taught.store(true, Relaxed);
         self.learned.store(true, Relaxed);
+    }
+
+    /// Makes a peer the one that teaches this table; `false` while another is at it.
+    pub(crate) fn claim(&self, peer: usize) -> bool {
+        self.teacher.compare_exchange(0, peer + 1, Relaxed, Relaxed).is_ok()
+    }
+
+    /// The peer teaches no longer; whether it did.
+    pub(crate) fn unclaim(&self, peer: usize) -> bool {
+        self.teacher.compare_exchange(peer + 1, 0, Relaxed, Relaxed).is_ok()
+    }
+
+    /// Whether this peer teaches the table now.
+    pub(crate) fn claimed_by(&self, peer: usize) -> bool {
+        self.teacher.load(Relaxed) == peer + 1
     }
 
     // ---- inside ----
@@ -572,18 +607,22 @@ impl Table {
     /// Calls `each` with every index of every shard, a bounded number under one lock.
     fn walk(&self, now: Now, mut each: impl FnMut(usize, &Shard, u32)) {
         for index in 0..self.shards.len() {
-            let mut from = 0;
-            loop {
-                let shard = self.enter(index, now);
-                let end = shard.entries.len() as u32;
-                let to = (from + WALK).min(end);
-                (from..to).for_each(|at| each(index, &shard, at));
-                self.leave(shard, index, 0);
-                if to >= end {
-                    break;
-                }
-                from = to;
+            self.walk_shard(index, now, &mut each);
+        }
+    }
+
+    fn walk_shard(&self, index: usize, now: Now, each: &mut impl FnMut(usize, &Shard, u32)) {
+        let mut from = 0;
+        loop {
+            let shard = self.enter(index, now);
+            let end = shard.entries.len() as u32;
+            let to = (from + WALK).min(end);
+            (from..to).for_each(|at| each(index, &shard, at));
+            self.leave(shard, index, 0);
+            if to >= end {
+                return;
             }
+            from = to;
         }
     }
 

@@ -118,11 +118,6 @@ impl Hlc {
         }
     }
 
-    /// The latest reading.
-    pub(crate) fn last(&self) -> u64 {
-        self.0.load(Relaxed)
-    }
-
     /// Readings beyond the year 3000 are nonsense, and refused where they come in.
     pub(crate) const LIMIT: u64 = 32_503_680_000_000_000;
 }

@@ -100,7 +100,16 @@ pub(crate) struct Shard {
     tombs: u32,
     /// Content changes so far.
     pub(crate) changes: u64,
+    pub(crate) digest: Option<Digest>,
     seed: u64,
+}
+
+/// A digest of the content, good until something changes or expires.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Digest {
+    pub(crate) changes: u64,
+    pub(crate) until: u64,
+    pub(crate) value: u64,
 }
 
 #[derive(Debug)]
@@ -130,6 +139,7 @@ impl Shard {
             marked: 0,
             tombs: 0,
             changes: 0,
+            digest: None,
             seed,
         }
     }

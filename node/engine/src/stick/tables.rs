@@ -170,6 +170,12 @@ impl Tables {
         }
     }
 
+    /// Whether every shared table knows what the cluster knows: a node that is not there yet should not
+    /// take over a floating IP.
+    pub fn is_learned(&self) -> bool {
+        self.by_name.read().values().all(|t| !t.is_shared() || t.is_learned())
+    }
+
     /// `waker` is called, from whichever thread, when there is something to send to peers: once, until
     /// [`Tables::rearm`].
     pub fn set_waker(&self, waker: impl Fn() + Send + Sync + 'static) {

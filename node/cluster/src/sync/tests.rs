@@ -1,0 +1,243 @@
+//! Real nodes in one process: own tables, own port, real gRPC between them.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+
+use phalanx_engine::stick::{DataType, Key, KeyType, Spec, Table};
+use tonic::service::Routes;
+
+use super::*;
+use crate::identity::Guard;
+use crate::{Node, Settings};
+
+struct Running {
+    handle: Handle,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+    clock: Clock,
+}
+
+fn spec() -> Spec {
+    let store = vec![
+        DataType::ServerId,
+        DataType::Gpc0,
+        DataType::HttpReqCnt,
+        DataType::HttpReqRate(Duration::from_secs(60)),
+    ];
+    Spec {
+        key: KeyType::String(32),
+        size: 10_000,
+        expire: Some(Duration::from_secs(600)),
+        nopurge: false,
+        shared: true,
+        store,
+    }
+}
+
+fn free_addr() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+fn nodes(count: usize) -> Vec<Node> {
+    let node = |i| Node { name: format!("n{i}"), addr: free_addr(), witness: false };
+    (1..=count).map(node).collect()
+}
+
+impl Running {
+    fn start(nodes: &[Node], name: &str, incarnation: u64, specs: &BTreeMap<String, Spec>) -> Running {
+        let settings = Settings {
+            name: "test".to_string(),
+            node: name.to_string(),
+            nodes: nodes.to_vec(),
+            incarnation,
+            ..Settings::default()
+        };
+        let clock = Clock::new();
+        let (stop, stopped) = watch::channel(false);
+        let tables = Tables::new(name, incarnation, incarnation);
+        let peers = Peers::new(&settings).unwrap();
+        let handle = Handle::new("test", tables.clone(), &peers, clock, stopped.clone());
+        tables.apply(specs, handle.0.now());
+        let mut tasks = JoinSet::new();
+        let routes = Routes::new(handle.service());
+        let addr = settings.this().unwrap().addr.clone();
+        let guard = Guard::new(&settings);
+        tasks.spawn(crate::server::serve("test".to_string(), addr, guard, routes, stopped));
+        tasks.spawn(handle.clone().run(peers));
+        Running { handle, stop, tasks, clock }
+    }
+
+    fn one(nodes: &[Node], name: &str, incarnation: u64) -> Running {
+        Running::start(nodes, name, incarnation, &BTreeMap::from([("t".to_string(), spec())]))
+    }
+
+    fn table(&self) -> Arc<Table> {
+        self.handle.tables().get("t").unwrap()
+    }
+
+    fn now(&self) -> Now {
+        let (mono, unix_us) = self.clock.now();
+        Now { mono, unix_us }
+    }
+
+    fn hit(&self, key: &str, times: u32) {
+        let tracked = self.table().track(&Key::Str(key.as_bytes()), self.now()).unwrap();
+        (0..times).for_each(|_| tracked.http_req(self.now()));
+    }
+
+    fn count(&self, key: &str) -> u64 {
+        self.table().value(&Key::Str(key.as_bytes()), "http_req_cnt", self.now()).unwrap_or(0)
+    }
+
+    async fn end(mut self) {
+        self.stop.send_replace(true);
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_one_node_sees_the_others_know() {
+    let nodes = nodes(3);
+    let all: Vec<_> = nodes.iter().map(|n| Running::one(&nodes, &n.name, 1)).collect();
+    let client = Key::Str(b"client");
+    all[0].table().set_server_id(&client, 7, all[0].now());
+    for n in &all {
+        until("the stick entry on every node", || n.table().server_id(&client, n.now()) == Some(7)).await;
+    }
+    all.iter().for_each(|n| n.hit("client", 5));
+    for n in &all {
+        until("the sum on every node", || n.count("client") == 15).await;
+        let rate = n.table().value(&client, "http_req_rate", n.now());
+        assert_eq!(rate, Some(15), "rates are summed as well");
+    }
+    let digests: Vec<_> = all.iter().map(|n| n.table().digest(n.now())).collect();
+    assert!(digests.iter().all(|d| *d == digests[0]));
+    for n in &all {
+        until("everything acknowledged", || n.handle.status().iter().all(|s| s.sync.lag_updates == 0)).await;
+        for s in n.handle.status() {
+            assert!(s.bytes_in > 0 && s.bytes_out > 0);
+            assert_eq!(s.sync.state, "established");
+            assert_eq!(s.sync.tables[0].digest, digests[0]);
+        }
+    }
+    all[1].table().clear_key(&client, all[1].now());
+    for n in &all {
+        until("gone on every node", || n.table().used() == 0).await;
+    }
+    for n in all {
+        n.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_late_node_is_taught_and_a_restarted_one_gets_its_past_back() {
+    let nodes = nodes(3);
+    let n1 = Running::one(&nodes, "n1", 1);
+    let n2 = Running::one(&nodes, "n2", 1);
+    for k in 0..2_000 {
+        n1.hit(&format!("key{k}"), 1);
+        n2.hit(&format!("key{k}"), 2);
+    }
+    let n3 = Running::one(&nodes, "n3", 1);
+    until("the late node knows all", || {
+        (0..2_000).step_by(37).all(|k| n3.count(&format!("key{k}")) == 3) && n3.table().used() == 2_000
+    })
+    .await;
+    n3.hit("key0", 4);
+    until("its own count is elsewhere", || n1.count("key0") == 7 && n2.count("key0") == 7).await;
+    n1.end().await;
+    n2.hit("key0", 1);
+    let n1 = Running::one(&nodes, "n1", 2);
+    until("the past is back", || n1.count("key0") == 8).await;
+    n1.hit("key0", 10);
+    for n in [&n1, &n2, &n3] {
+        until("it counts on from there", || n.count("key0") == 18).await;
+        let parts = n.table().detail(&Key::Str(b"key0"), n.now());
+        let by: Vec<_> = parts.iter().map(|p| (&*p.node, p.incarnation, p.values[2])).collect();
+        assert_eq!(by, [("n1", 1, 1), ("n1", 2, 10), ("n2", 1, 3), ("n3", 1, 4)]);
+    }
+    for n in [n1, n2, n3] {
+        n.end().await;
+    }
+}
+
+#[tokio::test]
+async fn tables_that_do_not_fit_are_skipped_and_the_rest_goes_on() {
+    let nodes = nodes(2);
+    let mut specs = BTreeMap::from([("t".to_string(), spec())]);
+    specs.insert("other".to_string(), spec());
+    specs.insert("typed".to_string(), spec());
+    let n1 = Running::start(&nodes, "n1", 1, &specs);
+    specs.remove("other");
+    specs.insert("typed".to_string(), Spec { key: KeyType::Ip, ..spec() });
+    specs.insert("t".to_string(), Spec { store: vec![DataType::HttpReqCnt], ..spec() });
+    let n2 = Running::start(&nodes, "n2", 1, &specs);
+    for name in ["other", "typed"] {
+        let table = n1.handle.tables().get(name).unwrap();
+        table.track(&Key::Str(b"x"), n1.now()).unwrap().http_req(n1.now());
+    }
+    n1.hit("x", 3);
+    until("the common data type", || n2.count("x") == 3).await;
+    n2.hit("x", 1);
+    until("and back", || n1.count("x") == 4).await;
+    assert_eq!(n2.handle.tables().get("typed").unwrap().used(), 0);
+    // A reload on the second node brings the table: it is taught what it missed.
+    let specs = BTreeMap::from([("t".to_string(), spec()), ("other".to_string(), spec())]);
+    n2.handle.tables().apply(&specs, n2.now());
+    let other = n2.handle.tables().get("other").unwrap();
+    until("the new table is taught", || other.value(&Key::Str(b"x"), "http_req_cnt", n2.now()) == Some(1))
+        .await;
+    until("the wider table goes on", || n2.count("x") == 4).await;
+    n1.end().await;
+    n2.end().await;
+}
+
+#[tokio::test]
+async fn nonsense_costs_a_peer_its_stream_and_nothing_else() {
+    let nodes = nodes(2);
+    let n2 = Running::one(&nodes, "n2", 1);
+    let settings =
+        Settings { name: "test".into(), node: "n1".into(), nodes: nodes.clone(), ..Settings::default() };
+    let peers = Peers::new(&settings).unwrap();
+    let mut client = PeersClient::new(peers.by_name("n2").unwrap().line(Lane::Sync));
+    let hello = |version| {
+        let hello = phalanx_wire::peers::Hello { version, node: "n1".into(), ..Default::default() };
+        Frame { kind: Some(phalanx_wire::peers::frame::Kind::Hello(hello)) }
+    };
+    let batch = phalanx_wire::peers::Batch { table: 9, ..Default::default() };
+    let batch = Frame { kind: Some(phalanx_wire::peers::frame::Kind::Batch(batch)) };
+    for frames in [vec![batch.clone()], vec![hello(99)], vec![hello(1), hello(1)], vec![hello(1), batch]] {
+        let mut answer = None;
+        until("the port answers", || true).await;
+        while answer.is_none() {
+            let (out, stream) = mpsc::channel(8);
+            for frame in &frames {
+                out.send(frame.clone()).await.unwrap();
+            }
+            if let Ok(response) = client.sync(ReceiverStream::new(stream)).await {
+                answer = Some((response.into_inner(), out));
+            } else {
+                sleep(Duration::from_millis(10)).await;
+            }
+        }
+        let (mut inbound, _out) = answer.unwrap();
+        let ended = timeout(Duration::from_secs(5), async {
+            while let Ok(Some(_)) = inbound.message().await {}
+        });
+        ended.await.expect("the stream ends");
+    }
+    let n1 = Running::one(&nodes, "n1", 2);
+    n2.hit("x", 2);
+    until("a proper peer is served as ever", || n1.count("x") == 2).await;
+    n1.end().await;
+    n2.end().await;
+}

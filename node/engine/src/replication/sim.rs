@@ -1,0 +1,411 @@
+//! Three to four nodes in virtual time: streams are cut, delayed, partitioned, nodes restart with a new
+//! incarnation, clocks differ. A failure names the seed; the same seed gives the same run.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use phalanx_config::model::{DataType, KeyType};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+
+use super::*;
+use crate::stick::{Cleared, Key, Spec};
+
+struct Node {
+    name: String,
+    tables: Arc<Tables>,
+    peers: Vec<Option<Peer>>,
+    held: Vec<crate::stick::Tracked>,
+    /// World time minus its monotonic time, and wall clock skew.
+    start: u64,
+    skew: i64,
+}
+
+struct World {
+    seed: u64,
+    rng: SmallRng,
+    now: u64,
+    nodes: Vec<Node>,
+    /// Streams between `a < b`, by pair.
+    up: BTreeSet<(usize, usize)>,
+    /// Pairs that cannot connect.
+    cut: BTreeSet<(usize, usize)>,
+    wires: BTreeMap<(usize, usize), VecDeque<(u64, Message)>>,
+    specs: BTreeMap<String, Spec>,
+    /// True counts by (node, incarnation, key).
+    truth: BTreeMap<(String, u64, u32), u64>,
+    /// For dead runs: the least that must have survived.
+    least: BTreeMap<(String, u64, u32), u64>,
+    delay: u64,
+}
+
+const KEYS: u32 = 24;
+
+impl World {
+    fn new(seed: u64, expire: Option<Duration>) -> World {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let store =
+            vec![DataType::HttpReqCnt, DataType::HttpReqRate(Duration::from_secs(2)), DataType::ServerId];
+        let spec = Spec { key: KeyType::Integer, size: 1000, expire, nopurge: false, shared: true, store };
+        let count = rng.random_range(3..=4);
+        let delay = *[0, 1, 5, 40].get(rng.random_range(0..4usize)).unwrap();
+        let mut world = World {
+            seed,
+            rng,
+            now: 100_000,
+            nodes: Vec::new(),
+            up: BTreeSet::new(),
+            cut: BTreeSet::new(),
+            wires: BTreeMap::new(),
+            specs: BTreeMap::from([("t".to_string(), spec)]),
+            truth: BTreeMap::new(),
+            least: BTreeMap::new(),
+            delay,
+        };
+        for i in 0..count {
+            let node = world.node(i, 1, count);
+            world.nodes.push(node);
+        }
+        world
+    }
+
+    fn node(&mut self, i: usize, incarnation: u64, count: usize) -> Node {
+        let name = format!("n{i}");
+        let tables = Tables::new(&name, incarnation, self.rng.random());
+        let start = self.now - self.rng.random_range(0..50_000);
+        let mut node = Node {
+            name,
+            tables,
+            peers: Vec::new(),
+            held: Vec::new(),
+            start,
+            skew: self.rng.random_range(-3_000..3_000),
+        };
+        node.tables.apply(&self.specs, node.at(self.now));
+        for j in 0..count {
+            let peer = (j != i).then(|| Peer::new(node.tables.clone(), &format!("n{j}")).unwrap());
+            node.peers.push(peer);
+        }
+        node
+    }
+
+    fn table(&self, i: usize) -> Arc<Table> {
+        self.nodes[i].tables.get("t").unwrap()
+    }
+
+    fn drop_stream(&mut self, a: usize, b: usize) {
+        let pair = (a.min(b), a.max(b));
+        if self.up.remove(&pair) {
+            self.wires.remove(&(a, b));
+            self.wires.remove(&(b, a));
+            self.nodes[a].peers[b].as_mut().unwrap().disconnected();
+            self.nodes[b].peers[a].as_mut().unwrap().disconnected();
+        }
+    }
+
+    fn connect_all(&mut self) {
+        for a in 0..self.nodes.len() {
+            for b in a + 1..self.nodes.len() {
+                if !self.cut.contains(&(a, b)) && self.up.insert((a, b)) {
+                    for (x, y) in [(a, b), (b, a)] {
+                        let now = self.nodes[x].at(self.now);
+                        self.nodes[x].peers[y].as_mut().unwrap().connected(now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets everything that is due be said and heard.
+    fn pump(&mut self) {
+        for _ in 0..4 {
+            for &(a, b) in &self.up.clone() {
+                for (x, y) in [(a, b), (b, a)] {
+                    self.talk(x, y);
+                }
+            }
+        }
+    }
+
+    fn talk(&mut self, from: usize, to: usize) {
+        if !self.up.contains(&(from.min(to), from.max(to))) {
+            return;
+        }
+        let now = self.nodes[from].at(self.now);
+        let wire = self.wires.entry((from, to)).or_default();
+        let mut due = wire.back().map_or(0, |w| w.0);
+        while let Some(message) = self.nodes[from].peers[to].as_mut().unwrap().poll_output(now) {
+            // A stream keeps its order, whatever the delay of one message.
+            due = due.max(self.now + self.rng.random_range(0..=self.delay));
+            wire.push_back((due, message));
+        }
+        let now = self.nodes[to].at(self.now);
+        while wire.front().is_some_and(|w| w.0 <= self.now) {
+            let (_, message) = wire.pop_front().unwrap();
+            let peer = self.nodes[to].peers[from].as_mut().unwrap();
+            if let Err(error) = peer.handle(message, now) {
+                panic!("seed {}: n{to} refuses n{from}: {error}", self.seed);
+            }
+        }
+    }
+
+    fn run(&mut self, ms: u64, step: u64) {
+        let end = self.now + ms;
+        while self.now < end {
+            self.now += step;
+            self.connect_all();
+            for node in &self.nodes {
+                node.tables.sweep(node.at(self.now));
+            }
+            self.pump();
+        }
+        for i in 0..self.nodes.len() {
+            self.table(i).check_invariants();
+        }
+    }
+
+    fn count(&mut self) {
+        let i = self.rng.random_range(0..self.nodes.len());
+        let key = self.rng.random_range(0..KEYS);
+        let now = self.nodes[i].at(self.now);
+        let tracked = self.table(i).track(&Key::Int(key), now).unwrap();
+        for _ in 0..self.rng.random_range(1..4) {
+            tracked.http_req(now);
+            let node = &self.nodes[i];
+            *self.truth.entry((node.name.clone(), node.tables.incarnation(), key)).or_default() += 1;
+        }
+        if self.rng.random_bool(0.1) {
+            self.nodes[i].held.push(tracked);
+        }
+    }
+
+    fn restart(&mut self, i: usize) {
+        for j in 0..self.nodes.len() {
+            if j != i {
+                self.drop_stream(i, j);
+            }
+        }
+        let incarnation = self.nodes[i].tables.incarnation() + 1;
+        let count = self.nodes.len();
+        self.nodes[i] = self.node(i, incarnation, count);
+        // Of runs that are over, what the living know must survive; nothing else can.
+        let mut least = BTreeMap::new();
+        for key in 0..KEYS {
+            for (k, node) in self.nodes.iter().enumerate() {
+                for part in self.table(k).detail(&Key::Int(key), node.at(self.now)) {
+                    let at = least.entry((part.node, part.incarnation, key)).or_insert(0);
+                    *at = part.values[1].max(*at);
+                }
+            }
+        }
+        self.least = least;
+    }
+
+    /// One random step of trouble.
+    fn trouble(&mut self, p: f64) {
+        let count = self.nodes.len();
+        let (a, b) = (self.rng.random_range(0..count), self.rng.random_range(0..count));
+        if a != b && self.rng.random_bool(0.04 * p) {
+            self.drop_stream(a, b);
+        }
+        if self.rng.random_bool(0.01 * p) {
+            // A partition: one side of the nodes no longer sees the other.
+            let side: Vec<bool> = (0..count).map(|_| self.rng.random_bool(0.5)).collect();
+            for x in 0..count {
+                for y in x + 1..count {
+                    if side[x] != side[y] {
+                        self.cut.insert((x, y));
+                        self.drop_stream(x, y);
+                    }
+                }
+            }
+        }
+        if self.rng.random_bool(0.02 * p) {
+            self.cut.clear();
+        }
+        if self.rng.random_bool(0.006 * p) {
+            self.restart(a);
+        }
+        if self.rng.random_bool(0.1) {
+            self.nodes[a].held.clear();
+        }
+    }
+
+    /// Heals everything and waits until all nodes hold the same.
+    fn settle(&mut self) {
+        self.cut.clear();
+        for node in &mut self.nodes {
+            node.held.clear();
+        }
+        for _ in 0..600 {
+            self.run(200, 50);
+            let digests: BTreeSet<u64> =
+                (0..self.nodes.len()).map(|i| self.table(i).digest(self.nodes[i].at(self.now))).collect();
+            if digests.len() == 1 {
+                return;
+            }
+        }
+        let parts: Vec<_> = (0..self.nodes.len()).map(|i| self.parts(i)).collect();
+        panic!("seed {}: tables never converge: {parts:#?}", self.seed);
+    }
+
+    fn parts(&self, i: usize) -> BTreeMap<(String, u64, u32), u64> {
+        let mut all = BTreeMap::new();
+        for key in 0..KEYS {
+            for part in self.table(i).detail(&Key::Int(key), self.nodes[i].at(self.now)) {
+                all.insert((part.node, part.incarnation, key), part.values[1]);
+            }
+        }
+        all
+    }
+}
+
+impl Node {
+    fn at(&self, world: u64) -> Now {
+        let unix = 1_700_000_000_000_i64 + world as i64 + self.skew;
+        Now { mono: Duration::from_millis(world - self.start), unix_us: unix as u64 * 1000 }
+    }
+}
+
+/// Seeds of the ordinary run; `PHALANX_SEEDS=from..to` runs others.
+fn seeds() -> std::ops::Range<u64> {
+    let asked = std::env::var("PHALANX_SEEDS").ok();
+    let parsed = asked.as_deref().and_then(|s| s.split_once("..")).map(|(a, b)| (a.parse(), b.parse()));
+    match parsed {
+        Some((Ok(a), Ok(b))) => a..b,
+        _ => 0..60,
+    }
+}
+
+#[test]
+fn counters_are_conserved_exactly_once_through_any_trouble() {
+    for seed in seeds() {
+        let mut w = World::new(seed, None);
+        for _ in 0..150 {
+            w.trouble(1.0);
+            w.count();
+            let (ms, step) = (w.rng.random_range(1..60), w.rng.random_range(1..20));
+            w.run(ms, step);
+        }
+        w.settle();
+        for i in 0..w.nodes.len() {
+            let parts = w.parts(i);
+            for (slot, &truth) in &w.truth {
+                let seen = parts.get(slot).copied().unwrap_or(0);
+                let alive = w.nodes.iter().any(|n| n.name == slot.0 && n.tables.incarnation() == slot.1);
+                if alive {
+                    assert_eq!(seen, truth, "seed {seed}: {slot:?} on n{i}");
+                } else {
+                    let least = w.least.get(slot).copied().unwrap_or(0);
+                    assert!((least..=truth).contains(&seen), "seed {seed}: {slot:?} on n{i}: {seen}");
+                }
+            }
+            assert!(parts.keys().all(|slot| w.truth.contains_key(slot)), "seed {seed}: invented slots");
+            for key in 0..KEYS {
+                let sum: u64 = parts.iter().filter(|(s, _)| s.2 == key).map(|(_, n)| n).sum();
+                let read = w.table(i).value(&Key::Int(key), "http_req_cnt", w.nodes[i].at(w.now));
+                assert_eq!(read.unwrap_or(0), sum, "seed {seed}: key {key} on n{i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tables_converge_and_expired_entries_stay_gone() {
+    for seed in seeds() {
+        let mut w = World::new(seed, Some(Duration::from_secs(300)));
+        for _ in 0..120 {
+            w.trouble(1.0);
+            w.count();
+            if w.rng.random_bool(0.2) {
+                let i = w.rng.random_range(0..w.nodes.len());
+                let (key, id) = (w.rng.random_range(0..KEYS), w.rng.random_range(1..5));
+                w.table(i).set_server_id(&Key::Int(key), id, w.nodes[i].at(w.now));
+            }
+            let (ms, step) = (w.rng.random_range(1..60), w.rng.random_range(1..20));
+            w.run(ms, step);
+        }
+        w.settle();
+        for key in 0..KEYS {
+            let ids: BTreeSet<_> = (0..w.nodes.len())
+                .map(|i| w.table(i).value(&Key::Int(key), "server_id", w.nodes[i].at(w.now)))
+                .collect();
+            assert_eq!(ids.len(), 1, "seed {seed}: key {key} sticks to {ids:?}");
+        }
+        w.run(310_000, 500);
+        for i in 0..w.nodes.len() {
+            assert_eq!(w.table(i).used(), 0, "seed {seed}: n{i} kept what has expired");
+        }
+    }
+}
+
+#[test]
+fn short_lives_converge_through_trouble() {
+    for seed in seeds() {
+        let mut w = World::new(seed, Some(Duration::from_millis(900)));
+        for _ in 0..150 {
+            w.trouble(1.0);
+            w.count();
+            let (ms, step) = (w.rng.random_range(1..200), w.rng.random_range(1..20));
+            w.run(ms, step);
+        }
+        w.cut.clear();
+        for node in &mut w.nodes {
+            node.held.clear();
+        }
+        w.run(2_000, 20);
+        for i in 0..w.nodes.len() {
+            assert_eq!(w.table(i).used(), 0, "seed {seed}: n{i} kept what has expired");
+        }
+    }
+}
+
+#[test]
+fn cleared_entries_do_not_come_back() {
+    for seed in seeds() {
+        let mut w = World::new(seed, Some(Duration::from_secs(300)));
+        for _ in 0..60 {
+            w.trouble(1.0);
+            w.count();
+            let (ms, step) = (w.rng.random_range(1..60), w.rng.random_range(1..20));
+            w.run(ms, step);
+        }
+        let away = w.rng.random_range(0..w.nodes.len());
+        let whole = w.rng.random_bool(0.3);
+        w.settle();
+        // One node is away while another clears.
+        for j in 0..w.nodes.len() {
+            if j != away {
+                w.cut.insert((away.min(j), away.max(j)));
+                w.drop_stream(away, j);
+            }
+        }
+        let by = (away + 1) % w.nodes.len();
+        let now = w.nodes[by].at(w.now);
+        let mut gone = Vec::new();
+        if whole {
+            w.table(by).clear(now);
+            gone.extend(0..KEYS);
+        } else {
+            gone.extend((0..KEYS).filter(|&k| w.table(by).clear_key(&Key::Int(k), now) == Cleared::Removed));
+        }
+        w.run(500, 10);
+        w.settle();
+        for i in 0..w.nodes.len() {
+            for key in &gone {
+                let value = w.table(i).value(&Key::Int(*key), "http_req_cnt", w.nodes[i].at(w.now));
+                assert_eq!(value, None, "seed {seed}: key {key} is back on n{i}");
+            }
+        }
+        // And counting goes on from zero, everywhere.
+        let i = w.rng.random_range(0..w.nodes.len());
+        w.table(i).track(&Key::Int(0), w.nodes[i].at(w.now)).unwrap().http_req(w.nodes[i].at(w.now));
+        w.settle();
+        for k in 0..w.nodes.len() {
+            let value = w.table(k).value(&Key::Int(0), "http_req_cnt", w.nodes[k].at(w.now));
+            if gone.contains(&0) {
+                assert_eq!(value, Some(1), "seed {seed}: n{k}");
+            }
+        }
+    }
+}
