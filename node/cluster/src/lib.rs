@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use phalanx_engine::registry::{Command, Registry, Reply};
+use phalanx_engine::stick::Tables;
+use phalanx_sys::clock::Clock;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -116,6 +118,7 @@ pub struct Cluster(Arc<Parts>);
 struct Parts {
     peers: Peers,
     raft: raft::Raft,
+    sync: sync::Handle,
     stop: watch::Sender<bool>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -126,10 +129,16 @@ const END_WITHIN: Duration = Duration::from_secs(2);
 impl Cluster {
     /// Takes part in the cluster. Must be called within the control runtime, on which all of it
     /// runs. `on_registry` is called with what the log says so far, and again after every change.
+    /// `tables` are replicated, and swept; `clock` is the one by which the workers use them.
     ///
     /// # Errors
     /// The settings or the data directory cannot be used. Peers are never the reason.
-    pub async fn start(settings: Settings, on_registry: OnRegistry) -> Result<Cluster, StartError> {
+    pub async fn start(
+        settings: Settings,
+        tables: Arc<Tables>,
+        clock: Clock,
+        on_registry: OnRegistry,
+    ) -> Result<Cluster, StartError> {
         let settings = Arc::new(settings);
         let Some(this) = settings.this() else {
             return Err(StartError::NotListed {
@@ -147,11 +156,13 @@ impl Cluster {
         for peer in peers.iter() {
             tasks.spawn(peer.clone().probe());
         }
-        // The services of stick tables and floating IPs are added here.
-        let routes = Routes::new(raft::service::server(raft.clone()));
+        let sync = sync::Handle::new(&settings.name, tables, &peers, clock, stopped.clone());
+        tasks.spawn(sync.clone().run(peers.clone()));
+        // The service of floating IPs is added here.
+        let routes = Routes::new(raft::service::server(raft.clone())).add_service(sync.service());
         let guard = identity::Guard::new(&settings);
         tasks.spawn(server::serve(settings.name.clone(), addr, guard, routes, stopped));
-        Ok(Cluster(Arc::new(Parts { peers, raft, stop, tasks: Mutex::new(tasks) })))
+        Ok(Cluster(Arc::new(Parts { peers, raft, sync, stop, tasks: Mutex::new(tasks) })))
     }
 
     /// Carries out a command for the whole cluster: from any node, answered after it is committed
@@ -171,6 +182,11 @@ impl Cluster {
     /// The state of the cluster as this node sees it.
     pub fn status(&self) -> Status {
         self.0.raft.status()
+    }
+
+    /// Replication of stick tables.
+    pub fn sync(&self) -> &sync::Handle {
+        &self.0.sync
     }
 
     /// The other nodes.

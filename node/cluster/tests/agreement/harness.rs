@@ -9,6 +9,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use phalanx_cluster::{Cluster, Node, ProposeError, Settings, StartError, State, Status};
 use phalanx_engine::registry::{Base, Command, Origin, Registry, Reply, Target};
+use phalanx_engine::stick::Tables;
+use phalanx_sys::clock::Clock;
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
@@ -106,7 +108,9 @@ impl Nodes {
         let cluster = loop {
             let told = told.clone();
             let on_registry = move |r: &Registry| *told.lock().unwrap() = servers(r);
-            let started = runtime.block_on(Cluster::start(settings.clone(), Box::new(on_registry)));
+            let tables = Tables::new(&settings.node, settings.incarnation, 0);
+            let start = Cluster::start(settings.clone(), tables, Clock::new(), Box::new(on_registry));
+            let started = runtime.block_on(start);
             match started {
                 // The threads of the killed one may need a moment to let go of the file.
                 Err(error) if error.to_string().contains("already open") && Instant::now() < deadline => {
