@@ -263,13 +263,7 @@ impl Inner {
         }
     }
 
-    async fn carry(
-        &self,
-        link: &Link,
-        mine: u64,
-        mut inbound: Streaming<Frame>,
-        out: &Outbound,
-    ) -> String {
+    async fn carry(&self, link: &Link, mine: u64, mut inbound: Streaming<Frame>, out: &Outbound) -> String {
         let mut held: Option<Frame> = None;
         let mut flushed = Instant::now() - GATHER;
         let mut gathering: Option<Instant> = None;

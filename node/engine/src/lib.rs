@@ -13,6 +13,7 @@ pub mod frontend;
 pub mod h1;
 pub mod hash;
 pub mod health;
+pub mod lease;
 pub mod log;
 pub mod plan;
 pub mod queue;

@@ -230,9 +230,8 @@ async fn nonsense_costs_a_peer_its_stream_and_nothing_else() {
             }
         }
         let (mut inbound, _out) = answer.unwrap();
-        let ended = timeout(Duration::from_secs(5), async {
-            while let Ok(Some(_)) = inbound.message().await {}
-        });
+        let ended =
+            timeout(Duration::from_secs(5), async { while let Ok(Some(_)) = inbound.message().await {} });
         ended.await.expect("the stream ends");
     }
     let n1 = Running::one(&nodes, "n1", 2);

@@ -1,0 +1,716 @@
+//! The lease of a floating IP: who holds it now, granted by a majority of the nodes.
+//!
+//! A pure machine per VIP and node, after PaxosLease (Trencseni, Gazso, Reinhardt 2012): no disk and
+//! no synchronised clocks. The `cluster` crate drives it: messages in by [`Lease::handle`], time by
+//! [`Lease::tick`], what to do out of [`Lease::poll_output`]. It must never be driven with time that
+//! runs backwards, and the driver must carry outputs out in order.
+//!
+//! # What is promised, and why it holds
+//! *Exclusion: at no moment of true time do two nodes hold the VIP.* The obligations:
+//! 1. **An acceptor backs one node at a time.** A grant blocks proposals of all other nodes until it
+//!    has run out by the acceptor's own clock, a full term after the proposal *arrived*, or until
+//!    its owner has released that very ballot. It is never overwritten (`acceptor.rs`).
+//! 2. **The holder counts shorter.** It counts the term from before the proposal was *sent*, less a
+//!    guard for the drift of both clocks, over acknowledgements of that very round.
+//! 3. **Majorities intersect.** If X and Y both held at time t, one acceptor would have granted both,
+//!    each grant covering t: against (1).
+//! 4. **A restarted acceptor has forgotten its grants**, so it votes only after the longest term has
+//!    passed since its start.
+//! 5. **The holder is silent from `until` on**, whatever happens to its process: the driver hands
+//!    `until` to the kernel (nftables timeout) and to the guardian, and the machine looks at the
+//!    clock before anything else, so that a process that slept sees its lapse first.
+//! 6. **A release is sent only after [`Lease::withdrawn`]**, and its ballot is never used again.
+//!
+//! *Fencing: epochs of successive tenures rise.* An acceptor lets a new tenure begin only with a
+//! ballot that outranks every one it promised, and the accepting majorities of two tenures intersect.
+//! Across the restart of a majority, ballots rise because counters start from the wall clock.
+//!
+//! *Progress: a connected majority with an eligible node gets a holder.* Candidates ask first
+//! (`Prepare`), which costs a running holder nothing; ranks and jitter keep them from colliding.
+
+mod acceptor;
+mod message;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+pub use self::acceptor::Acceptor;
+pub use self::message::{Ballot, Epoch, Message, NodeId, Refusal};
+use crate::time::Now;
+
+/// Times of the protocol; the same on all nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// What an acceptor grants, and the longest that it would.
+    pub lease: Duration,
+    /// What the holder leaves unused, for the drift of clocks and the time that withdrawing takes.
+    pub guard: Duration,
+    /// Between two proposals of the holder.
+    pub renew: Duration,
+    /// How long after its start a node does not vote.
+    pub start_wait: Duration,
+    /// How long a candidacy may take.
+    pub attempt: Duration,
+    /// Between the candidacies of nodes of different rank.
+    pub step: Duration,
+    /// First chance of the preferred node, or of the target of a planned move.
+    pub head_start: Duration,
+}
+
+impl Timing {
+    /// Default term: long enough for a machine that now and then does not run us for 200 ms.
+    pub const DEFAULT_LEASE: Duration = Duration::from_millis(600);
+
+    /// All times from the term. The guard of an eighth covers clocks that are 6 % apart.
+    pub fn of(lease: Duration) -> Timing {
+        Timing {
+            lease,
+            guard: lease / 8,
+            renew: lease / 4,
+            start_wait: lease + lease / 8,
+            attempt: lease / 3,
+            step: lease / 40,
+            head_start: lease / 2,
+        }
+    }
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing::of(Timing::DEFAULT_LEASE)
+    }
+}
+
+/// Whether this node is fit to hold the VIP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// It may take it.
+    Yes,
+    /// It may keep it but not take it, for these reasons.
+    Keep(Vec<String>),
+    /// It may not have it, for these reasons.
+    No(Vec<String>),
+}
+
+impl Fit {
+    /// Why not; empty for [`Fit::Yes`].
+    pub fn reasons(&self) -> &[String] {
+        match self {
+            Fit::Yes => &[],
+            Fit::Keep(reasons) | Fit::No(reasons) => reasons,
+        }
+    }
+}
+
+/// Why a holder lets go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// No majority renewed the lease in time.
+    Lapsed,
+    /// A planned move.
+    Moved {
+        /// Where to.
+        to: Option<NodeId>,
+    },
+    /// The node is not fit any more.
+    Unfit(Vec<String>),
+    /// Announcing the address failed.
+    AnnounceFailed(String),
+    /// The process stops.
+    Stopping,
+}
+
+/// What the driver is to do, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send to another node; may be lost.
+    Send {
+        /// Receiver.
+        to: NodeId,
+        /// What.
+        message: Message,
+    },
+    /// The VIP is ours until `until` (monotonic): announce it.
+    Acquired {
+        /// Of the tenure that begins.
+        ballot: Ballot,
+        /// End of the lease as it stands.
+        until: Duration,
+    },
+    /// The lease was prolonged: tell kernel and guardian.
+    Renewed {
+        /// Of the tenure.
+        ballot: Ballot,
+        /// New end of the lease.
+        until: Duration,
+    },
+    /// Take the address away, then call [`Lease::withdrawn`].
+    Withdraw {
+        /// Of the tenure that ends.
+        ballot: Ballot,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// What a node knows of a VIP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct View {
+    /// Who holds it.
+    pub holder: Option<NodeId>,
+    /// Fencing token of the tenure.
+    pub epoch: Option<Epoch>,
+    /// Left of the lease; what an acceptor sees is a little longer than what the holder counts.
+    pub left: Duration,
+}
+
+/// A move that cannot be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotMoved {
+    /// This node does not hold the VIP.
+    NotHolder,
+    /// The target is this node.
+    AlreadyThere,
+}
+
+impl fmt::Display for NotMoved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            NotMoved::NotHolder => "this node does not hold it",
+            NotMoved::AlreadyThere => "it is already there",
+        })
+    }
+}
+
+/// Who takes part, seen from one node.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// This node.
+    pub me: NodeId,
+    /// Different for each start of the process.
+    pub incarnation: u64,
+    /// For every node in order of [`NodeId`]: a witness votes but never holds.
+    pub witness: Vec<bool>,
+    /// Node with the first chance at a VIP that nobody has held yet.
+    pub prefer: Option<NodeId>,
+}
+
+impl Group {
+    fn majority(&self) -> usize {
+        self.witness.len() / 2 + 1
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = NodeId> + use<> {
+        (0..self.witness.len() as u8).map(NodeId)
+    }
+}
+
+/// The lease of one VIP on one node: its acceptor, and its candidacy or tenure.
+#[derive(Debug)]
+pub struct Lease {
+    group: Group,
+    timing: Timing,
+    acceptor: Acceptor,
+    role: Role,
+    fit: Fit,
+    /// Why the VIP is without a holder, which decides who goes first.
+    free: Free,
+    /// When to become a candidate.
+    candidacy: Option<Duration>,
+    /// Not before this.
+    not_before: Duration,
+    /// Highest ballot counter seen.
+    counter: u64,
+    /// Who said that it holds, until when that may be so.
+    known: Option<(Ballot, Duration)>,
+    rng: SmallRng,
+    outputs: VecDeque<Output>,
+}
+
+#[derive(Debug)]
+enum Role {
+    Idle,
+    /// Asking whether a majority would grant.
+    Preparing {
+        ballot: Ballot,
+        since: Duration,
+        promised: Vec<bool>,
+        refused: Vec<bool>,
+    },
+    /// Asking for grants, and once a majority has given them, holding.
+    Tenure(Tenure),
+    /// The driver is taking the address away.
+    Withdrawing {
+        ballot: Ballot,
+        to: Option<NodeId>,
+    },
+}
+
+#[derive(Debug)]
+struct Tenure {
+    ballot: Ballot,
+    since: Duration,
+    /// Rounds sent whose acknowledgement still counts, with the time before sending.
+    rounds: VecDeque<(u64, Duration)>,
+    /// For every node, when the newest round that it acknowledged was sent.
+    acked: Vec<Option<Duration>>,
+    refused: Vec<bool>,
+    /// `None` until the first majority.
+    until: Option<Duration>,
+}
+
+impl Tenure {
+    fn last_sent(&self) -> Option<(u64, Duration)> {
+        self.rounds.back().copied()
+    }
+
+    /// When the newest round that a majority has acknowledged was sent.
+    fn majority_sent(&self, majority: usize) -> Option<Duration> {
+        let mut sent: Vec<Duration> = self.acked.iter().flatten().copied().collect();
+        sent.sort_unstable_by(|a, b| b.cmp(a));
+        sent.get(majority - 1).copied()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Free {
+    /// Nobody was seen to hold it since this node started.
+    Initially,
+    /// The holder's lease ran out.
+    Expired(NodeId),
+    /// The holder let go.
+    Released { by: NodeId, to: Option<NodeId> },
+}
+
+/// Rounds remembered: more than fit into a term.
+const ROUNDS: usize = 16;
+
+impl Lease {
+    /// A machine that starts now: it votes only after the start wait.
+    pub fn new(group: Group, timing: Timing, seed: u64, now: Now) -> Lease {
+        Lease {
+            acceptor: Acceptor::new(now.mono + timing.start_wait, timing.lease),
+            role: Role::Idle,
+            fit: Fit::No(vec!["starting".into()]),
+            free: Free::Initially,
+            candidacy: None,
+            not_before: now.mono + timing.start_wait,
+            counter: 0,
+            known: None,
+            rng: SmallRng::seed_from_u64(seed),
+            outputs: VecDeque::new(),
+            group,
+            timing,
+        }
+    }
+
+    /// Takes a message in.
+    pub fn handle(&mut self, from: NodeId, message: Message, now: Now) {
+        if usize::from(from.0) >= self.group.witness.len() {
+            return;
+        }
+        self.lapse(now);
+        self.counter = self.counter.max(message.counter());
+        match message {
+            Message::Prepare { .. } | Message::Propose { .. } => {
+                // Only its maker may use a ballot.
+                if message.ballot().node == from {
+                    self.vote(from, message, now);
+                }
+            }
+            Message::Release { ballot, to } => self.released(ballot, to, now),
+            Message::Promise { ballot } => self.promised(from, ballot, now),
+            Message::Accepted { ballot, round } => self.accepted(from, ballot, round, now),
+            Message::Refused { ballot, why } => self.refused(from, ballot, why, now),
+        }
+        self.tick(now);
+    }
+
+    /// Lets time pass; call it at [`Lease::deadline`], and as often as you like.
+    pub fn tick(&mut self, now: Now) {
+        self.lapse(now);
+        if let Some(holder) = self.acceptor.expire(now.mono) {
+            self.freed(Free::Expired(holder));
+        }
+        if let Some((ballot, _)) = self.known.filter(|&(_, until)| until <= now.mono) {
+            self.known = None;
+            self.freed(Free::Expired(ballot.node));
+        }
+        match &self.role {
+            Role::Preparing { since, .. } if now.mono >= *since + self.timing.attempt => self.back_off(now),
+            Role::Tenure(t) if t.until.is_none() && now.mono >= t.since + self.timing.attempt => {
+                self.abandon(now)
+            }
+            Role::Tenure(t) if t.last_sent().is_none_or(|(_, at)| now.mono >= at + self.timing.renew) => {
+                self.propose(now);
+            }
+            Role::Idle => self.consider(now),
+            _ => {}
+        }
+    }
+
+    /// The next output.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`Lease::tick`] next.
+    pub fn deadline(&self, now: Now) -> Duration {
+        let own = match &self.role {
+            Role::Idle => self.candidacy.map(|at| at.max(self.not_before)),
+            Role::Preparing { since, .. } => Some(*since + self.timing.attempt),
+            Role::Tenure(t) => {
+                let renewal = t.last_sent().map_or(now.mono, |(_, at)| at + self.timing.renew);
+                Some(renewal.min(t.until.unwrap_or(t.since + self.timing.attempt)))
+            }
+            Role::Withdrawing { .. } => None,
+        };
+        let known = self.known.map(|(_, until)| until);
+        [own, known, self.acceptor.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(now.mono + self.timing.lease)
+    }
+
+    /// Tells whether the node is fit; a holder that is not lets go.
+    pub fn set_fit(&mut self, fit: Fit, now: Now) {
+        self.lapse(now);
+        if let Fit::No(reasons) = &fit
+            && self.holds()
+        {
+            let reason = Reason::Unfit(reasons.clone());
+            self.withdraw(reason, None, now);
+        }
+        if fit != Fit::Yes {
+            self.abandon(now);
+        }
+        self.fit = fit;
+        self.tick(now);
+    }
+
+    /// Lets go, for `to` or for anybody else: a planned move.
+    ///
+    /// # Errors
+    /// When there is nothing to let go of, or nowhere to go.
+    pub fn resign(&mut self, to: Option<NodeId>, now: Now) -> Result<(), NotMoved> {
+        self.lapse(now);
+        if !self.holds() {
+            return Err(NotMoved::NotHolder);
+        }
+        if to == Some(self.group.me) {
+            return Err(NotMoved::AlreadyThere);
+        }
+        self.withdraw(Reason::Moved { to }, to, now);
+        Ok(())
+    }
+
+    /// Lets go, and is not a candidate for a while: the address could not be announced.
+    pub fn announce_failed(&mut self, why: String, now: Now) {
+        if self.holds() {
+            self.withdraw(Reason::AnnounceFailed(why), None, now);
+        }
+        self.not_before = self.not_before.max(now.mono + 5 * self.timing.lease);
+    }
+
+    /// Lets go because the process stops; it never becomes a candidate again.
+    pub fn stop(&mut self, now: Now) {
+        self.fit = Fit::No(vec!["stopping".into()]);
+        if self.holds() {
+            self.withdraw(Reason::Stopping, None, now);
+        } else {
+            self.abandon(now);
+        }
+    }
+
+    /// The driver has taken the address away: others may have it.
+    pub fn withdrawn(&mut self, now: Now) {
+        if let Role::Withdrawing { ballot, to } = self.role {
+            self.role = Role::Idle;
+            self.broadcast(Message::Release { ballot, to }, now);
+        }
+    }
+
+    /// What this node knows of the VIP.
+    pub fn view(&self, now: Now) -> View {
+        let known = match &self.role {
+            Role::Tenure(Tenure { ballot, until: Some(until), .. }) => Some((*ballot, *until)),
+            _ => self.known,
+        };
+        match known {
+            Some((ballot, until)) if until > now.mono => {
+                View { holder: Some(ballot.node), epoch: Some(ballot.epoch()), left: until - now.mono }
+            }
+            _ => View::default(),
+        }
+    }
+
+    /// End of the lease when this node holds it.
+    pub fn held_until(&self) -> Option<(Ballot, Duration)> {
+        match &self.role {
+            Role::Tenure(t) => t.until.map(|until| (t.ballot, until)),
+            _ => None,
+        }
+    }
+
+    /// Whether the node is fit, as last told.
+    pub fn fit(&self) -> &Fit {
+        &self.fit
+    }
+
+    /// Whether this node only votes.
+    pub fn is_witness(&self) -> bool {
+        self.group.witness[usize::from(self.group.me.0)]
+    }
+
+    fn holds(&self) -> bool {
+        self.held_until().is_some()
+    }
+
+    /// First of all things: a lease that has run out is not held, whatever else has arrived.
+    fn lapse(&mut self, now: Now) {
+        if self.held_until().is_some_and(|(_, until)| now.mono >= until) {
+            self.withdraw(Reason::Lapsed, None, now);
+        }
+    }
+
+    /// Ends the tenure. The ballot is used up: nothing that still arrives about it counts.
+    fn withdraw(&mut self, reason: Reason, to: Option<NodeId>, now: Now) {
+        let Role::Tenure(Tenure { ballot, .. }) = self.role else { return };
+        // Whoever lets go gives the others time to take over.
+        let pause = if reason == Reason::Lapsed { self.timing.attempt } else { 2 * self.timing.lease };
+        self.not_before = self.not_before.max(now.mono + pause);
+        self.role = Role::Withdrawing { ballot, to };
+        self.outputs.push_back(Output::Withdraw { ballot, reason });
+    }
+
+    fn consider(&mut self, now: Now) {
+        if self.fit != Fit::Yes || self.is_witness() {
+            self.candidacy = None;
+            return;
+        }
+        if self.known.is_some() || self.acceptor.backs_other_than(self.group.me, now.mono) {
+            self.candidacy = None;
+            return;
+        }
+        let at = match self.candidacy {
+            Some(at) => at.max(self.not_before),
+            None => {
+                let at = self.not_before.max(now.mono) + self.patience();
+                self.candidacy = Some(at);
+                at
+            }
+        };
+        if now.mono >= at {
+            self.prepare(now);
+        }
+    }
+
+    /// How long to let others go first, once the VIP is free.
+    fn patience(&mut self) -> Duration {
+        let me = self.group.me;
+        let first = match self.free {
+            Free::Initially => self.group.prefer,
+            Free::Released { to, .. } => to,
+            Free::Expired(_) => None,
+        };
+        let head_start = match first {
+            Some(first) if first == me => return Duration::ZERO,
+            Some(_) => self.timing.head_start,
+            None => Duration::ZERO,
+        };
+        let last = match self.free {
+            Free::Expired(last) | Free::Released { by: last, .. } => Some(last),
+            Free::Initially => None,
+        };
+        // The one that follows the last holder goes first: two that fail in turn do not toss the
+        // VIP to and fro while a third is well.
+        let nodes = self.group.witness.len() as u32;
+        let after = last.map_or(0, |last| u32::from(last.0) + 1);
+        let rank = (u32::from(me.0) + nodes - after % nodes) % nodes;
+        let jitter = self.timing.step.mul_f64(self.rng.random_range(0.0..0.5));
+        head_start + self.timing.step * rank + jitter
+    }
+
+    fn prepare(&mut self, now: Now) {
+        self.candidacy = None;
+        self.counter = (self.counter + 1).max(now.unix_us / 1000);
+        let ballot =
+            Ballot { counter: self.counter, node: self.group.me, incarnation: self.group.incarnation };
+        let promised = vec![false; self.group.witness.len()];
+        self.role = Role::Preparing { ballot, since: now.mono, refused: promised.clone(), promised };
+        self.broadcast(Message::Prepare { ballot }, now);
+    }
+
+    fn promised(&mut self, from: NodeId, about: Ballot, now: Now) {
+        let majority = self.group.majority();
+        let Role::Preparing { ballot, since, promised, .. } = &mut self.role else { return };
+        if *ballot != about {
+            return;
+        }
+        promised[usize::from(from.0)] = true;
+        if promised.iter().filter(|&&yes| yes).count() >= majority {
+            self.role = Role::Tenure(Tenure {
+                ballot: about,
+                since: *since,
+                rounds: VecDeque::with_capacity(ROUNDS),
+                acked: vec![None; self.group.witness.len()],
+                refused: vec![false; self.group.witness.len()],
+                until: None,
+            });
+            self.propose(now);
+        }
+    }
+
+    fn propose(&mut self, now: Now) {
+        let Role::Tenure(tenure) = &mut self.role else { return };
+        let round = tenure.last_sent().map_or(1, |(round, _)| round + 1);
+        if tenure.rounds.len() == ROUNDS {
+            tenure.rounds.pop_front();
+        }
+        // The lease is counted from here: before anything has left this node.
+        tenure.rounds.push_back((round, now.mono));
+        let (ballot, held) = (tenure.ballot, tenure.until.is_some());
+        self.broadcast(Message::Propose { ballot, round, term: self.timing.lease, held }, now);
+    }
+
+    fn accepted(&mut self, from: NodeId, about: Ballot, round: u64, now: Now) {
+        let majority = self.group.majority();
+        let Role::Tenure(tenure) = &mut self.role else { return };
+        if tenure.ballot != about {
+            return;
+        }
+        let Some(&(_, sent)) = tenure.rounds.iter().find(|(r, _)| *r == round) else { return };
+        let slot = &mut tenure.acked[usize::from(from.0)];
+        *slot = (*slot).max(Some(sent));
+        let Some(sent) = tenure.majority_sent(majority) else { return };
+        let until = sent + self.timing.lease.saturating_sub(self.timing.guard);
+        if until <= now.mono || tenure.until.is_some_and(|old| old >= until) {
+            return;
+        }
+        let first = tenure.until.replace(until).is_none();
+        if first {
+            self.known = None;
+            self.outputs.push_back(Output::Acquired { ballot: about, until });
+            // Tell the others at once that it has a holder.
+            self.propose(now);
+        } else {
+            self.outputs.push_back(Output::Renewed { ballot: about, until });
+        }
+    }
+
+    fn refused(&mut self, from: NodeId, about: Ballot, why: Refusal, now: Now) {
+        let hopeless = self.group.witness.len() - self.group.majority() + 1;
+        let refused = match &mut self.role {
+            Role::Preparing { ballot, refused, .. } if *ballot == about => refused,
+            Role::Tenure(t) if t.ballot == about && t.until.is_none() => &mut t.refused,
+            _ => return,
+        };
+        refused[usize::from(from.0)] = true;
+        if refused.iter().filter(|&&no| no).count() < hopeless {
+            return;
+        }
+        self.abandon(now);
+        if let Refusal::Held { by, left } = why
+            && by.node != self.group.me
+            && !self.acceptor.is_retired(by)
+        {
+            // Cut: a peer cannot keep us from being a candidate by claiming a long lease.
+            self.learn(by, now.mono + left.min(self.timing.lease));
+        }
+    }
+
+    /// Gives a candidacy up, and tries again a random while later.
+    fn back_off(&mut self, now: Now) {
+        self.role = Role::Idle;
+        let wait = self.timing.attempt.mul_f64(self.rng.random_range(0.1..0.7));
+        self.candidacy = Some(now.mono + wait);
+    }
+
+    /// Gives a candidacy up that may have grants already: hands them back.
+    fn abandon(&mut self, now: Now) {
+        let ballot = match &self.role {
+            Role::Tenure(t) if t.until.is_none() => t.ballot,
+            Role::Preparing { ballot, .. } => *ballot,
+            _ => return,
+        };
+        self.back_off(now);
+        let candidacy = self.candidacy;
+        self.broadcast(Message::Release { ballot, to: None }, now);
+        self.candidacy = candidacy;
+    }
+
+    /// Votes, and answers.
+    fn vote(&mut self, from: NodeId, message: Message, now: Now) {
+        let me = self.group.me;
+        if let Message::Propose { ballot, held: true, term, .. } = message
+            && from != me
+            && !self.holds()
+            && !self.acceptor.is_retired(ballot)
+        {
+            self.learn(ballot, now.mono + term.min(self.timing.lease));
+        }
+        let Some(answer) = self.acceptor.handle(message, now.mono) else { return };
+        if from == me {
+            match answer {
+                Message::Promise { ballot } => self.promised(me, ballot, now),
+                Message::Accepted { ballot, round } => self.accepted(me, ballot, round, now),
+                Message::Refused { ballot, why } => self.refused(from, ballot, why, now),
+                _ => {}
+            }
+        } else {
+            self.outputs.push_back(Output::Send { to: from, message: answer });
+        }
+    }
+
+    fn released(&mut self, ballot: Ballot, to: Option<NodeId>, now: Now) {
+        let freed = self.acceptor.release(ballot);
+        let was_known = self.known.is_some_and(|(known, _)| known == ballot);
+        if was_known {
+            self.known = None;
+        }
+        // Only the end of a tenure, not of a mere candidacy, gives the target its head start.
+        if was_known || (freed && to.is_some()) {
+            self.freed(Free::Released { by: ballot.node, to });
+            if to == Some(self.group.me) {
+                self.not_before = self.not_before.min(now.mono.max(self.acceptor.votes_from()));
+            }
+        }
+    }
+
+    fn learn(&mut self, ballot: Ballot, until: Duration) {
+        self.candidacy = None;
+        self.known = match self.known {
+            Some((known, old)) if known == ballot => Some((known, old.max(until))),
+            Some((known, old)) if known.rank() > ballot.rank() => Some((known, old)),
+            _ => Some((ballot, until)),
+        };
+    }
+
+    fn freed(&mut self, free: Free) {
+        self.free = free;
+        self.candidacy = None;
+    }
+
+    fn broadcast(&mut self, message: Message, now: Now) {
+        let me = self.group.me;
+        for to in self.group.nodes().filter(|&to| to != me) {
+            self.outputs.push_back(Output::Send { to, message });
+        }
+        match message {
+            Message::Release { ballot, .. } => {
+                self.acceptor.release(ballot);
+                self.freed(Free::Released { by: me, to: None });
+            }
+            _ => self.vote(me, message, now),
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! Seeded simulation of a group of machines over a bad network, in true time.
+//!
+//! Nodes have clocks of different speed; messages are lost, doubled, delayed and reordered; nodes
+//! stop, pause and restart; the group is cut in two. Ownership is recorded in true time as the rest of
+//! the system enforces it: from `Acquired` to `Withdraw`, the lease's own end, or the node's death,
+//! whichever is first. A paused node goes on owning until the end of its lease, as the kernel lets it.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use super::*;
+
+/// What is wrong with the world.
+#[derive(Clone, Debug)]
+pub(super) struct World {
+    pub(super) nodes: usize,
+    pub(super) witness: Option<usize>,
+    pub(super) prefer: Option<usize>,
+    pub(super) timing: Timing,
+    /// Lost and doubled messages, in 1/1000.
+    pub(super) loss: u32,
+    pub(super) double: u32,
+    /// Longest delay of most messages; one in fifty takes up to twenty times as long.
+    pub(super) delay_us: u64,
+    /// Clock speeds differ by so many 1/1000 each way.
+    pub(super) drift: u32,
+    /// Mean time between faults; 0 = none.
+    pub(super) fault_us: u64,
+    pub(super) length_us: u64,
+}
+
+impl World {
+    pub(super) fn calm() -> World {
+        World {
+            nodes: 3,
+            witness: None,
+            prefer: None,
+            timing: Timing::default(),
+            loss: 0,
+            double: 0,
+            delay_us: 2_000,
+            drift: 0,
+            fault_us: 0,
+            length_us: 10_000_000,
+        }
+    }
+
+    /// A world whose badness is drawn from the seed.
+    pub(super) fn bad(seed: u64) -> World {
+        let mut rng = SmallRng::seed_from_u64(seed ^ 0xbad);
+        let nodes = rng.random_range(1..=5);
+        World {
+            nodes,
+            witness: (nodes > 2 && rng.random_bool(0.3)).then(|| rng.random_range(0..nodes)),
+            prefer: rng.random_bool(0.5).then(|| rng.random_range(0..nodes)),
+            timing: Timing::default(),
+            loss: [0, 20, 100, 300][rng.random_range(0..4)],
+            double: [0, 50, 300][rng.random_range(0..3)],
+            delay_us: [500, 5_000, 60_000, 200_000][rng.random_range(0..4)],
+            drift: [0, 5, 30][rng.random_range(0..3)],
+            fault_us: [200_000, 700_000, 3_000_000][rng.random_range(0..3)],
+            length_us: 40_000_000,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Node {
+    lease: Lease,
+    rate: f64,
+    skew_us: i64,
+    up: bool,
+    paused: bool,
+    incarnation: u64,
+    /// Withdrawing takes a moment: its end, in true time.
+    withdrawn_at: Option<u64>,
+}
+
+/// One tenure, in true time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Owned {
+    pub(super) node: usize,
+    pub(super) from: u64,
+    pub(super) to: u64,
+    pub(super) epoch: Epoch,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Tick(usize),
+    Deliver { to: usize, from: usize, slot: usize },
+    Withdrawn(usize),
+    Fault,
+    Resume(usize),
+    Start(usize),
+    Heal,
+}
+
+pub(super) struct Simulation {
+    world: World,
+    pub(super) now_us: u64,
+    nodes: Vec<Node>,
+    side: Vec<bool>,
+    queue: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    messages: Vec<Message>,
+    sequence: u64,
+    rng: SmallRng,
+    pub(super) owned: Vec<Owned>,
+    open: Vec<Option<usize>>,
+    pub(super) trace: Vec<String>,
+}
+
+impl Simulation {
+    pub(super) fn new(world: World, seed: u64) -> Simulation {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let drift = f64::from(world.drift) / 1000.0;
+        let nodes: Vec<Node> = (0..world.nodes)
+            .map(|i| {
+                let rate = 1.0 + if drift > 0.0 { rng.random_range(-drift..drift) } else { 0.0 };
+                let skew_us = rng.random_range(-50_000..50_000);
+                Node {
+                    lease: machine(&world, i, 1, rng.random(), local(0, rate, skew_us)),
+                    rate,
+                    skew_us,
+                    up: true,
+                    paused: false,
+                    incarnation: 1,
+                    withdrawn_at: None,
+                }
+            })
+            .collect();
+        let mut simulation = Simulation {
+            side: vec![false; world.nodes],
+            open: vec![None; world.nodes],
+            now_us: 0,
+            nodes,
+            queue: BinaryHeap::new(),
+            messages: Vec::new(),
+            sequence: 0,
+            rng,
+            owned: Vec::new(),
+            trace: Vec::new(),
+            world,
+        };
+        for node in 0..simulation.nodes.len() {
+            simulation.drive(node, |lease, now| lease.set_fit(Fit::Yes, now));
+            simulation.at(0, Event::Tick(node));
+        }
+        simulation.next_fault();
+        simulation
+    }
+
+    /// Runs to the end of the world.
+    pub(super) fn run(mut self) -> Simulation {
+        let end = self.world.length_us;
+        self.run_until(end);
+        self
+    }
+
+    pub(super) fn run_until(&mut self, until_us: u64) {
+        while let Some(Reverse((at, _, _))) = self.queue.peek() {
+            if *at > until_us {
+                break;
+            }
+            let Some(Reverse((at, _, event))) = self.queue.pop() else { break };
+            self.now_us = at;
+            self.step(event);
+        }
+        self.now_us = until_us;
+    }
+
+    /// Applies an input to a node's machine and carries out what comes of it.
+    pub(super) fn drive<T>(&mut self, node: usize, input: impl FnOnce(&mut Lease, Now) -> T) -> T {
+        let now = self.local(node);
+        let result = input(&mut self.nodes[node].lease, now);
+        self.carry_out(node);
+        result
+    }
+
+    pub(super) fn kill(&mut self, node: usize) {
+        self.note(node, "killed");
+        self.end_ownership(node);
+        self.nodes[node].up = false;
+    }
+
+    pub(super) fn start(&mut self, node: usize) {
+        self.note(node, "started");
+        let (now, seed) = (self.local(node), self.rng.random());
+        let n = &mut self.nodes[node];
+        n.incarnation += 1;
+        n.up = true;
+        n.paused = false;
+        n.withdrawn_at = None;
+        n.lease = machine(&self.world, node, n.incarnation, seed, now);
+        self.drive(node, |lease, now| lease.set_fit(Fit::Yes, now));
+        self.at(self.now_us, Event::Tick(node));
+    }
+
+    pub(super) fn cut_off(&mut self, node: usize) {
+        self.side = vec![false; self.nodes.len()];
+        self.side[node] = true;
+    }
+
+    pub(super) fn heal(&mut self) {
+        self.side = vec![false; self.nodes.len()];
+    }
+
+    /// Who owns the VIP at this very moment.
+    pub(super) fn owner(&self) -> Option<usize> {
+        self.open.iter().position(|o| o.is_some_and(|i| self.owned[i].to > self.now_us))
+    }
+
+    pub(super) fn view(&self, node: usize) -> View {
+        self.nodes[node].lease.view(self.local(node))
+    }
+
+    /// Everything that must hold of the history.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let mut spans = self.owned.clone();
+        spans.sort_by_key(|o| o.from);
+        for pair in spans.windows(2) {
+            let (a, b) = (pair[0], pair[1]);
+            if b.from < a.to && a.node != b.node {
+                return Err(format!("two holders: {a:?} and {b:?}"));
+            }
+            if b.epoch <= a.epoch {
+                return Err(format!("the epoch does not rise: {a:?} and {b:?}"));
+            }
+        }
+        match spans.iter().find(|o| Some(o.node) == self.world.witness) {
+            Some(o) => Err(format!("a witness holds: {o:?}")),
+            None => Ok(()),
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        match event {
+            Event::Tick(node) => {
+                if self.nodes[node].up && !self.nodes[node].paused {
+                    self.drive(node, |lease, now| lease.tick(now));
+                }
+                if self.nodes[node].up {
+                    self.next_tick(node);
+                }
+            }
+            Event::Deliver { to, from, slot } => {
+                let n = &self.nodes[to];
+                if n.paused {
+                    // It waits in the socket buffer.
+                    self.at(self.now_us + 20_000, Event::Deliver { to, from, slot });
+                } else if n.up {
+                    let message = self.messages[slot];
+                    self.drive(to, |lease, now| lease.handle(NodeId(from as u8), message, now));
+                }
+            }
+            Event::Withdrawn(node) => {
+                let n = &self.nodes[node];
+                if n.paused {
+                    self.at(self.now_us + 20_000, Event::Withdrawn(node));
+                } else if n.up && n.withdrawn_at == Some(self.now_us) || n.withdrawn_at.is_some() {
+                    self.nodes[node].withdrawn_at = None;
+                    self.end_ownership(node);
+                    self.drive(node, |lease, now| lease.withdrawn(now));
+                }
+            }
+            Event::Fault => self.fault(),
+            Event::Resume(node) => {
+                self.note(node, "resumed");
+                self.nodes[node].paused = false;
+            }
+            Event::Start(node) => {
+                if !self.nodes[node].up {
+                    self.start(node);
+                }
+            }
+            Event::Heal => self.heal(),
+        }
+    }
+
+    fn fault(&mut self) {
+        let node = self.rng.random_range(0..self.nodes.len());
+        let soon = self.now_us + self.rng.random_range(1_000..2_500_000);
+        match self.rng.random_range(0..6) {
+            0 if self.nodes[node].up => {
+                self.kill(node);
+                self.at(soon, Event::Start(node));
+            }
+            1 if self.nodes[node].up => {
+                self.note(node, "paused");
+                self.nodes[node].paused = true;
+                self.at(soon, Event::Resume(node));
+            }
+            2 => {
+                let sides: Vec<bool> = self.side.iter().map(|_| self.rng.random_bool(0.5)).collect();
+                self.side = sides;
+                self.at(soon, Event::Heal);
+            }
+            3 => {
+                self.cut_off(node);
+                self.at(soon, Event::Heal);
+            }
+            4 if self.nodes[node].up && !self.nodes[node].paused => {
+                let to = self.rng.random_range(0..self.nodes.len()) as u8;
+                let _ = self.drive(node, |lease, now| lease.resign(Some(NodeId(to)), now));
+            }
+            5 if self.nodes[node].up && !self.nodes[node].paused => {
+                let fit = if self.rng.random_bool(0.3) { Fit::No(vec!["tried".into()]) } else { Fit::Yes };
+                self.drive(node, |lease, now| lease.set_fit(fit, now));
+            }
+            _ => {}
+        }
+        self.next_fault();
+    }
+
+    fn next_fault(&mut self) {
+        if self.world.fault_us > 0 {
+            let wait = self.rng.random_range(1..2 * self.world.fault_us);
+            self.at(self.now_us + wait, Event::Fault);
+        }
+    }
+
+    fn carry_out(&mut self, node: usize) {
+        while let Some(output) = self.nodes[node].lease.poll_output() {
+            match output {
+                Output::Send { to, message } => self.send(node, usize::from(to.0), message),
+                Output::Acquired { ballot, until } => {
+                    assert!(
+                        self.nodes[node].withdrawn_at.is_none(),
+                        "acquired before the withdrawal was done"
+                    );
+                    self.note(node, &format!("acquired {ballot:?}"));
+                    let to = self.true_time(node, until);
+                    self.open[node] = Some(self.owned.len());
+                    self.owned.push(Owned { node, from: self.now_us, to, epoch: ballot.epoch() });
+                }
+                Output::Renewed { until, .. } => {
+                    let to = self.true_time(node, until);
+                    let open = self.open[node].expect("only a holder renews");
+                    assert!(self.owned[open].to <= to, "a lease never gets shorter");
+                    self.owned[open].to = to;
+                }
+                Output::Withdraw { reason, .. } => {
+                    self.note(node, &format!("withdraws: {reason:?}"));
+                    // Taking the address away takes up to 5 ms; until then, or the lease's end, it owns.
+                    let at = self.now_us + self.rng.random_range(0..5_000);
+                    self.nodes[node].withdrawn_at = Some(at);
+                    self.at(at, Event::Withdrawn(node));
+                }
+            }
+        }
+    }
+
+    fn end_ownership(&mut self, node: usize) {
+        if let Some(open) = self.open[node].take() {
+            self.owned[open].to = self.owned[open].to.min(self.now_us);
+        }
+    }
+
+    fn send(&mut self, from: usize, to: usize, message: Message) {
+        if self.side[from] != self.side[to] || self.rng.random_range(0..1000) < self.world.loss {
+            return;
+        }
+        let copies = if self.rng.random_range(0..1000) < self.world.double { 2 } else { 1 };
+        for _ in 0..copies {
+            let slow = if self.rng.random_range(0..50) == 0 { 20 } else { 1 };
+            let delay = self.rng.random_range(50..=self.world.delay_us * slow);
+            let slot = self.messages.len();
+            self.messages.push(message);
+            self.at(self.now_us + delay, Event::Deliver { to, from, slot });
+        }
+    }
+
+    fn next_tick(&mut self, node: usize) {
+        let deadline = self.nodes[node].lease.deadline(self.local(node));
+        // The machine is late by up to 3 ms, and never idle for more than 100.
+        let due = self.true_time(node, deadline).clamp(self.now_us + 500, self.now_us + 100_000);
+        let late = self.rng.random_range(0..3_000);
+        self.at(due + late, Event::Tick(node));
+    }
+
+    fn at(&mut self, at_us: u64, event: Event) {
+        self.sequence += 1;
+        self.queue.push(Reverse((at_us, self.sequence, event)));
+    }
+
+    fn local(&self, node: usize) -> Now {
+        let n = &self.nodes[node];
+        local(self.now_us, n.rate, n.skew_us)
+    }
+
+    /// The true time at which a node's clock shows `mono`.
+    fn true_time(&self, node: usize, mono: Duration) -> u64 {
+        (mono.as_nanos() as f64 / 1000.0 / self.nodes[node].rate).ceil() as u64
+    }
+
+    fn note(&mut self, node: usize, what: &str) {
+        let line = format!("{:>10.3} n{node} {what}", self.now_us as f64 / 1000.0);
+        self.trace.push(line);
+    }
+}
+
+fn local(now_us: u64, rate: f64, skew_us: i64) -> Now {
+    let mono = Duration::from_nanos((now_us as f64 * rate * 1000.0) as u64);
+    Now { mono, unix_us: (1_700_000_000_000_000 + now_us).saturating_add_signed(skew_us) }
+}
+
+fn machine(world: &World, node: usize, incarnation: u64, seed: u64, now: Now) -> Lease {
+    let group = Group {
+        me: NodeId(node as u8),
+        incarnation,
+        witness: (0..world.nodes).map(|i| Some(i) == world.witness).collect(),
+        prefer: world.prefer.map(|i| NodeId(i as u8)),
+    };
+    Lease::new(group, world.timing, seed, now)
+}
