@@ -26,6 +26,9 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Pause after the first probe.
 const PROBE_SOON: Duration = Duration::from_millis(125);
 
+/// A peer that cannot be reached is reported after this time.
+const SILENT_FOR: Duration = Duration::from_secs(1);
+
 /// How long a probe may take; also how long a connection may take to come about.
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -72,6 +75,10 @@ pub struct Known {
     pub hello: Option<HelloReply>,
     /// Why it cannot be used now.
     pub problem: Option<String>,
+    /// Since when it cannot.
+    since: Option<Instant>,
+    /// The problem that was reported.
+    reported: Option<String>,
 }
 
 impl Peers {
@@ -165,7 +172,7 @@ impl Peer {
             match timeout(PROBE_DEADLINE, client.hello(HelloRequest {})).await {
                 Ok(Ok(reply)) => self.answered(reply.into_inner()),
                 Ok(Err(status)) => self.failed(problem(&status)),
-                Err(_) => self.failed("does not answer".to_owned()),
+                Err(_) => self.failed(Problem { text: "does not answer".to_owned(), refused: false }),
             }
             // Sooner at first: nodes are often started together.
             sleep(pause).await;
@@ -177,39 +184,50 @@ impl Peer {
         let mut known = self.known.lock();
         known.seen = Some(Instant::now());
         let restarted = known.hello.as_ref().is_some_and(|h| h.incarnation != hello.incarnation);
-        if known.problem.take().is_some() || known.hello.is_none() || restarted {
+        (known.problem, known.since) = (None, None);
+        if known.reported.take().is_some() || known.hello.is_none() || restarted {
             let what = if restarted { "was started again" } else { "is there" };
             info!("cluster {}: node '{}' at {} {what}", self.cluster, self.name, self.addr);
         }
         known.hello = Some(hello);
     }
 
-    fn failed(&self, problem: String) {
+    fn failed(&self, problem: Problem) {
         let mut known = self.known.lock();
-        if known.problem.as_ref() != Some(&problem) {
-            warn!("cluster {}: node '{}' at {}: {problem}", self.cluster, self.name, self.addr);
-            known.problem = Some(problem);
+        let since = *known.since.get_or_insert_with(Instant::now);
+        // Nodes are often started together: the first moments of silence say nothing.
+        let tell = problem.refused || since.elapsed() >= SILENT_FOR;
+        if tell && known.reported.as_ref() != Some(&problem.text) {
+            warn!("cluster {}: node '{}' at {}: {}", self.cluster, self.name, self.addr, problem.text);
+            known.reported = Some(problem.text.clone());
         }
+        known.problem = Some(problem.text);
     }
 }
 
+/// What is wrong with a peer.
+struct Problem {
+    text: String,
+    /// It answers, but not as a node of this cluster.
+    refused: bool,
+}
+
 /// What is wrong with a peer, in words that stay the same from one attempt to the next.
-fn problem(status: &Status) -> String {
+fn problem(status: &Status) -> Problem {
     match status.code() {
-        Code::FailedPrecondition | Code::Unauthenticated => format!("refuses us: {}", status.message()),
-        Code::Unimplemented => "is not a Phalanx node".to_owned(),
+        Code::FailedPrecondition | Code::Unauthenticated => {
+            Problem { text: format!("refuses us: {}", status.message()), refused: true }
+        }
+        Code::Unimplemented => Problem { text: "is not a Phalanx node".to_owned(), refused: true },
         _ => {
             // The innermost cause says it: refused, no route, name not known.
             let mut cause: &dyn std::error::Error = status;
             while let Some(inner) = cause.source() {
                 cause = inner;
             }
-            let text = if std::ptr::addr_eq(cause, status) {
-                status.message().to_owned()
-            } else {
-                cause.to_string()
-            };
-            format!("unreachable: {text}")
+            let own = std::ptr::addr_eq(cause, status);
+            let text = if own { status.message().to_owned() } else { cause.to_string() };
+            Problem { text: format!("unreachable: {text}"), refused: false }
         }
     }
 }

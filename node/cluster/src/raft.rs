@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::errors::{ClientWriteError, Fatal, RaftError};
+use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::{Config, Instant as _, RaftMetrics, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
 use phalanx_engine::registry::{Command, CommandId, Registry, Reply, Request};
@@ -328,6 +328,7 @@ impl Raft {
             applied: metrics.last_applied.map(|id| id.index),
             snapshot: metrics.snapshot.map(|id| id.index),
             revision: self.registry().revision(),
+            voters: voters.len(),
             nodes: nodes.collect(),
         }
     }
@@ -449,6 +450,8 @@ impl Raft {
             Ok(()) => {
                 info!("cluster {}: first start, {} nodes", self.0.settings.name, self.configured().len())
             }
+            // Another node was quicker, and this one has voted for it.
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
             Err(error) => warn!("cluster {}: first start: {error}", self.0.settings.name),
         }
     }

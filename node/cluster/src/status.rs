@@ -74,6 +74,8 @@ pub struct Status {
     pub snapshot: Option<u64>,
     /// Commands applied.
     pub revision: u64,
+    /// How many nodes have a vote, as the log says.
+    pub voters: usize,
     /// All nodes in the configuration, in its order.
     pub nodes: Vec<NodeStatus>,
 }

@@ -83,6 +83,10 @@ impl LogStore {
         let db = builder.create(&path).map_err(io::Error::other)?;
         // redb syncs the file but not the directory's entry for it.
         File::open(dir)?.sync_all()?;
+        LogStore::over(db, owner)
+    }
+
+    fn over(db: Database, owner: &str) -> io::Result<LogStore> {
         prepare(&db, owner)?;
         let copy = Arc::new(RwLock::new(read(&db)?));
         let (writes, waiting) = mpsc::channel(WAITING);
@@ -313,3 +317,6 @@ fn read(db: &Database) -> io::Result<Copy> {
 fn gone() -> io::Error {
     io::Error::other("the log's thread has ended")
 }
+
+#[cfg(test)]
+pub(super) mod tests;

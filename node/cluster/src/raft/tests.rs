@@ -5,6 +5,7 @@ use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
 
 use super::log::LogStore;
+use super::log::tests::Disk;
 use super::machine::Machine;
 use super::types::Types;
 
@@ -13,7 +14,7 @@ struct Build;
 impl StoreBuilder<Types, LogStore, Machine, TempDir> for Build {
     async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<Types>> {
         let dir = tempfile::tempdir().unwrap();
-        let log = LogStore::open(dir.path(), "test").unwrap();
+        let log = Disk::default().open();
         let machine = Machine::open(dir.path(), Box::new(|_| {})).unwrap();
         Ok((dir, log, machine))
     }

@@ -42,6 +42,7 @@ pub(crate) fn add(name: &str) -> Command {
 /// Nodes n1, n2, … of one cluster.
 pub(crate) struct Nodes {
     settings: Vec<Settings>,
+    all: Vec<Node>,
     dirs: Vec<TempDir>,
     running: Vec<Option<Running>>,
 }
@@ -53,10 +54,22 @@ struct Running {
     told: Arc<Mutex<BTreeSet<String>>>,
 }
 
+/// A node that is about to be killed.
+pub(crate) struct Doomed(Running);
+
+impl Doomed {
+    pub(crate) fn kill(self) {
+        self.0.runtime.shutdown_background();
+    }
+}
+
 impl Nodes {
     /// On addresses that nothing else on this machine uses, so that a node finds its port free when
     /// it comes back.
     pub(crate) fn new(count: usize) -> Nodes {
+        // RUST_LOG=info,openraft=error shows what the nodes say; nothing by default.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let set = NEXT.fetch_add(1, Ordering::Relaxed) as u8;
         let process = std::process::id();
@@ -76,15 +89,31 @@ impl Nodes {
             data_dir: dir.path().to_owned(),
             incarnation: 0,
         });
-        Nodes { settings: settings.collect(), dirs, running: (0..count).map(|_| None).collect() }
+        Nodes { settings: settings.collect(), all: nodes, dirs, running: (0..count).map(|_| None).collect() }
     }
 
     pub(crate) fn rename_cluster(&mut self, i: usize, name: &str) {
         self.settings[i].name = name.into();
     }
 
+    /// Gives the nodes a node list of the first `count`.
+    pub(crate) fn list_first(&mut self, of: &[usize], count: usize) {
+        let all = self.all.clone();
+        for i in of {
+            self.settings[*i].nodes = all[..count].to_vec();
+        }
+    }
+
+    /// Calls `work` for each of `of` in a thread of its own.
+    pub(crate) fn on_each<T: Send>(&self, of: &[usize], work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        thread::scope(|scope| {
+            let threads: Vec<_> = of.iter().map(|i| scope.spawn(|| work(*i))).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        })
+    }
+
     pub(crate) fn addr(&self, i: usize) -> String {
-        self.settings[i].nodes[i].addr.clone()
+        self.all[i].addr.clone()
     }
 
     pub(crate) fn start_all(&mut self) {
@@ -127,6 +156,16 @@ impl Nodes {
     pub(crate) fn kill(&mut self, i: usize) {
         let running = self.running[i].take().expect("it runs");
         running.runtime.shutdown_background();
+    }
+
+    /// The handle to kill a node with, while others use the rest.
+    pub(crate) fn take(&mut self, i: usize) -> Doomed {
+        Doomed(self.running[i].take().expect("it runs"))
+    }
+
+    /// Members of the cluster, as many as the log says.
+    pub(crate) fn voters(&self, i: usize) -> usize {
+        self.status(i).voters
     }
 
     /// Empties its disk.

@@ -81,6 +81,91 @@ fn a_killed_leader_is_replaced_and_nothing_acknowledged_is_lost() {
 }
 
 #[test]
+fn a_retried_command_takes_effect_once_while_leaders_die() {
+    let mut nodes = Nodes::new(3);
+    nodes.start_all();
+    nodes.wait_for_leader(&[0, 1, 2]);
+    let mut acknowledged = BTreeSet::new();
+    for round in 0..3 {
+        let leader = nodes.wait_for_leader(&[0, 1, 2]);
+        let others: Vec<usize> = (0..3).filter(|i| *i != leader).collect();
+        let halfway = std::sync::Barrier::new(3);
+        let runtime = nodes.take(leader);
+        let taken: Vec<Vec<String>> = std::thread::scope(|scope| {
+            let proposing = scope.spawn(|| {
+                nodes.on_each(&others, |i| {
+                    let mut taken = Vec::new();
+                    for n in 0..12 {
+                        if n == 4 {
+                            halfway.wait();
+                        }
+                        let name = format!("r{round}n{i}s{n}");
+                        match nodes.propose(i, add(&name)) {
+                            // The answer of the first time, also when only a retry got it through.
+                            Ok(reply) => {
+                                assert_eq!(reply, Reply::Text("New server registered.".into()), "{name}");
+                                taken.push(name);
+                            }
+                            Err(error) => println!("{name}: {error}"),
+                        }
+                    }
+                    taken
+                })
+            });
+            halfway.wait();
+            runtime.kill();
+            proposing.join().unwrap()
+        });
+        acknowledged.extend(taken.into_iter().flatten());
+        nodes.start(leader);
+    }
+    println!("{} of 72 acknowledged", acknowledged.len());
+    assert!(acknowledged.len() > 24);
+    for i in 0..3 {
+        eventually(SOON, "everything acknowledged", || nodes.servers(i).is_superset(&acknowledged));
+    }
+    eventually(SOON, "all nodes alike", || (1..3).all(|i| nodes.registry(i) == nodes.registry(0)));
+}
+
+#[test]
+fn a_changed_node_list_changes_the_members_once_all_have_it() {
+    let mut nodes = Nodes::new(4);
+    nodes.list_first(&[0, 1, 2], 3);
+    for i in 0..3 {
+        nodes.start(i);
+    }
+    nodes.wait_for_leader(&[0, 1, 2]);
+    nodes.propose(0, add("a")).unwrap();
+    let voters = |nodes: &Nodes, i| nodes.voters(i);
+    // One after the other gets the new list, the new node last.
+    nodes.list_first(&[0, 1, 2], 4);
+    for i in 0..3 {
+        nodes.kill(i);
+        nodes.start(i);
+        nodes.wait_for_leader(&[0, 1, 2]);
+        assert_eq!(voters(&nodes, i), 3);
+    }
+    nodes.start(3);
+    for i in 0..4 {
+        eventually(SOON, "four voters", || voters(&nodes, i) == 4);
+        eventually(SOON, "a on every node", || nodes.servers(i).contains("a"));
+    }
+    nodes.propose_until(3, "b", SOON);
+    // And away again.
+    nodes.list_first(&[0, 1, 2], 3);
+    nodes.kill(3);
+    for i in 0..3 {
+        nodes.kill(i);
+        nodes.start(i);
+    }
+    eventually(SOON, "three voters", || {
+        (0..3).all(|i| nodes.status(i).nodes.len() == 3 && nodes.voters(i) == 3)
+    });
+    nodes.kill(1);
+    nodes.propose_until(0, "c", SOON);
+}
+
+#[test]
 fn all_nodes_killed_at_once_come_back_with_everything() {
     let mut nodes = Nodes::new(3);
     nodes.start_all();
