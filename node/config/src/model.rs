@@ -608,10 +608,25 @@ pub struct Stats {
     pub hide_version: bool,
     /// `stats show-legends`.
     pub show_legends: bool,
-    /// `stats show-node`: name shown.
+    /// `stats show-node`: name shown; empty = the node's own (`node` in `global`, else the host name).
     pub show_node: Option<String>,
-    /// `stats admin if TRUE`-like: not built, so it never appears.
+    /// `stats scope`: the proxies shown, `.` for the one with the page; empty = all.
     pub scope: Vec<String>,
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Stats {
+            uri: "/haproxy?stats".to_owned(),
+            realm: "HAProxy Statistics".to_owned(),
+            auth: Vec::new(),
+            refresh: None,
+            hide_version: false,
+            show_legends: false,
+            show_node: None,
+            scope: Vec::new(),
+        }
+    }
 }
 
 /// `stick-table` (section 11.1).

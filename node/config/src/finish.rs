@@ -1,0 +1,451 @@
+//! The last step: references are resolved, ids given, defaults and modes applied, and the draft
+//! becomes a [`Config`].
+//!
+//! Checks here concern more than one line. A complaint that only follows from a line refused before
+//! (a table that is missing because its line was faulty) is not made a second time.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::diagnostic::Severity;
+use crate::draft::{ClusterDraft, LogLine, Placed, ProxyDraft, Settings};
+use crate::keywords::server;
+use crate::known;
+use crate::model::*;
+use crate::parser::Parser;
+use crate::{Outcome, model};
+
+impl Parser<'_> {
+    /// Checks the whole and makes the configuration of it.
+    pub(crate) fn finish(mut self) -> Outcome {
+        let cluster = self.draft.clusters.pop().map(|draft| self.finish_cluster(draft));
+        let drafts = std::mem::take(&mut self.draft.proxies);
+        let mut tables = stick_tables(&drafts);
+        self.check_references(&drafts, cluster.as_ref(), &mut tables);
+        let ids = proxy_ids(&drafts);
+        let proxies = drafts.into_iter().zip(ids).map(|(draft, id)| {
+            let table =
+                tables.iter().position(|(name, _)| *name == draft.name).map(|at| tables.swap_remove(at).1);
+            Arc::new(self.finish_proxy(draft, id, table))
+        });
+        let proxies: Vec<Arc<Proxy>> = proxies.collect();
+        let warned = self.diagnostics.iter().any(|d| d.severity == Severity::Warning);
+        if warned && self.draft.zero_warning {
+            let message = "some warnings were found and 'zero-warning' is set".to_owned();
+            self.alert_at(Pos::default(), message, None);
+        }
+        let refused = self.diagnostics.iter().any(|d| d.severity == Severity::Alert);
+        let config =
+            (!refused).then_some(Config { files: self.files, global: self.draft.global, proxies, cluster });
+        Outcome { config, diagnostics: self.diagnostics }
+    }
+
+    fn finish_cluster(&mut self, draft: ClusterDraft) -> Cluster {
+        let name = &draft.name;
+        let clean = draft.refused.is_empty();
+        if draft.nodes.is_empty() && clean {
+            let hint = Some("'node <name> <addr>:<port>' for each".to_owned());
+            self.alert_at(draft.pos, format!("cluster '{name}' has no nodes"), hint);
+        }
+        if draft.data_dir.is_none() && clean {
+            let hint = Some("'data-dir <directory>', where the agreed state is kept".to_owned());
+            self.alert_at(draft.pos, format!("cluster '{name}' has no 'data-dir'"), hint);
+        }
+        if draft.nodes.len() == 2 {
+            let message = format!("cluster '{name}' has two nodes: the loss of either stops decisions");
+            let hint = Some("a third as 'witness' keeps a majority".to_owned());
+            self.report_at(Severity::Warning, draft.pos, message, hint);
+        }
+        for vip in &draft.vips {
+            let Some(prefer) = &vip.prefer else { continue };
+            let subject = format!("cluster '{name}' : vip '{}'", vip.name);
+            match draft.nodes.iter().find(|node| node.name == *prefer) {
+                Some(node) if node.witness => {
+                    let message =
+                        format!("{subject} : preferred node '{prefer}' is a witness, which holds no vip");
+                    self.alert_at(vip.pos, message, None);
+                }
+                Some(_) => {}
+                None if !clean => {}
+                None => {
+                    let names = draft.nodes.iter().map(|node| node.name.as_str());
+                    let hint = known::nearest(prefer, names).map(known::did_you_mean);
+                    self.alert_at(
+                        vip.pos,
+                        format!("{subject} : preferred node '{prefer}' is not in the cluster"),
+                        hint,
+                    );
+                }
+            }
+        }
+        let data_dir = draft.data_dir.unwrap_or_default();
+        Cluster { name: draft.name, nodes: draft.nodes, data_dir, vips: draft.vips, pos: draft.pos }
+    }
+
+    /// Everything that names another proxy, a table or the cluster.
+    fn check_references(
+        &mut self,
+        drafts: &[ProxyDraft],
+        cluster: Option<&Cluster>,
+        tables: &mut [(String, StickTable)],
+    ) {
+        for draft in drafts {
+            self.check_default_backend(drafts, draft);
+            for rule in &draft.stick_rules {
+                self.check_table(drafts, tables, draft, &rule.value.table, rule.pos, "stick");
+                self.check_fetch(draft, &rule.value.expr, rule.pos, "stick");
+                // What the rule stores must have room, as HAProxy gives it.
+                if let Some((_, table)) = tables.iter_mut().find(|(name, _)| *name == rule.value.table)
+                    && !table.store.contains(&DataType::ServerId)
+                {
+                    table.store.push(DataType::ServerId);
+                }
+            }
+            let rule_sets = [
+                ("tcp-request connection", &draft.tcp_connection_rules),
+                ("tcp-request content", &draft.tcp_content_rules),
+                ("http-request", &draft.http_request_rules),
+            ];
+            for (what, rule) in
+                rule_sets.iter().flat_map(|(what, rules)| rules.iter().map(move |rule| (*what, rule)))
+            {
+                self.check_table(drafts, tables, draft, &rule.value.table, rule.pos, what);
+                if what != "http-request" {
+                    self.check_fetch(draft, &rule.value.expr, rule.pos, what);
+                }
+            }
+            let Some(table) = &draft.stick_table else { continue };
+            if let Some(peers) = &table.peers
+                && cluster.is_none_or(|cluster| cluster.name != *peers)
+            {
+                let hint = match cluster {
+                    Some(cluster) => format!("the cluster is named '{}'", cluster.name),
+                    None => format!("a section 'cluster {peers}' is missing"),
+                };
+                let message =
+                    format!("{} '{}': unable to find sync peers '{peers}'", draft.kind_name(), draft.name);
+                self.alert_at(table.pos, message, Some(hint));
+            }
+        }
+    }
+
+    fn check_default_backend(&mut self, drafts: &[ProxyDraft], draft: &ProxyDraft) {
+        let (true, Some(wanted)) = (draft.kind.is_frontend(), &draft.settings.default_backend) else {
+            return;
+        };
+        let Placed { value: name, pos } = wanted;
+        let Some(backend) = drafts.iter().find(|other| other.name == *name && other.kind.is_backend()) else {
+            if self.refused_heads.contains(name) {
+                return;
+            }
+            let names =
+                drafts.iter().filter(|other| other.kind.is_backend()).map(|other| other.name.as_str());
+            let hint = known::nearest(name, names).map(known::did_you_mean);
+            let message =
+                format!("Proxy '{}': unable to find required default_backend: '{name}'", draft.name);
+            return self.alert_at(*pos, message, hint);
+        };
+        let places = (self.place(draft.pos), self.place(backend.pos));
+        match (draft.settings.mode, backend.settings.mode) {
+            (Mode::Http, Mode::Tcp) => {
+                let message = format!(
+                    "http frontend '{}' ({}) tries to use incompatible tcp backend '{name}' ({}) as its default \
+                     backend (see 'mode')",
+                    draft.name, places.0, places.1
+                );
+                self.alert_at(*pos, message, None);
+            }
+            (Mode::Tcp, Mode::Http) => {
+                let what = format!("tcp frontend '{}' with http backend '{name}' ({})", draft.name, places.1);
+                self.alert_at(*pos, known::unsupported(&what), Some("give both the same 'mode'".to_owned()));
+            }
+            _ => {}
+        }
+    }
+
+    fn check_table(
+        &mut self,
+        drafts: &[ProxyDraft],
+        tables: &[(String, StickTable)],
+        draft: &ProxyDraft,
+        table: &str,
+        pos: Pos,
+        what: &str,
+    ) {
+        if tables.iter().any(|(name, _)| name == table) || self.refused_heads.contains(table) {
+            return;
+        }
+        let owner = drafts.iter().find(|other| other.name == table);
+        if owner.is_some_and(|owner| owner.settings.refused.iter().any(|word| word == "stick-table")) {
+            return;
+        }
+        let hint = match owner {
+            Some(owner) => Some(format!("{} '{table}' has no 'stick-table' line", owner.kind_name())),
+            None => {
+                known::nearest(table, tables.iter().map(|(name, _)| name.as_str())).map(known::did_you_mean)
+            }
+        };
+        let message = format!("Proxy '{}': '{what}' rule : unable to find stick-table '{table}'", draft.name);
+        self.alert_at(pos, message, hint);
+    }
+
+    fn check_fetch(&mut self, draft: &ProxyDraft, expr: &Expr, pos: Pos, what: &str) {
+        if expr.fetch.needs_http() && draft.settings.mode == Mode::Tcp {
+            let message = format!(
+                "Proxy '{}': '{what}' rule : fetch method '{}' needs HTTP, which a proxy with 'mode tcp' does not parse",
+                draft.name, expr.text
+            );
+            self.alert_at(pos, message, Some("use 'mode http', or a fetch such as 'src'".to_owned()));
+        }
+    }
+
+    fn finish_proxy(&mut self, mut draft: ProxyDraft, id: u32, table: Option<StickTable>) -> Proxy {
+        if !draft.settings.disabled {
+            self.check_shape(&draft);
+        }
+        self.drop_what_needs_http(&mut draft);
+        drop_the_other_side(&mut draft);
+        let ProxyDraft { name, kind, pos, description, settings, binds, servers, .. } = draft;
+        let logs = self.logs(&settings);
+        let silent = kind.is_frontend() && logs.is_empty() && !settings.disabled;
+        if let (true, Some(format)) = (silent, &settings.log_format) {
+            let message = format!("log format ignored for frontend '{name}' since it has no log address");
+            let hint = Some("'log global', or 'log <address> <facility>'".to_owned());
+            self.report_at(Severity::Warning, format.pos, message, hint);
+        }
+        Proxy {
+            id,
+            kind,
+            pos,
+            mode: settings.mode,
+            disabled: settings.disabled,
+            description,
+            binds: number_binds(binds),
+            maxconn: settings.maxconn,
+            fullconn: settings.fullconn,
+            default_backend: settings.default_backend.map(|name| name.value),
+            servers: number_servers(servers),
+            default_server: {
+                let mut options = settings.default_server;
+                server::settle(&mut options);
+                options
+            },
+            balance: settings.balance,
+            hash_type: settings.hash_type,
+            cookie: settings.cookie,
+            timeouts: settings.timeouts,
+            retries: settings.retries.unwrap_or(3),
+            redispatch: settings.redispatch,
+            logs,
+            log_format: settings.log_format.map(|format| format.value).unwrap_or_default(),
+            dontlognull: settings.dontlognull,
+            dontlog_normal: settings.dontlog_normal,
+            logasap: settings.logasap,
+            log_health_checks: settings.log_health_checks,
+            connection_mode: settings.connection_mode.unwrap_or_default(),
+            forwardfor: settings.forwardfor,
+            allbackups: settings.allbackups,
+            abortonclose: settings.abortonclose,
+            persist: settings.persist,
+            clitcpka: kind.is_frontend() && (settings.tcpka || settings.clitcpka),
+            srvtcpka: kind.is_backend() && (settings.tcpka || settings.srvtcpka),
+            httpchk: settings.httpchk,
+            monitor_uri: settings.monitor_uri,
+            stats: settings.stats,
+            stick_table: table,
+            stick_rules: draft.stick_rules.into_iter().map(|rule| rule.value).collect(),
+            tcp_connection_rules: draft.tcp_connection_rules.into_iter().map(|rule| rule.value).collect(),
+            tcp_content_rules: draft.tcp_content_rules.into_iter().map(|rule| rule.value).collect(),
+            http_request_rules: draft.http_request_rules.into_iter().map(|rule| rule.value).collect(),
+            name,
+        }
+    }
+
+    /// What is accepted but hardly meant.
+    fn check_shape(&mut self, draft: &ProxyDraft) {
+        let (kind, name) = (draft.kind_name(), &draft.name);
+        let settings = &draft.settings;
+        let refused = |word: &str| settings.refused.iter().any(|refused| refused == word);
+        if draft.kind.is_frontend() && draft.binds.is_empty() && !refused("bind") {
+            let message = format!("{kind} '{name}' has no 'bind' directive");
+            let hint = Some("please declare it as a backend if this was intended".to_owned());
+            self.report_at(Severity::Warning, draft.pos, message, hint);
+        }
+        let serves = draft.kind.is_backend() && !draft.servers.is_empty();
+        let timeouts = &settings.timeouts;
+        let missing: Vec<&str> = [
+            ("client", draft.kind.is_frontend() && timeouts.client.is_none()),
+            ("connect", serves && timeouts.connect.is_none()),
+            ("server", serves && timeouts.server.is_none()),
+        ]
+        .into_iter()
+        .filter_map(|(name, missing)| missing.then_some(name))
+        .collect();
+        if !missing.is_empty() && !refused("timeout") {
+            let names: Vec<String> = missing.iter().map(|name| format!("'timeout {name}'")).collect();
+            let message = format!("missing timeouts for {kind} '{name}'");
+            let hint = format!("without {} a silent peer holds its connection for ever", names.join(", "));
+            self.report_at(Severity::Warning, draft.pos, message, Some(hint));
+        }
+        if draft.kind.is_backend()
+            && draft.servers.len() > 1
+            && settings.balance.is_none()
+            && !refused("balance")
+        {
+            let message =
+                format!("{kind} '{name}' has no 'balance' line: the better of two random servers is used");
+            let hint = Some("as in HAProxy since 3.3; before that it was 'roundrobin'".to_owned());
+            self.report_at(Severity::Notice, draft.pos, message, hint);
+        }
+    }
+
+    /// In TCP mode, what needs HTTP is ignored with a warning, as in HAProxy.
+    fn drop_what_needs_http(&mut self, draft: &mut ProxyDraft) {
+        if draft.settings.mode == Mode::Http {
+            return;
+        }
+        let pos = draft.pos;
+        let (kind, name) = (draft.kind_name(), draft.name.clone());
+        let mut warnings: Vec<(Pos, String)> = Vec::new();
+        let settings = &mut draft.settings;
+        if draft.kind.is_backend() {
+            if settings.cookie.take().is_some() {
+                warnings
+                    .push((pos, format!("cookie will be ignored for {kind} '{name}' (needs 'mode http')")));
+            }
+            if let Some(Balance::Hdr { .. } | Balance::Uri { .. } | Balance::UrlParam(_)) = settings.balance {
+                let message = format!(
+                    "layer 7 hash not possible for {kind} '{name}' (needs 'mode http'), falling back to round robin"
+                );
+                warnings.push((pos, message));
+                settings.balance = Some(Balance::RoundRobin);
+            }
+        }
+        if draft.kind.is_frontend()
+            && let Some(format) = &mut settings.log_format
+            && format.value == LogFormat::Http
+        {
+            let message = format!(
+                "'option httplog' not usable with {kind} '{name}' (needs 'mode http'), falling back to 'option tcplog'"
+            );
+            warnings.push((format.pos, message));
+            format.value = LogFormat::Tcp;
+        }
+        let mut ignored = |what: &str| {
+            warnings.push((pos, format!("'{what}' ignored for {kind} '{name}' as it requires HTTP mode")));
+        };
+        if settings.stats.take().is_some() {
+            ignored("stats");
+        }
+        if settings.forwardfor.take().is_some() {
+            ignored("option forwardfor");
+        }
+        if draft.kind.is_frontend() && settings.monitor_uri.take().is_some() {
+            ignored("monitor-uri");
+        }
+        if !draft.http_request_rules.is_empty() {
+            ignored("http-request");
+            draft.http_request_rules.clear();
+        }
+        settings.connection_mode = None;
+        settings.default_server.cookie = None;
+        for server in &mut draft.servers {
+            if server.server.options.cookie.take().is_some() {
+                let server = &server.server;
+                let message = format!(
+                    "{kind} '{name}' : ignoring cookie for server '{}' as HTTP mode is disabled",
+                    server.name
+                );
+                warnings.push((server.pos, message));
+            }
+        }
+        for (pos, message) in warnings {
+            self.report_at(Severity::Warning, pos, message, None);
+        }
+    }
+
+    /// A proxy's log targets, with those of `global` in the place of `log global`.
+    fn logs(&self, settings: &Settings) -> Vec<LogTarget> {
+        let mut logs: Vec<LogTarget> = Vec::new();
+        for line in &settings.logs {
+            match line {
+                LogLine::Target(target) => logs.push(target.clone()),
+                LogLine::Global => logs.extend(self.draft.global.logs.iter().cloned()),
+            }
+        }
+        logs
+    }
+}
+
+/// Settings that a `defaults` section gave, but that this side of a proxy has no use for.
+fn drop_the_other_side(draft: &mut ProxyDraft) {
+    let settings = &mut draft.settings;
+    if !draft.kind.is_backend() {
+        settings.fullconn = None;
+        settings.default_server = ServerOptions::default();
+        settings.balance = None;
+        settings.hash_type = HashType::default();
+        settings.cookie = None;
+        settings.retries = None;
+        settings.redispatch = None;
+        settings.httpchk = None;
+        settings.log_health_checks = false;
+        settings.allbackups = false;
+        settings.persist = false;
+        let timeouts = &mut settings.timeouts;
+        (timeouts.server, timeouts.connect, timeouts.queue, timeouts.check) = (None, None, None, None);
+        (timeouts.tunnel, timeouts.server_fin) = (None, None);
+    }
+    if !draft.kind.is_frontend() {
+        settings.maxconn = None;
+        settings.default_backend = None;
+        settings.monitor_uri = None;
+        settings.dontlognull = false;
+        settings.dontlog_normal = false;
+        settings.logasap = false;
+        (settings.timeouts.client, settings.timeouts.client_fin) = (None, None);
+    }
+}
+
+/// The stick tables by the name of their proxy.
+fn stick_tables(drafts: &[ProxyDraft]) -> Vec<(String, StickTable)> {
+    let tables = drafts.iter().filter_map(|draft| Some((draft.name.clone(), draft.stick_table.clone()?)));
+    tables.collect()
+}
+
+/// Gives every proxy its id: the one asked for, or the next free one from 2 (1 is HAProxy's own).
+fn proxy_ids(drafts: &[ProxyDraft]) -> Vec<u32> {
+    number(2, drafts.iter().map(|draft| draft.id))
+}
+
+/// Fills in missing ids with the next that nobody asked for.
+fn number(first: u32, ids: impl Iterator<Item = Option<u32>> + Clone) -> Vec<u32> {
+    let taken: HashSet<u32> = ids.clone().flatten().collect();
+    let mut next = first;
+    let ids = ids.map(|id| {
+        id.unwrap_or_else(|| {
+            while taken.contains(&next) {
+                next += 1;
+            }
+            next += 1;
+            next - 1
+        })
+    });
+    ids.collect()
+}
+
+fn number_binds(binds: Vec<crate::draft::BindDraft>) -> Vec<Bind> {
+    let ids = number(1, binds.iter().map(|bind| bind.id));
+    binds.into_iter().zip(ids).map(|(draft, id)| Bind { id, ..draft.bind }).collect()
+}
+
+fn number_servers(servers: Vec<crate::draft::ServerDraft>) -> Vec<Arc<model::Server>> {
+    let ids = number(1, servers.iter().map(|server| server.id));
+    let servers = servers.into_iter().zip(ids).map(|(draft, id)| {
+        let mut server = draft.server;
+        server.id = id;
+        server::settle(&mut server.options);
+        Arc::new(server)
+    });
+    servers.collect()
+}

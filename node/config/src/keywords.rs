@@ -1,0 +1,34 @@
+//! The keyword tables: one file per group, one entry per keyword.
+
+pub(crate) mod balance;
+pub(crate) mod bind;
+pub(crate) mod cluster;
+pub(crate) mod cookie;
+pub(crate) mod global;
+pub(crate) mod log;
+pub(crate) mod option;
+pub(crate) mod proxy;
+pub(crate) mod server;
+pub(crate) mod stats;
+pub(crate) mod stick;
+pub(crate) mod timeout;
+pub(crate) mod track;
+
+use crate::keyword::Keyword;
+
+/// Every table. The order is the order of the reference.
+pub(crate) const TABLES: &[&[Keyword]] = &[
+    global::KEYWORDS,
+    proxy::KEYWORDS,
+    bind::KEYWORDS,
+    server::KEYWORDS,
+    balance::KEYWORDS,
+    cookie::KEYWORDS,
+    log::KEYWORDS,
+    timeout::KEYWORDS,
+    option::KEYWORDS,
+    stats::KEYWORDS,
+    stick::KEYWORDS,
+    track::KEYWORDS,
+    cluster::KEYWORDS,
+];

@@ -1,0 +1,173 @@
+//! Keywords of the `cluster` section, which is Phalanx's own.
+
+use std::path::PathBuf;
+
+use super::bind;
+use crate::keyword::{Arity, CLUSTER, Keyword};
+use crate::known;
+use crate::line::{Args, Fault};
+use crate::model::{Announce, ClusterNode, Vip};
+use crate::parser::Parser;
+use crate::value;
+
+/// The table.
+pub(crate) const KEYWORDS: &[Keyword] = &[
+    Keyword::new("node", "<name> <addr>:<port> [witness]", CLUSTER, Arity::Between(2, 3), "A member.", node),
+    Keyword::new(
+        "data-dir",
+        "<directory>",
+        CLUSTER,
+        Arity::Exact(1),
+        "Where the node keeps its log.",
+        |p, a| {
+            if p.cluster().data_dir.is_some() {
+                return Err(a.named(0, "is given already"));
+            }
+            p.cluster().data_dir = Some(PathBuf::from(a.text(0)));
+            Ok(())
+        },
+    ),
+    Keyword::new(
+        "vip",
+        "<name> <address>[/<length>] [interface <if>] [announce arp|listen] [prefer <node>]",
+        CLUSTER,
+        Arity::AtLeast(2),
+        "An address that one node holds at a time.",
+        vip,
+    ),
+    Keyword::new(
+        "ssl",
+        "crt <file> ca-file <file>",
+        CLUSTER,
+        Arity::AtLeast(0),
+        "Encryption between nodes.",
+        |_, a| Err(a.fault(usize::MAX, known::unsupported("'ssl' between the nodes of a cluster"))),
+    ),
+];
+
+fn check_name(args: &Args<'_>) -> Result<String, Fault> {
+    let name = args.text(0);
+    match value::invalid_name_char(name) {
+        None => Ok(name.to_owned()),
+        Some(c) => {
+            let fault = args.named(0, format!(": character '{c}' is not permitted in the name '{name}'"));
+            Err(fault.hint("letters, digits, '-', '_', '.' and ':' are"))
+        }
+    }
+}
+
+fn node(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
+    let name = check_name(args)?;
+    let addr = args.text(1);
+    if let Some(other) = parser.cluster().nodes.iter().find(|n| n.name == name || n.addr == addr).cloned() {
+        let place = parser.place(other.pos);
+        let (what, index) = if other.name == name { ("name", 0) } else { ("address", 1) };
+        return Err(
+            args.named(index, format!(": the {what} '{}' is used already at {place}", args.text(index)))
+        );
+    }
+    // A host name is resolved when connecting: only its shape is looked at.
+    let shape = |_: &str| Ok(std::net::Ipv4Addr::LOCALHOST.into());
+    let address = value::address(addr, value::PortRule::One, &shape)
+        .map_err(|err| args.named(1, format!(": {err}")).hint("expects <addr>:<port>"))?;
+    if address.ip.is_unspecified() {
+        let fault = args.named(1, format!(": '{addr}' is no address that other nodes could connect to"));
+        return Err(fault);
+    }
+    let witness = match args.text(2) {
+        "" => false,
+        "witness" => true,
+        other => {
+            return Err(args
+                .named(2, format!(": unknown argument '{other}'"))
+                .hint("expects 'witness' or nothing"));
+        }
+    };
+    let pos = parser.pos();
+    parser.cluster().nodes.push(ClusterNode { name, addr: addr.to_owned(), witness, pos });
+    Ok(())
+}
+
+const VIP_OPTIONS: [&str; 4] = ["interface", "announce", "prefer", "on-quorum-loss"];
+
+fn vip(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
+    let name = check_name(args)?;
+    let (text, length) = match args.text(1).split_once('/') {
+        Some((address, length)) => (address, Some(length)),
+        None => (args.text(1), None),
+    };
+    let addr: std::net::IpAddr = text
+        .parse()
+        .map_err(|_| args.named(1, format!(": invalid address '{text}'")).hint("expects an IP address"))?;
+    if addr.is_unspecified() || addr.is_multicast() {
+        return Err(args.named(1, format!(": '{text}' is not the address of one host")));
+    }
+    if let Some(other) = parser.cluster().vips.iter().find(|v| v.name == name || v.addr == addr).cloned() {
+        let place = parser.place(other.pos);
+        let index = usize::from(other.name != name);
+        return Err(args.named(index, format!(": '{}' is declared already at {place}", args.text(index))));
+    }
+    let widest = if addr.is_ipv4() { 32 } else { 128 };
+    let prefix = match length {
+        None => widest,
+        Some(length) => {
+            let number = value::number(length, 1..=i64::from(widest));
+            number.map_err(|err| args.named(1, format!(": the prefix length {err}")))? as u8
+        }
+    };
+    let pos = parser.pos();
+    let mut vip = Vip { name, addr, prefix, interface: None, announce: Announce::Arp, prefer: None, pos };
+    let mut next = 2;
+    while let Some(word) = args.words.get(next) {
+        let argument = args.text(next + 1);
+        if argument.is_empty() && VIP_OPTIONS.contains(&word.text.as_str()) {
+            return Err(args.named(next, format!(": missing argument after '{}'", word.text)));
+        }
+        match word.text.as_str() {
+            "interface" => {
+                let interface = bind::interface(argument);
+                vip.interface =
+                    Some(interface.map_err(|err| args.named(next + 1, format!(": 'interface' {err}")))?);
+            }
+            "announce" => vip.announce = announce(args, next + 1)?,
+            "prefer" => vip.prefer = Some(argument.to_owned()),
+            "on-quorum-loss" => match argument {
+                // The default, and the only policy that is built.
+                "release" => {}
+                "hold" => return Err(args.fault(next + 1, known::unsupported("'on-quorum-loss hold'"))),
+                other => {
+                    let fault = args.named(next + 1, format!(": unknown policy '{other}'"));
+                    return Err(fault.hint("expects 'release' or 'hold'"));
+                }
+            },
+            other => {
+                let fault = args.named(next, format!(": unknown argument '{other}'"));
+                return Err(match known::nearest(other, VIP_OPTIONS) {
+                    Some(near) => fault.hint(known::did_you_mean(near)),
+                    None => fault.hint(format!("expects {}", crate::parser::one_of(&VIP_OPTIONS))),
+                });
+            }
+        }
+        next += 2;
+    }
+    if vip.announce == Announce::Arp && vip.interface.is_none() {
+        let message = format!("'{}' : 'announce arp' needs an 'interface' to put {} on", vip.name, vip.addr);
+        return Err(args.named(0, message).hint("or use 'announce listen'"));
+    }
+    parser.cluster().vips.push(vip);
+    Ok(())
+}
+
+fn announce(args: &Args<'_>, index: usize) -> Result<Announce, Fault> {
+    match args.text(index) {
+        "arp" => Ok(Announce::Arp),
+        "listen" => Ok(Announce::Listen),
+        mode @ ("exec" | "health-port") => {
+            Err(args.fault(index, known::unsupported(&format!("'announce {mode}'"))))
+        }
+        other => {
+            let fault = args.named(index, format!(": unknown announce mode '{other}'"));
+            Err(fault.hint("expects 'arp' or 'listen'"))
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! Text in, text out: every `tests/data/*.cfg` is parsed, and what is said about it must be what
+//! stands in the `.out` file beside it. `UPDATE_EXPECTED=1` writes these files anew.
+//!
+//! Also: whatever is done to a valid file, the parser answers and does not panic.
+
+use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use phalanx_config::*;
+
+fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
+}
+
+fn env() -> StaticEnv {
+    let mut env = StaticEnv::default();
+    for (name, value) in [
+        ("NODE_ADDR", "127.0.0.11"),
+        ("OPTS", "check inter 1s"),
+        ("EMPTY", ""),
+        ("SERVER", "s1 127.0.0.1:81"),
+    ] {
+        env.vars.insert(name.into(), value.into());
+    }
+    env.users.insert("nobody".into(), 65534);
+    env.groups.insert("nogroup".into(), 65534);
+    env.hosts.insert("app.example".into(), IpAddr::from([192, 0, 2, 7]));
+    env
+}
+
+fn cases() -> Vec<(String, Vec<u8>)> {
+    let mut cases: Vec<(String, Vec<u8>)> = std::fs::read_dir(data())
+        .expect("test data")
+        .map(|entry| entry.expect("entry").path())
+        .filter(|path| path.extension().is_some_and(|ext| ext == "cfg"))
+        .map(|path| {
+            let name = path.file_name().expect("a file").to_string_lossy().into_owned();
+            (name, std::fs::read(&path).expect("readable"))
+        })
+        .collect();
+    cases.sort();
+    cases
+}
+
+fn load(name: &str) -> Outcome {
+    let text = std::fs::read(data().join(name)).expect(name);
+    parse(&[Source::new(name, text)], &env())
+}
+
+/// The configuration of a file that has no error.
+fn config(name: &str) -> Config {
+    let outcome = load(name);
+    let said: Vec<String> = outcome.diagnostics.iter().map(ToString::to_string).collect();
+    outcome.config.unwrap_or_else(|| panic!("{name} is refused: {said:#?}"))
+}
+
+fn proxy<'a>(config: &'a Config, name: &str) -> &'a Proxy {
+    config.proxies.iter().find(|proxy| proxy.name == name).expect(name)
+}
+
+#[test]
+fn diagnostics_are_as_expected() {
+    let update = std::env::var_os("UPDATE_EXPECTED").is_some();
+    let mut failures = String::new();
+    for (name, text) in cases() {
+        let outcome = parse(&[Source::new(name.as_str(), text)], &env());
+        let mut said = String::new();
+        for diagnostic in &outcome.diagnostics {
+            let _ = writeln!(said, "{diagnostic}");
+        }
+        let _ = writeln!(said, "{}", if outcome.config.is_some() { "valid" } else { "refused" });
+        let expected_path = data().join(&name).with_extension("out");
+        if update {
+            std::fs::write(&expected_path, &said).expect("writable");
+            continue;
+        }
+        let expected = std::fs::read_to_string(&expected_path).unwrap_or_default();
+        if said != expected {
+            let _ = writeln!(failures, "--- {name}: expected\n{expected}--- got\n{said}");
+        }
+    }
+    assert!(failures.is_empty(), "{failures}");
+}
+
+#[test]
+fn long_lived_tcp() {
+    let config = config("tcp_nc.cfg");
+    let socket = &config.global.stats_sockets[0];
+    assert_eq!(socket.addr, StatsAddr::Unix("/tmp/phalanx.sock".into()));
+    assert_eq!((socket.mode, socket.level), (Some(0o600), Level::Admin));
+    let chat = proxy(&config, "chat");
+    assert_eq!((chat.kind, chat.mode, chat.id), (ProxyKind::Listen, Mode::Tcp, 2));
+    assert_eq!(chat.balance, Some(Balance::LeastConn));
+    assert_eq!(chat.binds[0].addr, "127.0.0.1:9000".parse().unwrap());
+    assert_eq!(chat.timeouts.client, Some(Duration::from_secs(3600)));
+    assert_eq!(chat.timeouts.queue, Some(Duration::from_secs(30)));
+    let servers: Vec<(&str, u32, SocketAddr, u32, bool)> = (chat.servers.iter())
+        .map(|s| (s.name.as_str(), s.id, s.addr, s.options.maxconn, s.options.check))
+        .collect();
+    assert_eq!(servers[0], ("nc1", 1, "127.0.0.1:9001".parse().unwrap(), 1, true));
+    assert_eq!(servers[1], ("nc2", 2, "127.0.0.1:9002".parse().unwrap(), 1, true));
+}
+
+#[test]
+fn sticky_web_by_cookie() {
+    let config = config("web_cookie.cfg");
+    let target = &config.global.logs[0];
+    assert_eq!((&target.to, target.format, target.facility), (&LogReceiver::Stdout, LogFraming::Raw, 16));
+    let web = proxy(&config, "web");
+    assert_eq!((web.log_format, web.logs.len()), (LogFormat::Http, 1));
+    assert_eq!(web.default_backend.as_deref(), Some("webservers"));
+    assert_eq!(web.timeouts.server, None, "a frontend has no server side");
+    let servers = proxy(&config, "webservers");
+    let cookie = servers.cookie.as_ref().expect("cookie");
+    assert_eq!((cookie.name.as_str(), cookie.mode), ("SRV", CookieMode::Insert));
+    assert!(cookie.indirect && cookie.nocache && !cookie.postonly);
+    let check = servers.httpchk.as_ref().expect("httpchk");
+    assert_eq!(
+        (check.method.as_str(), check.uri.as_str(), check.version.as_str()),
+        ("GET", "/healthz", "HTTP/1.0")
+    );
+    assert_eq!(servers.servers[2].options.cookie.as_deref(), Some("s3"));
+    assert_eq!(servers.timeouts.tunnel, Some(Duration::from_secs(3600)));
+}
+
+#[test]
+fn sticky_web_by_consistent_hash() {
+    let config = config("web_hash.cfg");
+    let servers = proxy(&config, "webservers");
+    assert_eq!(servers.balance, Some(Balance::Hdr { name: "x-session-id".into(), domain_only: false }));
+    let expected = HashType { method: HashMethod::Consistent, function: HashFunction::Sdbm, avalanche: true };
+    assert_eq!(servers.hash_type, expected);
+}
+
+#[test]
+fn pasted_with_odd_indentation() {
+    let config = config("pasted.cfg");
+    assert_eq!((config.global.uid, config.global.gid), (Some(65534), Some(65534)));
+    assert_eq!(config.global.maxconn, Some(2000));
+    let target = &config.global.logs[0];
+    assert_eq!((&target.to, target.level), (&LogReceiver::Udp("127.0.0.1:514".parse().unwrap()), 5));
+    let app = proxy(&config, "appname");
+    assert_eq!(app.binds[0].addr, "0.0.0.0:80".parse().unwrap());
+    let stats = app.stats.as_ref().expect("stats");
+    assert_eq!((stats.uri.as_str(), stats.realm.as_str()), ("/haproxy?stats", "Strictly Private"));
+    let accounts = [("A_Username", "YourPassword"), ("Another_User", "passwd")];
+    assert_eq!(stats.auth, accounts.map(|(user, password)| (user.to_owned(), password.to_owned())));
+    assert_eq!(app.connection_mode, ConnectionMode::Close);
+    assert_eq!(app.forwardfor.as_ref().map(|f| f.header.as_str()), Some("X-Forwarded-For"));
+    assert_eq!((app.retries, app.redispatch, app.maxconn), (3, Some(-1), Some(3000)));
+    assert_eq!(app.timeouts.connect, Some(Duration::from_secs(5)));
+    assert_eq!(app.timeouts.http_keep_alive, Some(Duration::from_secs(10)));
+    assert!(app.dontlognull);
+}
+
+#[test]
+fn a_cluster_with_everything() {
+    let config = config("cluster.cfg");
+    let cluster = config.cluster.as_ref().expect("cluster");
+    let nodes: Vec<(&str, &str, bool)> =
+        cluster.nodes.iter().map(|n| (n.name.as_str(), n.addr.as_str(), n.witness)).collect();
+    assert_eq!(nodes[0], ("n1", "10.0.0.1:7100", false));
+    assert_eq!(nodes[2], ("n3", "n3.example:7100", true));
+    assert_eq!((cluster.vips[0].prefix, cluster.vips[0].announce), (24, Announce::Arp));
+    assert_eq!((cluster.vips[1].prefix, cluster.vips[1].announce), (128, Announce::Listen));
+    assert_eq!(cluster.vips[0].prefer.as_deref(), Some("n1"));
+    let app = proxy(&config, "app");
+    let table = app.stick_table.as_ref().expect("table");
+    assert_eq!((table.size, table.peers.as_deref()), (1 << 20, Some("prod")));
+    let period = Duration::from_secs(10);
+    // `stick on` needs the server's id, so that it is stored without being asked for.
+    assert_eq!(table.store, [DataType::HttpReqRate(period), DataType::Gpc0, DataType::ServerId]);
+    assert_eq!(app.stick_rules[0].table, "app");
+    let fe = proxy(&config, "fe");
+    assert_eq!(fe.tcp_connection_rules[0].table, "counts");
+    assert_eq!(fe.http_request_rules[0].expr.fetch, Fetch::ReqHdr("x-key".into()));
+    assert_eq!(fe.binds.iter().map(|b| b.id).collect::<Vec<_>>(), [1, 2, 9, 3, 4]);
+    assert_eq!(fe.binds[0].addr, "127.0.0.11:80".parse().unwrap());
+    let ids: Vec<u32> = app.servers.iter().map(|s| s.id).collect();
+    assert_eq!(ids, [1, 7, 2]);
+    assert_eq!(app.servers[2].options.inter, Duration::from_secs(1));
+    assert_eq!(proxy(&config, "counts").id, 4);
+}
+
+#[test]
+fn several_files_are_one_configuration_but_a_section_ends_with_its_file() {
+    let first = Source::new("1.cfg", "defaults\n mode http\n timeout client 1s\nfrontend f\n bind :80\n");
+    let second = Source::new("2.cfg", " maxconn 5\nfrontend g\n bind :81\n");
+    let outcome = parse(&[first.clone(), second], &env());
+    assert!(outcome.config.is_none());
+    assert_eq!(outcome.diagnostics.len(), 1, "{:?}", outcome.diagnostics);
+    let said = &outcome.diagnostics[0];
+    assert_eq!(
+        (said.file.as_str(), said.line, said.column, said.word.as_deref()),
+        ("2.cfg", 1, 2, Some("maxconn"))
+    );
+
+    let second = Source::new("2.cfg", "frontend g\n bind :81\n");
+    let outcome = parse(&[first, second], &env());
+    let config = outcome.config.expect("valid");
+    assert_eq!(proxy(&config, "g").mode, Mode::Http, "defaults go on in the next file");
+    assert_eq!(config.files[proxy(&config, "g").pos.file as usize], "2.cfg");
+}
+
+#[test]
+fn rendering_is_haproxys() {
+    let outcome = parse(&[Source::new("a.cfg", "listen l\n\tblance roundrobin\n")], &env());
+    let expected = "[ALERT]    (42) : config : parsing [a.cfg:2] : unknown keyword 'blance' in 'listen' section; \
+                    did you mean 'balance' maybe ?\n  \tblance roundrobin\n  \t^";
+    assert_eq!(outcome.diagnostics[0].render(42), expected);
+}
+
+#[test]
+fn every_keyword_is_documented_once_per_section() {
+    let mut seen = std::collections::HashSet::new();
+    for keyword in keywords() {
+        assert!(!keyword.doc.is_empty() && keyword.doc.ends_with('.'), "{}", keyword.name);
+        for section in keyword.sections() {
+            assert!(seen.insert((section, keyword.name)), "'{}' twice in {section}", keyword.name);
+        }
+    }
+    assert!(seen.len() > 200);
+    let mut seen = std::collections::HashSet::new();
+    for option in option_keywords() {
+        assert!(option.doc.ends_with('.') && seen.insert((option.of, option.name)), "{}", option.name);
+    }
+}
+
+/// xorshift: the test needs repeatable noise, not good noise.
+struct Noise(u64);
+
+impl Noise {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound.max(1) as u64) as usize
+    }
+}
+
+#[test]
+fn mutated_configurations_never_panic() {
+    const PIECES: &[&[u8]] = &[
+        b"\0",
+        b"\"",
+        b"'",
+        b"\\",
+        b"\\x",
+        b"\\xff",
+        b"${",
+        b"\"${A-",
+        b"$",
+        b"#",
+        b"\r\n",
+        b"\n",
+        b" ",
+        b"\t",
+        b"-1",
+        b"99999999999999999999",
+        b"\xff\xfe",
+        b"no ",
+        b"default ",
+        b".if ",
+        b".endif\n",
+        b"(",
+        b")",
+        b",",
+        b"[",
+        b"]:",
+        b"\xe4\xbd\xa0",
+        b"from",
+        b"global\n",
+        b"backend x\n",
+        b"cluster c\n",
+        b"/",
+        b"@",
+        b"0",
+    ];
+    let cases = cases();
+    let rounds = if cfg!(debug_assertions) { 1_500 } else { 200_000 };
+    for seed in 1..=rounds {
+        let mut noise = Noise(u64::wrapping_mul(seed, 0x9e37_79b9_7f4a_7c15));
+        let mut text = cases[noise.below(cases.len())].1.clone();
+        for _ in 0..=noise.below(6) {
+            let at = noise.below(text.len() + 1);
+            match noise.below(4) {
+                0 => {
+                    let end = (at + noise.below(20)).min(text.len());
+                    text.drain(at..end);
+                }
+                1 => {
+                    let piece = PIECES[noise.below(PIECES.len())];
+                    text.splice(at..at, piece.iter().copied());
+                }
+                2 if at < text.len() => text[at] = noise.below(256) as u8,
+                // A part of it again, somewhere else.
+                _ => {
+                    let from = noise.below(text.len() + 1);
+                    let to = (from + noise.below(60)).min(text.len());
+                    let part = text[from..to].to_vec();
+                    text.splice(at..at, part);
+                }
+            }
+        }
+        let input = text.clone();
+        let result = std::panic::catch_unwind(move || {
+            let outcome = parse(&[Source::new("m.cfg", text)], &env());
+            let alerts = outcome.diagnostics.iter().any(|d| d.severity == Severity::Alert);
+            assert_eq!(outcome.config.is_none(), alerts);
+            outcome.diagnostics.iter().for_each(|d| drop(d.render(1)));
+        });
+        assert!(result.is_ok(), "seed {seed} panics on {:?}", String::from_utf8_lossy(&input));
+    }
+}
+
+#[test]
+fn long_lines_and_files_are_read_in_time() {
+    let long = format!("listen l\n bind :80\n description {}\n", "x".repeat(1 << 20));
+    assert!(parse(&[Source::new("l.cfg", long)], &env()).config.is_some());
+    let ranges = format!("listen l\n bind {}\n", vec![":1-65535"; 2_000].join(","));
+    assert!(parse(&[Source::new("l.cfg", ranges)], &env()).config.is_none());
+    let mut many = String::from("backend b\n balance leastconn\n");
+    for index in 0..2_000 {
+        let _ = writeln!(many, " server s{index} 127.0.0.1:80 check weight 5");
+    }
+    let config = parse(&[Source::new("m.cfg", many)], &env()).config.expect("valid");
+    assert_eq!(config.proxies[0].servers.len(), 2_000);
+}
