@@ -125,7 +125,15 @@ impl fmt::Display for Report {
             write!(f, ", code: {code}")?;
         }
         if !self.info.is_empty() {
-            write!(f, ", info: \"{}\"", self.info)?;
+            f.write_str(", info: \"")?;
+            for c in self.info.chars() {
+                // A server's own words must not look like the log's.
+                match c {
+                    ' '..='~' if c != '"' => write!(f, "{c}")?,
+                    _ => c.to_string().bytes().try_for_each(|b| write!(f, "<{b:02X}>"))?,
+                }
+            }
+            f.write_str("\"")?;
         }
         write!(f, ", check duration: {}ms", self.duration.as_millis())
     }
@@ -303,12 +311,12 @@ mod tests {
         let report = Report {
             status: CheckStatus::L7Sts,
             code: Some(503),
-            info: "Service Unavailable".into(),
+            info: "Service \"Un\"available\r".into(),
             duration: Duration::from_millis(2),
         };
         assert_eq!(
             report.to_string(),
-            "Layer7 wrong status, code: 503, info: \"Service Unavailable\", check duration: 2ms"
+            "Layer7 wrong status, code: 503, info: \"Service <22>Un<22>available<0D>\", check duration: 2ms"
         );
     }
 }

@@ -24,6 +24,6 @@ pub mod server;
 pub mod state;
 pub mod stats;
 pub mod stick;
-#[cfg(test)]
-pub(crate) mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod time;

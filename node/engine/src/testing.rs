@@ -11,25 +11,25 @@ use phalanx_config::model::{
 use crate::time::Now;
 
 /// A moment of the process.
-pub(crate) fn at(ms: u64) -> Now {
+pub fn at(ms: u64) -> Now {
     Now { mono: Duration::from_millis(ms), unix_us: ms * 1000 }
 }
 
 /// A server line `name`, `id`.
-pub(crate) fn server(name: &str, id: u32, options: ServerOptions) -> Arc<Server> {
+pub fn server(name: &str, id: u32, options: ServerOptions) -> Arc<Server> {
     let addr = format!("127.0.0.1:{}", 9000 + id % 1000).parse().unwrap();
     let host = "127.0.0.1".into();
     Arc::new(Server { name: name.into(), id, pos: Pos::default(), host, addr, options })
 }
 
 /// Servers `s1`, `s2`, … with these options.
-pub(crate) fn servers(options: &[ServerOptions]) -> Vec<Arc<Server>> {
+pub fn servers(options: &[ServerOptions]) -> Vec<Arc<Server>> {
     let ids = 1..;
     options.iter().zip(ids).map(|(o, id)| server(&format!("s{id}"), id, o.clone())).collect()
 }
 
 /// A backend named `b`.
-pub(crate) fn section(balance: Balance, servers: Vec<Arc<Server>>) -> Proxy {
+pub fn section(balance: Balance, servers: Vec<Arc<Server>>) -> Proxy {
     Proxy {
         name: "b".into(),
         id: 2,
@@ -75,6 +75,6 @@ pub(crate) fn section(balance: Balance, servers: Vec<Arc<Server>>) -> Proxy {
 }
 
 /// A configuration of one section.
-pub(crate) fn config(section: Proxy) -> Config {
+pub fn config(section: Proxy) -> Config {
     Config { proxies: vec![Arc::new(section)], ..Config::default() }
 }

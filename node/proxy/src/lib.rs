@@ -7,6 +7,7 @@
 #![allow(dead_code)]
 
 mod buffer;
+pub mod check;
 mod connect;
 mod deadline;
 mod forwarder;
