@@ -1,1 +1,31 @@
-//! Placeholder.
+//! Harness of the black-box tests: starts real Phalanx processes, talks to them as clients do, and
+//! leaves nothing behind.
+//!
+//! The tests know the program by its command line, its configuration, its Runtime API and the bytes
+//! that it forwards, never by its insides. Everything listens in a piece of 127.0.0.0/8 that a
+//! [`Base`] reserves, so that tests run side by side. Waiting is polling with a deadline.
+
+mod base;
+mod binary;
+mod cluster;
+mod http;
+mod load;
+mod node;
+mod wait;
+pub mod websocket;
+
+pub use base::Base;
+pub use binary::phalanx;
+pub use cluster::{Builder, Cluster, NodeStatus, Status, VipStatus};
+pub use http::{Client, Response, get};
+pub use load::{Load, Outcome};
+pub use node::{Demo, Node, api, line, try_api};
+pub use wait::{eventually, seed, until};
+
+/// Kills a process that a test started.
+pub fn kill(pid: u32, signal: nix::sys::signal::Signal) {
+    let pid = nix::unistd::Pid::from_raw(pid as i32);
+    nix::sys::signal::kill(pid, signal).unwrap_or_else(|e| panic!("cannot send {signal} to {pid}: {e}"));
+}
+
+pub use nix::sys::signal::Signal;

@@ -119,7 +119,9 @@ impl Layout {
         }
         let names = with_count(&named, count);
         let config = match source {
-            Some(path) if named.is_empty() || names == named => path.canonicalize().map_err(|e| e.to_string())?,
+            Some(path) if named.is_empty() || names == named => {
+                path.canonicalize().map_err(|e| e.to_string())?
+            }
             _ => {
                 let text = if names == named { text } else { with_nodes(&text, &names) };
                 std::fs::write(&generated, text)
@@ -164,7 +166,8 @@ impl Layout {
                     outcome.diagnostics.iter().map(|d| d.render(std::process::id())).collect();
                 return Err(format!("the configuration has errors:\n{}", lines.join("\n")));
             };
-            self.vips = config.cluster.iter().flat_map(|c| &c.vips).map(|v| (v.name.clone(), v.addr)).collect();
+            self.vips =
+                config.cluster.iter().flat_map(|c| &c.vips).map(|v| (v.name.clone(), v.addr)).collect();
             let floating: Vec<IpAddr> = self.vips.iter().map(|(_, addr)| *addr).collect();
             self.nodes[index].read(&config, &floating);
         }
@@ -197,7 +200,9 @@ impl Layout {
             ("SERVER_ADDR".into(), self.base.addr(SERVERS_AT).to_string()),
             ("CLUSTER_DIR".into(), self.dir.display().to_string()),
         ];
-        env.extend(self.nodes.iter().enumerate().map(|(i, n)| (format!("N{}_ADDR", i + 1), n.addr.to_string())));
+        env.extend(
+            self.nodes.iter().enumerate().map(|(i, n)| (format!("N{}_ADDR", i + 1), n.addr.to_string())),
+        );
         env
     }
 
@@ -239,10 +244,9 @@ impl Layout {
         }
         let demo = self.demo_servers().map(|(_, name, addr)| (format!("demo server {name}"), addr));
         let demo: Vec<_> = if self.own_config { Vec::new() } else { demo.collect() };
-        let nodes = self
-            .nodes
-            .iter()
-            .flat_map(|n| n.listens.iter().map(move |(what, addr)| (format!("{} of node {}", what, n.name), *addr)));
+        let nodes = self.nodes.iter().flat_map(|n| {
+            n.listens.iter().map(move |(what, addr)| (format!("{} of node {}", what, n.name), *addr))
+        });
         let mut seen = HashSet::new();
         for (what, addr) in nodes.chain(demo) {
             if !seen.insert(addr) {

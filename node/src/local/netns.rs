@@ -82,7 +82,10 @@ impl Network {
         )?;
         for (index, (name, addr)) in self.stations().enumerate() {
             let (namespace, port) = (self.namespace(name), format!("p{index}"));
-            ip(&["link", "add", &port, "netns", &hub, "type", "veth", "peer", "name", "eth0", "netns", &namespace])?;
+            ip(&[
+                "link", "add", &port, "netns", &hub, "type", "veth", "peer", "name", "eth0", "netns",
+                &namespace,
+            ])?;
             batch(&namespace, &format!("link set lo up\naddr add {addr}/24 dev eth0\nlink set eth0 up\n"))?;
             batch(&hub, &format!("link set {port} master br0 up\n"))?;
         }

@@ -94,7 +94,10 @@ struct Claim {
 /// Asks all running nodes at once.
 pub(super) async fn gather(layout: &Layout, processes: &[Process]) -> Status {
     let asked = layout.nodes.iter().zip(processes).map(|(node, process)| async move {
-        let place = node.cli.as_deref().filter(|_| process.state != State::Stopped && process.state != State::Paused)?;
+        let place = node
+            .cli
+            .as_deref()
+            .filter(|_| process.state != State::Stopped && process.state != State::Paused)?;
         report(&node.name, place).await
     });
     let reports = futures_util::future::join_all(asked).await;
@@ -226,7 +229,9 @@ mod tests {
             "{json}"
         );
         assert!(
-            json.ends_with("],\"vips\":[{\"name\":\"web\",\"address\":\"127.0.0.100\",\"holder\":null,\"epoch\":0}]}"),
+            json.ends_with(
+                "],\"vips\":[{\"name\":\"web\",\"address\":\"127.0.0.100\",\"holder\":null,\"epoch\":0}]}"
+            ),
             "{json}"
         );
     }

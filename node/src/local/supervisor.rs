@@ -282,10 +282,9 @@ impl Supervisor {
     }
 
     fn network(&self, what: &str) -> Result<&super::netns::Network, String> {
-        self.layout
-            .network
-            .as_ref()
-            .ok_or_else(|| format!("'{what}' needs a cluster in network namespaces: 'phalanx cluster up --netns'"))
+        self.layout.network.as_ref().ok_or_else(|| {
+            format!("'{what}' needs a cluster in network namespaces: 'phalanx cluster up --netns'")
+        })
     }
 
     async fn failover(&mut self, vip: &str, to: Option<&str>) -> Result<String, String> {

@@ -20,7 +20,8 @@ pub(super) fn opening(layout: &Layout, status: &Status) -> String {
 /// Nodes and virtual addresses in columns.
 pub(super) fn table(status: &Status) -> String {
     let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".into());
-    let mut rows = vec![["NODE", "STATE", "PID", "HTTP", "RUNTIME API", "STATS", "CLUSTER"].map(str::to_owned)];
+    let mut rows =
+        vec![["NODE", "STATE", "PID", "HTTP", "RUNTIME API", "STATS", "CLUSTER"].map(str::to_owned)];
     for node in &status.nodes {
         rows.push([
             if node.leader { format!("{} (leader)", node.name) } else { node.name.clone() },

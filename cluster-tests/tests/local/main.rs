@@ -1,0 +1,10 @@
+//! Tests on loopback, without special rights.
+
+mod cluster_command;
+mod configurations;
+mod failover;
+mod hash;
+mod layers;
+mod membership;
+mod reload;
+mod stick;
