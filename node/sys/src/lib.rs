@@ -4,6 +4,7 @@
 //! and out as `OwnedFd`/`BorrowedFd` or std's socket types, never as numbers.
 
 pub mod clock;
+pub mod files;
 pub mod neighbour;
 pub mod net;
 pub mod netlink;

@@ -247,6 +247,12 @@ pub fn ignore_stop_signals() {
     }
 }
 
+/// Asks a HAProxy-like process to finish its sessions and leave.
+pub const SIGUSR1: i32 = libc::SIGUSR1;
+
+/// Asks a process to leave at once.
+pub const SIGTERM: i32 = libc::SIGTERM;
+
 /// Sends a signal to a process.
 ///
 /// # Errors

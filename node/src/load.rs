@@ -1,0 +1,147 @@
+//! From the files named on the command line to a checked configuration, at start and at each reload.
+//!
+//! Owns handles of the directories that the files lie in, so that a reload finds them after `chroot`;
+//! answers the parser's questions about variables, accounts and host names.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::{IpAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+
+use phalanx_config::{Config, Env, Severity, Source};
+use phalanx_sys::files::Dir;
+use phalanx_sys::process;
+
+/// Longest configuration file, in bytes.
+const MAX_FILE: u64 = 64 << 20;
+
+/// The configuration files of this process.
+#[derive(Debug)]
+pub(crate) struct Files {
+    entries: Vec<Entry>,
+    zero_warning: bool,
+    ignore_resolve: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// As given on the command line, for messages.
+    path: PathBuf,
+    dir: Dir,
+    /// `None`: all `*.cfg` of the directory.
+    name: Option<OsString>,
+}
+
+/// What came of reading the files.
+pub(crate) struct Loaded {
+    /// The configuration; `None` when it has errors.
+    pub config: Option<Config>,
+    /// Messages in HAProxy's form, one or more lines each, in order.
+    pub messages: Vec<Message>,
+}
+
+/// One message about the configuration.
+pub(crate) struct Message {
+    pub severity: Severity,
+    pub text: String,
+}
+
+impl Files {
+    /// Finds the files.
+    ///
+    /// # Errors
+    /// One line naming the file that can't be opened.
+    pub(crate) fn open(paths: &[PathBuf], zero_warning: bool, ignore_resolve: bool) -> Result<Files, String> {
+        let entries = paths.iter().map(|path| Entry::open(path).map_err(|e| cannot_open(path, &e)));
+        Ok(Files { entries: entries.collect::<Result<_, _>>()?, zero_warning, ignore_resolve })
+    }
+
+    /// Reads and checks the files as they are now. Resolves names: may block for as long as the
+    /// system's resolver does.
+    ///
+    /// # Errors
+    /// One line naming the file that can't be read.
+    pub(crate) fn load(&self) -> Result<Loaded, String> {
+        let mut sources = Vec::new();
+        for entry in &self.entries {
+            entry.read(&mut sources).map_err(|e| cannot_open(&entry.path, &e))?;
+        }
+        let pid = std::process::id();
+        let outcome = phalanx_config::parse(&sources, &System { ignore_resolve: self.ignore_resolve });
+        let mut messages: Vec<Message> = outcome
+            .diagnostics
+            .iter()
+            .map(|d| Message { severity: d.severity, text: d.render(pid) })
+            .collect();
+        let mut config = outcome.config;
+        let alert = |text: &str| Message {
+            severity: Severity::Alert,
+            text: format!("[ALERT]    ({pid}) : config : {text}"),
+        };
+        if config.is_none() {
+            messages.push(alert("Fatal errors found in configuration."));
+        } else if self.zero_warning && messages.iter().any(|m| m.severity == Severity::Warning) {
+            messages.push(alert("Some warnings were found and 'zero-warning' is set. Aborting."));
+            config = None;
+        }
+        Ok(Loaded { config, messages })
+    }
+}
+
+impl Entry {
+    fn open(path: &Path) -> io::Result<Entry> {
+        if path.is_dir() {
+            return Ok(Entry { path: path.into(), dir: Dir::open(path)?, name: None });
+        }
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+        let dir = Dir::open(path.parent().unwrap_or(Path::new("")))?;
+        Ok(Entry { path: path.into(), dir, name: Some(name) })
+    }
+
+    fn read(&self, sources: &mut Vec<Source>) -> io::Result<()> {
+        if let Some(name) = &self.name {
+            sources.push(Source::new(self.path.display().to_string(), self.dir.read(name, MAX_FILE)?));
+            return Ok(());
+        }
+        for name in self.dir.names()? {
+            let text = name.to_string_lossy();
+            if text.ends_with(".cfg") && !text.starts_with('.') {
+                let shown = self.path.join(&name).display().to_string();
+                sources.push(Source::new(shown, self.dir.read(&name, MAX_FILE)?));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn cannot_open(path: &Path, error: &io::Error) -> String {
+    format!("Cannot open configuration file/directory {} : {error}", path.display())
+}
+
+/// The machine, as a configuration may refer to it.
+pub(crate) struct System {
+    /// `-dr`: a name that does not resolve stands for an address that never answers.
+    pub ignore_resolve: bool,
+}
+
+impl Env for System {
+    fn var(&self, name: &str) -> Option<String> {
+        std::env::var_os(name).map(|v| v.to_string_lossy().into_owned())
+    }
+
+    fn user(&self, name: &str) -> Option<u32> {
+        process::user(name).ok().flatten().map(|(uid, _)| uid)
+    }
+
+    fn group(&self, name: &str) -> Option<u32> {
+        process::group(name).ok().flatten()
+    }
+
+    fn resolve(&self, host: &str) -> Result<IpAddr, String> {
+        match (host, 0).to_socket_addrs() {
+            Ok(mut found) => found.next().map(|a| a.ip()).ok_or_else(|| "no address".to_owned()),
+            Err(_) if self.ignore_resolve => Ok(IpAddr::from([0, 0, 0, 0])),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+}

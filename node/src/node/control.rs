@@ -1,0 +1,337 @@
+//! The control plane of a node: what runs beside the forwarding plane, and the signals that steer
+//! both.
+//!
+//! [`run`] starts the parts in the order in which they need each other and then waits for signals
+//! and reload requests. A reload is all or nothing: a file with errors, or an address that can't be
+//! bound, leaves everything as it was.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use phalanx_cluster::{Cluster, Settings};
+use phalanx_config::Config;
+use phalanx_engine::backend::{Backend, Effects};
+use phalanx_engine::registry::Registry;
+use phalanx_engine::state::State;
+use phalanx_engine::time::Now;
+use phalanx_proxy::Forwarder;
+use phalanx_proxy::check::{self, Checker};
+use phalanx_proxy::log::Sink;
+use phalanx_sys::clock::Clock;
+use phalanx_sys::process;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+
+use crate::args::Options;
+use crate::load::Files;
+use crate::notify::notify;
+
+/// Everything that exists before the control plane runs.
+pub(super) struct Start {
+    pub files: Arc<Files>,
+    pub options: Options,
+    pub state: Arc<State>,
+    pub logs: Sink,
+    pub clock: Clock,
+    pub cluster: Option<Settings>,
+}
+
+/// A request to reload, with where to put the answer for the user.
+pub(crate) type ReloadRequest = oneshot::Sender<Result<String, String>>;
+
+/// Reloads that may wait: each takes the files as they are when its turn comes.
+const RELOADS: usize = 16;
+
+/// How often expired entries of stick tables are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// What changes of servers and configurations have to tell.
+#[derive(Clone)]
+struct Plane {
+    state: Arc<State>,
+    logs: Sink,
+    clock: Clock,
+    log: check::Log,
+    checker: Arc<OnceLock<Checker>>,
+}
+
+impl Plane {
+    fn now(&self) -> Now {
+        let (mono, unix_us) = self.clock.now();
+        Now { mono, unix_us }
+    }
+
+    /// Takes over what runtime commands have changed.
+    fn reconcile(&self, registry: &Registry) {
+        self.announce(&self.state.reconcile(registry, self.now()));
+    }
+
+    /// Logs what changes have to say and has the checks follow.
+    fn announce(&self, effects: &[(Arc<Backend>, Effects)]) {
+        for (backend, effects) in effects {
+            check::announce(backend, effects, &self.log);
+        }
+        if let Some(checker) = self.checker.get() {
+            checker.refresh();
+        }
+    }
+}
+
+/// Starts everything, calls `ready`, and stays until a signal ends it.
+pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String> {
+    let mut signals = Signals::new().map_err(|e| format!("cannot catch signals: {e}"))?;
+    let Start { files, options, state, logs, clock, cluster } = start;
+    let sink = logs.clone();
+    let log: check::Log = Arc::new(move |targets, level, line| sink.send(targets, level, line.as_bytes()));
+    let plane = Plane { state: state.clone(), logs: logs.clone(), clock, log, checker: Arc::default() };
+
+    let cluster = match cluster {
+        Some(settings) => {
+            let plane = plane.clone();
+            let on_registry = Box::new(move |registry: &Registry| plane.reconcile(registry));
+            Some(
+                Cluster::start(settings, state.tables().clone(), clock, on_registry)
+                    .await
+                    .map_err(|e| e.to_string())?,
+            )
+        }
+        None => None,
+    };
+    // Starting it blocks: it builds runtimes and waits for the workers.
+    let (for_workers, sink) = (state.clone(), logs.clone());
+    let forwarder = tokio::task::spawn_blocking(move || Forwarder::start(for_workers, clock, sink))
+        .await
+        .map_err(|e| format!("cannot start the workers: {e}"))?
+        .map_err(|e| e.to_string())?;
+    let forwarder = Arc::new(forwarder);
+    let _ = plane.checker.set(Checker::start(state.clone(), clock, plane.log.clone()));
+
+    let (_reload, mut reloads) = mpsc::channel::<ReloadRequest>(RELOADS);
+    if cluster.is_none() {
+        tokio::spawn(sweep(plane.clone()));
+    }
+    let node = Node { files, options, plane, forwarder, cluster };
+
+    if node.options.notify
+        && let Err(e) = notify("READY=1")
+    {
+        tracing::warn!("cannot tell systemd that the node is ready: {e}");
+    }
+    ready();
+    node.signal_old_processes();
+    loop {
+        tokio::select! {
+            event = signals.next() => match event {
+                Event::Reload => node.reload_logged().await,
+                Event::Finish => return node.finish(&mut signals).await,
+                Event::Terminate => return node.terminate().await,
+            },
+            Some(answer) = reloads.recv() => {
+                // Whoever asked may be gone; the reload is done all the same.
+                let _ = answer.send(node.reload().await);
+            }
+        }
+    }
+}
+
+/// Removes what has expired from the stick tables; in a cluster the replication does it.
+async fn sweep(plane: Plane) {
+    let mut tick = tokio::time::interval(SWEEP);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        plane.state.tables().sweep(plane.now());
+    }
+}
+
+/// The parts that reloads and the end concern.
+struct Node {
+    files: Arc<Files>,
+    options: Options,
+    plane: Plane,
+    forwarder: Arc<Forwarder>,
+    cluster: Option<Cluster>,
+}
+
+impl Node {
+    /// `-sf` and `-st`.
+    fn signal_old_processes(&self) {
+        for (pids, signal) in
+            [(&self.options.finish, process::SIGUSR1), (&self.options.terminate, process::SIGTERM)]
+        {
+            for &pid in pids {
+                if let Err(e) = process::signal(pid.unsigned_abs(), signal) {
+                    tracing::warn!("cannot signal process {pid}: {e}");
+                }
+            }
+        }
+    }
+
+    async fn reload_logged(&self) {
+        match self.reload().await {
+            Ok(text) => tracing::info!("{text}"),
+            Err(text) => tracing::error!("{text}"),
+        }
+    }
+
+    /// Applies the files as they are now.
+    ///
+    /// # Errors
+    /// Why nothing was changed: the parser's messages, or the address that can't be bound.
+    async fn reload(&self) -> Result<String, String> {
+        let files = self.files.clone();
+        let loaded = tokio::task::spawn_blocking(move || files.load())
+            .await
+            .map_err(|e| format!("Reload failed, nothing changed: {e}"))?
+            .map_err(|e| format!("Reload failed, nothing changed: {e}"))?;
+        let mut said: Vec<&str> = loaded.messages.iter().map(|m| m.text.as_str()).collect();
+        let Some(mut config) = loaded.config else {
+            said.push("Reload failed, nothing changed.");
+            return Err(said.join("\n"));
+        };
+        self.options.override_in(&mut config);
+        let Plane { state, logs, .. } = &self.plane;
+        let old = state.plan().config.clone();
+        let kept = at_next_start(&old, &config);
+        let report = state.load(config.clone(), self.plane.now());
+        if let Err(e) = self.forwarder.apply() {
+            let back = state.load((*old).clone(), self.plane.now());
+            self.plane.announce(&back.effects);
+            if let Err(e) = self.forwarder.apply() {
+                tracing::error!("cannot return to the listeners of the former configuration: {e}");
+            }
+            said.push("Reload failed, nothing changed:");
+            return Err(format!("{} {e}", said.join("\n")));
+        }
+        logs.reload(&config.global);
+        self.plane.announce(&report.effects);
+        let mut text = said.join("\n");
+        for what in kept {
+            text.push_str(&format!("\nNote: the change of {what} takes effect at the next start."));
+        }
+        text.push_str("\nReload done.");
+        Ok(text.trim_start().to_owned())
+    }
+
+    /// SIGUSR1: no new connections, those that exist end by themselves.
+    async fn finish(self, signals: &mut Signals) -> Result<(), String> {
+        if self.options.notify {
+            let _ = notify("STOPPING=1");
+        }
+        let limit = self.plane.state.plan().config.global.hard_stop_after;
+        let forwarder = self.forwarder.clone();
+        let ended = tokio::task::spawn_blocking(move || forwarder.stop(limit));
+        tokio::select! {
+            _ = ended => {}
+            () = signals.terminate() => {}
+        }
+        self.leave().await;
+        Ok(())
+    }
+
+    /// SIGTERM, SIGINT: sessions end now.
+    async fn terminate(self) -> Result<(), String> {
+        if self.options.notify {
+            let _ = notify("STOPPING=1");
+        }
+        self.leave().await;
+        Ok(())
+    }
+
+    async fn leave(&self) {
+        if let Some(cluster) = &self.cluster {
+            cluster.shutdown().await;
+        }
+    }
+}
+
+/// What a reload can't change in a running process, among what differs.
+fn at_next_start(old: &Config, new: &Config) -> Vec<&'static str> {
+    let (o, n) = (&old.global, &new.global);
+    let mut kept = Vec::new();
+    let mut differs = |changed: bool, what| {
+        if changed {
+            kept.push(what);
+        }
+    };
+    differs(o.nbthread != n.nbthread, "'nbthread'");
+    differs((o.uid, o.gid) != (n.uid, n.gid), "'user' or 'group'");
+    differs(o.chroot != n.chroot, "'chroot'");
+    differs(o.ulimit_n != n.ulimit_n, "'ulimit-n'");
+    differs(o.daemon != n.daemon, "'daemon'");
+    differs(o.pidfile != n.pidfile, "'pidfile'");
+    differs(old.cluster != new.cluster, "the 'cluster' section");
+    kept
+}
+
+/// What a signal asks for.
+enum Event {
+    Reload,
+    Finish,
+    Terminate,
+}
+
+struct Signals {
+    hup: Signal,
+    usr1: Signal,
+    usr2: Signal,
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals {
+            hup: signal(SignalKind::hangup())?,
+            usr1: signal(SignalKind::user_defined1())?,
+            usr2: signal(SignalKind::user_defined2())?,
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> Event {
+        tokio::select! {
+            _ = self.hup.recv() => Event::Reload,
+            _ = self.usr2.recv() => Event::Reload,
+            _ = self.usr1.recv() => Event::Finish,
+            _ = self.term.recv() => Event::Terminate,
+            _ = self.int.recv() => Event::Terminate,
+        }
+    }
+
+    async fn terminate(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+}
+
+/// The cluster settings of this node; `None` without a `cluster` section, or when this node is not
+/// listed there: then it runs alone and says so.
+pub(super) fn settings(config: &Config, node: &str, incarnation: u64) -> Option<Settings> {
+    let cluster = config.cluster.as_ref()?;
+    if !cluster.nodes.iter().any(|n| n.name == node) {
+        let names: Vec<&str> = cluster.nodes.iter().map(|n| n.name.as_str()).collect();
+        tracing::warn!(
+            "cluster '{}': no line for this node '{node}', so it runs alone; use -L with one of: {}",
+            cluster.name,
+            names.join(", ")
+        );
+        return None;
+    }
+    let nodes = cluster.nodes.iter().map(|n| phalanx_cluster::Node {
+        name: n.name.clone(),
+        addr: n.addr.clone(),
+        witness: n.witness,
+    });
+    Some(Settings {
+        name: cluster.name.clone(),
+        node: node.to_owned(),
+        nodes: nodes.collect(),
+        data_dir: cluster.data_dir.clone(),
+        incarnation,
+    })
+}

@@ -1,0 +1,83 @@
+//! What the process may use and who it is: descriptors, user, root directory.
+
+use std::fs;
+use std::io;
+
+use phalanx_config::{Announce, Config};
+use phalanx_sys::process::{self, Capability, Identity};
+
+/// Descriptors that a node needs besides those of its connections.
+const BASE_FDS: u64 = 200;
+
+/// Connections assumed where neither the configuration nor the limits say a number.
+const MAX_DERIVED_MAXCONN: u64 = 1 << 20;
+
+/// Raises the limit of open files to what `maxconn` needs and returns the `maxconn` to use where the
+/// configuration gives none: two descriptors a connection, as HAProxy counts them.
+///
+/// # Errors
+/// One line, when the limit is too low for the configured `maxconn`.
+pub(super) fn descriptors(config: &Config) -> Result<u32, String> {
+    let describe = |e: io::Error| format!("cannot read the limit of open files: {e}");
+    let (_, hard) = process::nofile().map_err(describe)?;
+    let wanted = match (config.global.ulimit_n, config.global.maxconn) {
+        (Some(n), _) => n,
+        (None, Some(maxconn)) => 2 * u64::from(maxconn) + BASE_FDS,
+        (None, None) => hard,
+    };
+    let have = process::raise_nofile(wanted)
+        .map_err(|e| format!("cannot raise the limit of open files to {wanted}: {e}"))?;
+    if have < wanted {
+        return Err(format!(
+            "the limit of open files is {have}, but maxconn {} needs {wanted}: raise the limit or lower maxconn",
+            config.global.maxconn.unwrap_or_default()
+        ));
+    }
+    let derived = (have.saturating_sub(BASE_FDS) / 2).clamp(1, MAX_DERIVED_MAXCONN);
+    Ok(derived as u32)
+}
+
+/// Creates what must exist before the process gives up its rights: the data directory.
+///
+/// # Errors
+/// One line naming what could not be made.
+pub(super) fn data_dir(config: &Config) -> Result<(), String> {
+    let Some(cluster) = &config.cluster else { return Ok(()) };
+    let dir = &cluster.data_dir;
+    fs::create_dir_all(dir).map_err(|e| format!("data-dir '{}': {e}", dir.display()))?;
+    if process::effective_uid() == 0 && (config.global.uid.is_some() || config.global.gid.is_some()) {
+        std::os::unix::fs::chown(dir, config.global.uid, config.global.gid).map_err(|e| {
+            format!("data-dir '{}': cannot give it to the configured user: {e}", dir.display())
+        })?;
+    }
+    Ok(())
+}
+
+/// Carries out `chroot`, `group` and `user`. Capabilities that the configuration needs later are
+/// kept: low ports at a reload, addresses of VIPs.
+///
+/// # Errors
+/// One line naming the step.
+pub(super) fn confine(config: &Config) -> Result<(), String> {
+    let global = &config.global;
+    if let Some(dir) = &global.chroot {
+        process::chroot(dir).map_err(|e| format!("cannot chroot to '{}': {e}", dir.display()))?;
+    }
+    let mut keep = Vec::new();
+    if config.proxies.iter().flat_map(|p| &p.binds).any(|b| b.addr.port() < 1024) {
+        keep.push(Capability::NetBindService);
+    }
+    let vips = config.cluster.iter().flat_map(|c| &c.vips);
+    if vips.clone().any(|v| v.announce == Announce::Arp) {
+        keep.extend([Capability::NetAdmin, Capability::NetRaw]);
+    }
+    if config.proxies.iter().flat_map(|p| &p.binds).any(|b| b.interface.is_some() || b.transparent) {
+        keep.extend([Capability::NetAdmin, Capability::NetRaw]);
+    }
+    let identity = Identity { uid: global.uid, gid: global.gid };
+    process::become_identity(identity, &keep).map_err(|e| {
+        let user = global.uid.map_or("-".to_owned(), |u| u.to_string());
+        let group = global.gid.map_or("-".to_owned(), |g| g.to_string());
+        format!("cannot become user {user}, group {group}: {e}")
+    })
+}
