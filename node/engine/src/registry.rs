@@ -46,6 +46,9 @@ pub struct Added {
     pub args: Vec<String>,
     /// Tells this server from an earlier one of the same name.
     pub revision: u64,
+    /// The configuration of some node has a server of this name since. Nodes that do not have it yet
+    /// go on with this one; it ends when the configuration drops the server again.
+    pub superseded: bool,
 }
 
 /// A forced health state: an event, carried out once per `revision`; the next check may change it.
@@ -96,9 +99,16 @@ struct Backend {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     added: Option<Added>,
-    /// The configured server of this name is deleted, as long as its line says this.
-    deleted: Option<Base>,
+    deleted: Option<Deleted>,
     overrides: Overrides,
+}
+
+/// The configured server is deleted, as long as its line says this.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Deleted {
+    base: Base,
+    /// As in [`Override`].
+    left: bool,
 }
 
 /// Each beside the configured value that it replaced.
@@ -117,6 +127,15 @@ struct Overrides {
 struct Override<T, C> {
     value: T,
     config: C,
+    /// The configuration of some node has changed away from `config`. Nodes that still say it go on
+    /// with the override; it ends when a configuration comes back to it.
+    left: bool,
+}
+
+impl<T, C> Override<T, C> {
+    fn new(value: T, config: C) -> Option<Override<T, C>> {
+        Some(Override { value, config, left: false })
+    }
 }
 
 impl Registry {
@@ -173,7 +192,8 @@ impl Registry {
 
     /// Whether the configured server `name`, whose line says `base`, has been deleted at run time.
     pub fn deleted(&self, backend: &str, name: &str, base: &Base) -> bool {
-        self.record(backend, name).is_some_and(|r| r.deleted.as_ref().is_some_and(|d| d.same_server(base)))
+        self.record(backend, name)
+            .is_some_and(|r| r.deleted.as_ref().is_some_and(|d| d.base.same_server(base)))
     }
 
     /// The overrides that count for a server whose configuration (or, for an added server, its
@@ -239,7 +259,8 @@ impl Registry {
         let b = self.backends.entry(backend.to_owned()).or_default();
         b.floor = floor;
         let record = b.servers.entry(name.to_owned()).or_default();
-        record.added = Some(Added { id, host: host.to_owned(), addr, args: args.to_vec(), revision });
+        record.added =
+            Some(Added { id, host: host.to_owned(), addr, args: args.to_vec(), revision, superseded: false });
         // Whatever was said about an earlier server of this name is over.
         record.overrides = Overrides::default();
         Reply::Text("New server registered.".to_owned())
@@ -271,9 +292,13 @@ impl Registry {
         let b = self.backends.entry(target.backend.clone()).or_default();
         let record = b.servers.entry(target.name.clone()).or_default();
         record.overrides = Overrides::default();
-        match target.origin {
-            Origin::Config => record.deleted = Some(target.base.clone()),
-            Origin::Added => record.added = None,
+        // While nodes differ in whether the configuration has it, it goes on both kinds.
+        let both = record.added.as_ref().is_some_and(|a| a.superseded);
+        if both || target.origin == Origin::Config {
+            record.deleted = Some(Deleted { base: target.base.clone(), left: false });
+        }
+        if both || target.origin == Origin::Added {
+            record.added = None;
         }
         self.tidy(&target.backend, &target.name);
         Reply::Text("Server deleted.".to_owned())
@@ -288,16 +313,16 @@ impl Registry {
         let o = &mut b.servers.entry(target.name.clone()).or_default().overrides;
         let base = &target.base;
         match change {
-            Change::Admin(value) => o.admin = Some(Override { value, config: base.disabled }),
-            Change::Weight(value) => o.weight = Some(Override { value, config: base.weight }),
+            Change::Admin(value) => o.admin = Override::new(value, base.disabled),
+            Change::Weight(value) => o.weight = Override::new(value, base.weight),
             Change::Addr { ip, port } => {
-                o.ip = Some(Override { value: ip, config: base.addr.ip() });
+                o.ip = Override::new(ip, base.addr.ip());
                 if let Some(value) = port {
-                    o.port = Some(Override { value, config: base.addr.port() });
+                    o.port = Override::new(value, base.addr.port());
                 }
             }
-            Change::Check(value) => o.check = Some(Override { value, config: base.check }),
-            Change::Maxconn(value) => o.maxconn = Some(Override { value, config: base.maxconn }),
+            Change::Check(value) => o.check = Override::new(value, base.check),
+            Change::Maxconn(value) => o.maxconn = Override::new(value, base.maxconn),
             Change::Health(force) => o.forced = Some(Forced { force, revision }),
         }
         Reply::Ok
@@ -314,29 +339,36 @@ impl Registry {
         exists.then(|| record.cloned().unwrap_or_default())
     }
 
+    /// Nodes reload one after the other, so nothing that a node with the old configuration still
+    /// needs may end here. What a configuration moved away from is only marked; it ends when one comes
+    /// back to it, so that an old command does not come to life again.
     fn rebase(&mut self, servers: &[Rebased]) -> Reply {
         for Rebased { backend, name, from, to } in servers {
             let Some(record) = self.backends.get_mut(backend).and_then(|b| b.servers.get_mut(name)) else {
                 continue;
             };
-            if let Some(from) = from {
-                let to = to.as_ref();
-                let o = &mut record.overrides;
-                drop_changed(&mut o.admin, from.disabled, to.map(|b| b.disabled));
-                drop_changed(&mut o.weight, from.weight, to.map(|b| b.weight));
-                drop_changed(&mut o.ip, from.addr.ip(), to.map(|b| b.addr.ip()));
-                drop_changed(&mut o.port, from.addr.port(), to.map(|b| b.addr.port()));
-                drop_changed(&mut o.check, from.check, to.map(|b| b.check));
-                drop_changed(&mut o.maxconn, from.maxconn, to.map(|b| b.maxconn));
-                let same = to.is_some_and(|to| to.same_server(from));
-                if !same && record.deleted.as_ref().is_some_and(|d| d.same_server(from)) {
-                    record.deleted = None;
+            let (from, to) = (from.as_ref(), to.as_ref());
+            let o = &mut record.overrides;
+            rebase_override(&mut o.admin, from, to, |b| b.disabled);
+            rebase_override(&mut o.weight, from, to, |b| b.weight);
+            rebase_override(&mut o.ip, from, to, |b| b.addr.ip());
+            rebase_override(&mut o.port, from, to, |b| b.addr.port());
+            rebase_override(&mut o.check, from, to, |b| b.check);
+            rebase_override(&mut o.maxconn, from, to, |b| b.maxconn);
+            if let Some(deleted) = &mut record.deleted {
+                let says = |base: Option<&Base>| base.is_some_and(|b| b.same_server(&deleted.base));
+                match (says(from), says(to)) {
+                    (true, false) => deleted.left = true,
+                    (false, true) if deleted.left => record.deleted = None,
+                    _ => {}
                 }
             }
-            // A server that was added at run time is now in the configuration, as HAProxy's manual
-            // asks for: from here on the configuration has it.
-            if from.is_none() && to.is_some() {
-                record.added = None;
+            if let Some(added) = &mut record.added {
+                match (from, to) {
+                    (None, Some(_)) => added.superseded = true,
+                    (Some(_), None) if added.superseded => record.added = None,
+                    _ => {}
+                }
             }
             self.tidy(backend, name);
         }
@@ -367,10 +399,19 @@ fn current<T: Copy, C: PartialEq>(o: &Option<Override<T, C>>, config: C) -> Opti
     o.as_ref().filter(|o| o.config == config).map(|o| o.value)
 }
 
-/// Drops an override of the value `from`, unless the configuration still says it.
-fn drop_changed<T, C: PartialEq>(o: &mut Option<Override<T, C>>, from: C, to: Option<C>) {
-    if o.as_ref().is_some_and(|o| o.config == from && to.as_ref() != Some(&from)) {
-        *o = None;
+/// Marks an override whose value the configuration moved away from, ends one that it came back to.
+fn rebase_override<T, C: PartialEq>(
+    slot: &mut Option<Override<T, C>>,
+    from: Option<&Base>,
+    to: Option<&Base>,
+    value: impl Fn(&Base) -> C,
+) {
+    let Some(o) = slot else { return };
+    let says = |base: Option<&Base>| base.is_some_and(|b| value(b) == o.config);
+    match (says(from), says(to)) {
+        (true, false) => o.left = true,
+        (false, true) if o.left => *slot = None,
+        _ => {}
     }
 }
 

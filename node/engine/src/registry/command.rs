@@ -65,7 +65,7 @@ pub enum Command {
         /// What to change.
         change: Change,
     },
-    /// A reload changed what the configuration says: overrides of the changed values end.
+    /// A reload changed what the configuration says of servers that commands have changed.
     Rebase {
         /// The servers that it changed.
         servers: Vec<Rebased>,

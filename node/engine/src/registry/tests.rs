@@ -35,6 +35,10 @@ fn set(target: Target, change: Change) -> Command {
     Command::SetServer { target, change }
 }
 
+fn rebase(name: &str, from: Option<Base>, to: Option<Base>) -> Command {
+    Command::Rebase { servers: vec![Rebased { backend: "web".into(), name: name.into(), from, to }] }
+}
+
 fn refusal(reply: Reply) -> String {
     match reply {
         Reply::Refused(text) => text,
@@ -108,11 +112,23 @@ fn a_deleted_configured_server_comes_back_only_with_another_line() {
     assert_eq!(refusal(r.apply(&set(s1(), Change::Check(true)))), "No such server.");
     let moved = Base { addr: addr(9999), ..base(1) };
     assert!(!r.deleted("web", "s1", &moved));
-    let from = Some(base(1));
-    r.apply(&Command::Rebase {
-        servers: vec![Rebased { backend: "web".into(), name: "s1".into(), from, to: Some(moved) }],
-    });
-    assert!(!r.deleted("web", "s1", &base(1)), "the old line does not bring the deletion back");
+    // One node reloads; on the others, with the old line, it stays deleted.
+    r.apply(&rebase("s1", Some(base(1)), None));
+    assert!(r.deleted("web", "s1", &base(1)));
+    // The configuration has it again: that is newer than the deletion.
+    r.apply(&rebase("s1", None, Some(base(1))));
+    assert!(!r.deleted("web", "s1", &base(1)));
+}
+
+#[test]
+fn an_added_server_that_is_put_into_the_configuration_stays_until_all_have_it() {
+    let mut r = Registry::new();
+    r.apply(&add("s4", 4));
+    r.apply(&rebase("s4", None, Some(base(1))));
+    assert!(r.added_server("web", "s4").is_some(), "for the nodes that have not reloaded");
+    // Taken out of the configuration again: it does not come back as an added one.
+    r.apply(&rebase("s4", Some(base(1)), None));
+    assert!(r.added_server("web", "s4").is_none());
 }
 
 #[test]
@@ -128,24 +144,39 @@ fn a_changed_configuration_wins_over_the_override_of_that_value_only() {
 }
 
 #[test]
-fn rebase_ends_overrides_of_the_values_that_the_reload_changed() {
+fn a_server_that_only_some_configurations_have_is_deleted_on_all_nodes() {
+    for origin in [Origin::Config, Origin::Added] {
+        let mut r = Registry::new();
+        r.apply(&add("s4", 4));
+        r.apply(&rebase("s4", None, Some(base(1))));
+        r.apply(&set(target("s4", origin, base(1)), Change::Admin(Admin::Maint)));
+        let reply = r.apply(&Command::DelServer { target: target("s4", origin, base(1)) });
+        assert_eq!(reply, Reply::Text("Server deleted.".into()));
+        assert!(r.added_server("web", "s4").is_none() && r.deleted("web", "s4", &base(1)), "{origin:?}");
+    }
+}
+
+#[test]
+fn an_override_does_not_come_back_with_the_value_that_it_replaced() {
     let mut r = Registry::new();
     let s1 = |w| target("s1", Origin::Config, base(w));
-    let rebase = |from, to| Command::Rebase {
-        servers: vec![Rebased {
-            backend: "web".into(),
-            name: "s1".into(),
-            from: Some(base(from)),
-            to: Some(base(to)),
-        }],
-    };
+    let weight = |r: &Registry, w| r.effective("web", "s1", &base(w)).weight;
+    let reload = |from, to| rebase("s1", Some(base(from)), Some(base(to)));
     r.apply(&set(s1(1), Change::Weight(Weight::Absolute(10))));
-    r.apply(&rebase(1, 20));
-    assert_eq!(r.effective("web", "s1", &base(1)).weight, None, "it does not come back");
+    r.apply(&reload(1, 20));
+    assert_eq!(weight(&r, 20), None, "on the node that reloaded");
+    assert_eq!(weight(&r, 1), Some(Weight::Absolute(10)), "on a node that has not");
+    r.apply(&reload(20, 1));
+    assert_eq!(weight(&r, 1), None, "the newer configuration wins");
     assert!(r.backends["web"].servers.is_empty(), "nothing is kept of it");
-    // A node that still had the old file reloads later: the newer override stays.
-    r.apply(&set(s1(20), Change::Weight(Weight::Percent(50))));
-    r.apply(&rebase(1, 20));
+}
+
+#[test]
+fn a_late_reload_does_not_end_an_override_of_the_new_value() {
+    let mut r = Registry::new();
+    let s1 = target("s1", Origin::Config, base(20));
+    r.apply(&set(s1, Change::Weight(Weight::Percent(50))));
+    r.apply(&rebase("s1", Some(base(1)), Some(base(20))));
     assert_eq!(r.effective("web", "s1", &base(20)).weight, Some(Weight::Percent(50)));
 }
 
