@@ -62,7 +62,7 @@ pub enum Choice {
 /// The runtime state of a `backend` or of the back side of a `listen`.
 pub struct Backend {
     name: Arc<str>,
-    id: u32,
+    id: AtomicU32,
     workers: usize,
     config: ArcSwap<model::Proxy>,
     servers: ArcSwap<Vec<Arc<Server>>>,
@@ -105,7 +105,7 @@ impl Backend {
         let up = !farm.servers().is_empty() || servers.is_empty();
         Backend {
             name,
-            id: config.id,
+            id: AtomicU32::new(config.id),
             workers,
             servers: ArcSwap::from_pointee(servers),
             farm: ArcSwap::from_pointee(farm),
@@ -136,7 +136,7 @@ impl Backend {
 
     /// Its numeric id.
     pub fn id(&self) -> u32 {
-        self.id
+        self.id.load(Relaxed)
     }
 
     /// Its section as it stands.

@@ -243,7 +243,7 @@ impl Farm {
                 let inflight = served + server.queued();
                 if shared
                     .limit(server)
-                    .is_some_and(|limit| inflight >= limit.saturating_add(server.options().maxqueue))
+                    .is_some_and(|limit| inflight >= limit.saturating_add(server.maxqueue()))
                 {
                     continue;
                 }

@@ -49,7 +49,7 @@ pub struct CapturedError {
 #[derive(Debug)]
 pub struct Frontend {
     name: Arc<str>,
-    id: u32,
+    id: AtomicU32,
     config: ArcSwap<model::Proxy>,
     status: AtomicU8,
     maxconn: AtomicU32,
@@ -64,7 +64,7 @@ impl Frontend {
     pub(crate) fn new(config: Arc<model::Proxy>, maxconn: u32, workers: usize) -> Frontend {
         Frontend {
             name: config.name.as_str().into(),
-            id: config.id,
+            id: AtomicU32::new(config.id),
             status: AtomicU8::new(Status::Open as u8),
             maxconn: AtomicU32::new(maxconn),
             conns: Padded::default(),
@@ -82,7 +82,7 @@ impl Frontend {
 
     /// Its numeric id.
     pub fn id(&self) -> u32 {
-        self.id
+        self.id.load(Relaxed)
     }
 
     /// Its section as it stands.
@@ -162,6 +162,7 @@ impl Frontend {
     }
 
     pub(crate) fn set_config(&self, config: Arc<model::Proxy>) {
+        self.id.store(config.id, Relaxed);
         self.config.store(config);
     }
 }

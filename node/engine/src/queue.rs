@@ -159,7 +159,7 @@ enum State {
 impl Node {
     fn ahead(&self, queues: &Queues) -> Ahead {
         let handed_out = match &self.server {
-            Some(server) => queues.servers.get(&server.id()).map_or(self.served_before, |q| q.handed_out),
+            Some(server) => queues.servers.get(&server.serial()).map_or(self.served_before, |q| q.handed_out),
             None => queues.backend.handed_out,
         };
         let ahead = handed_out.saturating_sub(self.served_before) as u32;
@@ -181,8 +181,8 @@ struct Fifo {
 pub(crate) struct Queues {
     sequence: u64,
     backend: Fifo,
-    /// By server id; only queues that are not empty.
-    servers: HashMap<u32, Fifo>,
+    /// By server; only queues that are not empty.
+    servers: HashMap<u64, Fifo>,
 }
 
 /// Wakers to call once the lock is released.
@@ -199,7 +199,7 @@ impl Queues {
         self.sequence += 1;
         let sequence = self.sequence;
         let fifo = match &server {
-            Some(server) => self.servers.entry(server.id()).or_default(),
+            Some(server) => self.servers.entry(server.serial()).or_default(),
             None => &mut self.backend,
         };
         let served_before = fifo.handed_out;
@@ -215,10 +215,10 @@ impl Queues {
                 self.backend.nodes.remove(&node.sequence);
             }
             Some(server) => {
-                if let Some(fifo) = self.servers.get_mut(&server.id()) {
+                if let Some(fifo) = self.servers.get_mut(&server.serial()) {
                     fifo.nodes.remove(&node.sequence);
                     if fifo.nodes.is_empty() {
-                        self.servers.remove(&server.id());
+                        self.servers.remove(&server.serial());
                     }
                 }
             }
@@ -227,7 +227,7 @@ impl Queues {
 
     /// The oldest that this server may serve.
     fn head(&self, server: &Server) -> Option<Arc<Node>> {
-        let own = self.servers.get(&server.id()).and_then(|q| q.nodes.first_key_value());
+        let own = self.servers.get(&server.serial()).and_then(|q| q.nodes.first_key_value());
         let own = own.filter(|_| server.accepts_persistent());
         let common = self.backend.nodes.first_key_value().filter(|_| server.in_farm());
         let (_, node) = match (own, common) {
@@ -239,7 +239,7 @@ impl Queues {
 
     fn queue_of(&mut self, node: &Node) -> Option<&mut Fifo> {
         match &node.server {
-            Some(server) => self.servers.get_mut(&server.id()),
+            Some(server) => self.servers.get_mut(&server.serial()),
             None => Some(&mut self.backend),
         }
     }
@@ -269,7 +269,7 @@ impl Backend {
     pub(crate) fn enqueue(self: &Arc<Self>, server: Option<&Arc<Server>>, worker: Worker) -> Enqueued {
         let mut queues = self.queues().lock();
         if let Some(server) = server {
-            let maxqueue = server.options().maxqueue;
+            let maxqueue = server.maxqueue();
             if server.is_removed() || (maxqueue > 0 && server.queued() >= maxqueue) {
                 return Enqueued::Refused;
             }
@@ -325,7 +325,7 @@ impl Backend {
     pub(crate) fn redistribute(&self, server: &Server) -> u32 {
         let mut wakers = Wakers::new();
         let mut queues = self.queues().lock();
-        let fifo = queues.servers.remove(&server.id()).unwrap_or_default();
+        let fifo = queues.servers.remove(&server.serial()).unwrap_or_default();
         let count = fifo.nodes.len() as u32;
         for node in fifo.nodes.into_values() {
             self.forget_waiting(Some(server));
@@ -398,7 +398,7 @@ impl Backend {
         assert_eq!(self.waiting() as usize, queues.backend.nodes.len() + in_server_queues);
         assert_eq!(self.queued() as usize, queues.backend.nodes.len());
         for server in self.servers().iter() {
-            let len = queues.servers.get(&server.id()).map_or(0, |q| q.nodes.len());
+            let len = queues.servers.get(&server.serial()).map_or(0, |q| q.nodes.len());
             assert_eq!(server.queued() as usize, len, "server {}", server.name());
         }
     }

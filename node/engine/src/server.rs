@@ -134,7 +134,6 @@ pub(crate) struct Control {
 /// What a server starts from.
 pub(crate) struct Start {
     pub(crate) config: Arc<model::Server>,
-    pub(crate) origin: Origin,
     /// Of the `add server` command; 0 for a configured one.
     pub(crate) revision: u64,
     pub(crate) admin: Admin,
@@ -144,12 +143,12 @@ impl Start {
     /// A `server` line.
     pub(crate) fn configured(config: Arc<model::Server>) -> Start {
         let admin = if config.options.disabled { Admin::FMAINT | Admin::CMAINT } else { 0 };
-        Start { config, origin: Origin::Config, revision: 0, admin: Admin(admin) }
+        Start { config, revision: 0, admin: Admin(admin) }
     }
 
     /// An `add server` command: in maintenance until enabled.
     pub(crate) fn added(config: Arc<model::Server>, revision: u64) -> Start {
-        Start { config, origin: Origin::Runtime, revision, admin: Admin(Admin::FMAINT) }
+        Start { config, revision, admin: Admin(Admin::FMAINT) }
     }
 }
 
@@ -157,14 +156,17 @@ impl Start {
 pub struct Server {
     backend: Arc<str>,
     name: Arc<str>,
-    id: u32,
-    origin: Origin,
-    revision: u64,
+    /// Tells it from every other server of the process.
+    serial: u64,
+    id: AtomicU32,
+    /// Revision of the `add server` command that made it; 0 for a configured one.
+    revision: AtomicU64,
     config: ArcSwap<model::Server>,
     addr: ArcSwap<SocketAddr>,
     weight: AtomicU32,
     maxconn: AtomicU32,
     minconn: AtomicU32,
+    maxqueue: AtomicU32,
     op: AtomicU8,
     admin: AtomicU8,
     /// Percent of weight and limits while starting; 100 otherwise.
@@ -188,25 +190,26 @@ pub struct Server {
 
 impl Server {
     pub(crate) fn new(backend: Arc<str>, start: Start, workers: usize, now: Now) -> Server {
-        let Start { config, origin, revision, admin } = start;
+        let Start { config, revision, admin } = start;
         let o = &config.options;
         let op = if admin.maint() { OpState::Stopped } else { OpState::Running };
         let check = CheckState {
             configured: o.check,
-            enabled: o.check && origin == Origin::Config,
+            enabled: o.check && revision == 0,
             health: Health::new(o.rise, o.fall),
             last: None,
         };
         Server {
             backend,
             name: config.name.as_str().into(),
-            id: config.id,
-            origin,
-            revision,
+            serial: SERIAL.fetch_add(1, Relaxed),
+            id: AtomicU32::new(config.id),
+            revision: AtomicU64::new(revision),
             addr: ArcSwap::from_pointee(config.addr),
             weight: AtomicU32::new(o.weight),
             maxconn: AtomicU32::new(o.maxconn),
             minconn: AtomicU32::new(o.minconn),
+            maxqueue: AtomicU32::new(o.maxqueue),
             op: AtomicU8::new(op as u8),
             admin: AtomicU8::new(admin.0),
             throttle: AtomicU32::new(100),
@@ -245,17 +248,21 @@ impl Server {
 
     /// Its numeric id, unique in the backend, the same on every node.
     pub fn id(&self) -> u32 {
-        self.id
+        self.id.load(Relaxed)
     }
 
     /// Who made it.
     pub fn origin(&self) -> Origin {
-        self.origin
+        if self.revision() == 0 { Origin::Config } else { Origin::Runtime }
     }
 
     /// Which `add server` command made it; 0 for a configured one.
     pub(crate) fn revision(&self) -> u64 {
-        self.revision
+        self.revision.load(Relaxed)
+    }
+
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial
     }
 
     /// Where to connect to.
@@ -296,6 +303,11 @@ impl Server {
     /// `maxconn` in force; 0 = no limit.
     pub fn maxconn(&self) -> u32 {
         self.maxconn.load(Relaxed)
+    }
+
+    /// `maxqueue`; 0 = no limit.
+    pub fn maxqueue(&self) -> u32 {
+        self.maxqueue.load(Relaxed)
     }
 
     /// Administrative state.
@@ -524,13 +536,21 @@ impl Server {
         self.addr.store(Arc::new(addr));
     }
 
+    /// From here on it is the server of this line.
     pub(crate) fn set_config(&self, config: Arc<model::Server>) {
+        self.id.store(config.id, Relaxed);
+        self.revision.store(0, Relaxed);
         self.config.store(config);
     }
 
-    pub(crate) fn set_limits(&self, maxconn: u32, minconn: u32) {
-        self.maxconn.store(maxconn, Release);
-        self.minconn.store(minconn, Release);
+    /// Sets `maxconn`, `minconn` and `maxqueue`; returns whether one of them changed.
+    pub(crate) fn set_limits(&self, maxconn: u32, minconn: u32, maxqueue: u32) -> bool {
+        let before = [
+            self.maxconn.swap(maxconn, Release),
+            self.minconn.swap(minconn, Release),
+            self.maxqueue.swap(maxqueue, Release),
+        ];
+        before != [maxconn, minconn, maxqueue]
     }
 
     pub(crate) fn set_throttle(&self, percent: u32) {
@@ -555,12 +575,14 @@ impl fmt::Debug for Server {
         f.debug_struct("Server")
             .field("backend", &self.backend)
             .field("name", &self.name)
-            .field("id", &self.id)
+            .field("id", &self.id())
             .field("addr", &self.addr())
             .field("served", &self.served())
             .finish_non_exhaustive()
     }
 }
+
+static SERIAL: AtomicU64 = AtomicU64::new(1);
 
 fn raise(max: &AtomicU32, value: u32) {
     if value > max.load(Relaxed) {

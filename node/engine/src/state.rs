@@ -291,7 +291,7 @@ impl Build<'_> {
         before: Option<&ProxyPlan>,
     ) -> Arc<Frontend> {
         let maxconn = frontend_maxconn(section, self.global_maxconn(config));
-        let kept = before.and_then(|b| b.frontend.clone()).filter(|f| f.id() == section.id);
+        let kept = before.and_then(|b| b.frontend.clone());
         let (Some(frontend), Some(old)) = (kept, old) else {
             return Arc::new(Frontend::new(section.clone(), maxconn, self.setup.workers));
         };
@@ -311,7 +311,7 @@ impl Build<'_> {
         report: &mut LoadReport,
     ) -> Arc<Backend> {
         let fullconn = fullconn(config, section, self.global_maxconn(config));
-        let kept = before.and_then(|b| b.backend.clone()).filter(|b| b.id() == section.id);
+        let kept = before.and_then(|b| b.backend.clone());
         let backend = kept.unwrap_or_else(|| {
             Arc::new(Backend::new(section.clone(), fullconn, self.setup.workers, self.now))
         });
@@ -328,34 +328,16 @@ impl Build<'_> {
 /// The `server` line that an `add server` command amounts to. `default-server` does not apply to it,
 /// as in HAProxy; its address was resolved by the node that took the command.
 fn added_line(name: &str, added: &Added) -> Result<model::Server, String> {
-    let mut options = model::ServerOptions::default();
-    let mut words = added.args.iter();
-    while let Some(word) = words.next() {
-        let mut number = || match words.next().map(|w| w.parse::<u32>()) {
-            Some(Ok(n)) => Ok(n),
-            _ => Err(format!("'{word}' expects a number")),
-        };
-        match word.as_str() {
-            "check" => options.check = true,
-            "backup" => options.backup = true,
-            "weight" => options.weight = number()?.min(256),
-            "maxconn" => options.maxconn = number()?,
-            "rise" => options.rise = number()?,
-            "fall" => options.fall = number()?,
-            "cookie" => {
-                options.cookie = Some(words.next().ok_or("'cookie' expects a value")?.clone());
-            }
-            other => return Err(format!("'{other}' is not known for a server added at run time")),
-        }
-    }
-    Ok(model::Server {
-        name: name.to_owned(),
-        id: added.id,
-        pos: model::Pos::default(),
-        host: added.host.clone(),
-        addr: added.addr,
-        options,
-    })
+    let words: Vec<&str> = added.args.iter().map(String::as_str).collect();
+    let address = added.addr.to_string();
+    // Each node for itself might find another address.
+    let resolve = |host: &str| Err(format!("host name '{host}': an address is needed here"));
+    let defaults = model::ServerOptions::default();
+    let mut line = phalanx_config::server_from_args(name, &address, &words, &defaults, &resolve)?;
+    line.id = added.id;
+    line.host.clone_from(&added.host);
+    line.addr = added.addr;
+    Ok(line)
 }
 
 fn frontend_maxconn(section: &model::Proxy, global: u32) -> u32 {

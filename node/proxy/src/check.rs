@@ -90,7 +90,9 @@ impl Supervisor {
     /// shortest interval, later ones begin at once.
     fn sync(&mut self, spread: bool) {
         let mut wanted: Vec<(Arc<Backend>, Arc<Server>)> = Vec::new();
-        for backend in self.state.plan().proxies.iter().filter_map(|p| p.backend.as_ref()) {
+        let plan = self.state.plan();
+        let active = plan.proxies.iter().filter(|p| !p.config.disabled);
+        for backend in active.filter_map(|p| p.backend.as_ref()) {
             let checked = backend.servers().iter().filter(|s| s.check_runs()).cloned().collect::<Vec<_>>();
             wanted.extend(checked.into_iter().map(|server| (backend.clone(), server)));
         }

@@ -33,27 +33,31 @@ impl Backend {
         now: Now,
     ) -> Effects {
         let mut standing = self.control.lock();
-        let mut effects = Effects { checks: true, ..Effects::default() };
+        let mut effects = Effects::default();
         let old = self.servers.load_full();
+        self.id.store(config.id, Relaxed);
         self.fullconn.store(fullconn, Relaxed);
         let next = self.wanted(config, &old, registry, parse, now, &mut effects);
+        let same_list = next.len() == old.len() && next.iter().zip(&**old).all(|(n, o)| Arc::ptr_eq(n, o));
+        let mut changed = !same_list || !Arc::ptr_eq(config, &self.config.load());
         for server in &next {
-            self.settle(server, registry);
+            changed |= self.settle(server, registry);
         }
         let gone: Vec<_> = old.iter().filter(|s| !next.iter().any(|n| Arc::ptr_eq(n, s))).collect();
         for server in &gone {
             server.set_removed();
             server.set_in_farm(false);
         }
-        self.config.store(config.clone());
-        self.servers.store(Arc::new(next.clone()));
-        self.publish(&mut standing, now, &mut effects);
+        if changed {
+            self.config.store(config.clone());
+            self.servers.store(Arc::new(next.clone()));
+            self.publish(&mut standing, now, &mut effects);
+        }
         for server in &gone {
             self.redistribute(server);
         }
         for server in &next {
-            let (base, known) = (Base::of(&server.config()), registry);
-            let eff = known.effective(&self.name, server.name(), &base);
+            let eff = registry.effective(&self.name, server.name(), &Base::of(&server.config()));
             self.change_admin(server, wanted_admin(server, &eff), &mut standing, now, &mut effects);
             if let Some(forced) = eff.forced
                 && std::mem::replace(&mut server.control.lock().forced, forced.revision) < forced.revision
@@ -83,10 +87,9 @@ impl Backend {
             if registry.deleted(&self.name, &line.name, &Base::of(line)) {
                 continue;
             }
-            let known = old
-                .iter()
-                .find(|s| **s.name() == *line.name && s.id() == line.id && s.origin() == Origin::Config);
-            next.push(match known {
+            // By name: numbers follow the order of the file and may shift. A server added at run time
+            // that the file now has as well becomes the file's.
+            next.push(match old.iter().find(|s| **s.name() == *line.name) {
                 Some(server) => {
                     server.adopt(line, now);
                     server.clone()
@@ -128,21 +131,27 @@ impl Backend {
     }
 
     /// Weight, limits, address and checks: the override if it counts, else the configuration.
-    fn settle(&self, server: &Server, registry: &Registry) {
+    /// Returns whether something changed.
+    fn settle(&self, server: &Server, registry: &Registry) -> bool {
         let line = server.config();
         let eff = registry.effective(&self.name, server.name(), &Base::of(&line));
         let o = &line.options;
-        server.set_weight(eff.weight.map_or(o.weight, |w| w.of(o.weight)));
+        let weight = eff.weight.map_or(o.weight, |w| w.of(o.weight));
+        let mut changed = server.weight() != weight.min(256);
+        server.set_weight(weight);
         let maxconn = eff.maxconn.unwrap_or(o.maxconn);
         // A minconn equal to maxconn means a fixed limit, and follows it.
-        server.set_limits(maxconn, if o.minconn == o.maxconn { maxconn } else { o.minconn });
+        let minconn = if o.minconn == o.maxconn { maxconn } else { o.minconn };
+        changed |= server.set_limits(maxconn, minconn, o.maxqueue);
         let ip = eff.ip.unwrap_or(line.addr.ip());
         let addr = SocketAddr::new(ip, eff.port.unwrap_or(line.addr.port()));
         if server.addr() != addr {
             server.set_addr(addr);
         }
         let by_default = o.check && server.origin() == Origin::Config;
-        server.control.lock().check.enabled = o.check && eff.check.unwrap_or(by_default);
+        let enabled = o.check && eff.check.unwrap_or(by_default);
+        changed |= std::mem::replace(&mut server.control.lock().check.enabled, enabled) != enabled;
+        changed
     }
 }
 

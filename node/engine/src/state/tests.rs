@@ -154,6 +154,37 @@ fn a_reload_keeps_added_and_deleted_servers() {
 }
 
 #[test]
+fn state_is_kept_by_name_when_numbers_shift() {
+    let state = state(webservers(&[1, 1]));
+    let (s2, was) = (get(&state, "s2"), backend(&state));
+    let mut registry = Registry::new();
+    add(&mut registry, "s4", &["weight", "5"]);
+    let _ = state.reconcile(&registry, at(5));
+    let s4 = get(&state, "s4");
+    set(&mut registry, &s4, Change::Admin(Admin::Ready));
+    let _ = state.reconcile(&registry, at(6));
+    let held: Vec<Slot> = (0..7).map(|_| slot(&backend(&state))).collect();
+    assert_eq!((s2.served(), s4.served()), (1, 5));
+    // Sections and servers come before, and the file now has s4 as well.
+    let options = ServerOptions::default;
+    let lines = vec![line("s0", 1, options()), line("s2", 2, options()), line("s4", 7, options())];
+    let mut moved = section(Balance::RoundRobin, lines);
+    moved.id = 9;
+    let new = config(moved);
+    assert!(
+        registry.rebase_command(&state.plan().config, &new).is_some_and(|c| registry.apply(&c) == Reply::Ok)
+    );
+    let _ = state.load(new, at(10));
+    let _ = state.reconcile(&registry, at(11));
+    assert!(Arc::ptr_eq(&was, &backend(&state)) && backend(&state).id() == 9);
+    assert!(Arc::ptr_eq(&s2, &get(&state, "s2")) && Arc::ptr_eq(&s4, &get(&state, "s4")));
+    assert_eq!((s2.served(), s4.served(), s4.id(), s4.weight()), (1, 5, 7, 1));
+    assert!(s4.origin() == server::Origin::Config && s4.usable());
+    assert_eq!(names(&state), ["s0", "s2", "s4"]);
+    drop(held);
+}
+
+#[test]
 fn a_forced_health_is_carried_out_once() {
     let state = state(webservers(&[1]));
     let (mut registry, s1) = (Registry::new(), get(&state, "s1"));
