@@ -23,6 +23,8 @@ use crate::time::Now;
 mod message;
 #[cfg(test)]
 mod sim;
+#[cfg(test)]
+mod tests;
 
 /// A peer that says nothing for so long is gone.
 pub const SILENCE: Duration = Duration::from_secs(5);

@@ -240,3 +240,52 @@ async fn nonsense_costs_a_peer_its_stream_and_nothing_else() {
     n1.end().await;
     n2.end().await;
 }
+
+fn percentile(sorted: &[Duration], p: f64) -> Duration {
+    sorted[((sorted.len() - 1) as f64 * p) as usize]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement: update to visible, and teaching a million entries"]
+async fn how_fast() {
+    let nodes = nodes(2);
+    let spec = Spec {
+        key: KeyType::Ip,
+        size: 1_100_000,
+        store: vec![DataType::HttpReqRate(Duration::from_secs(10))],
+        ..spec()
+    };
+    let specs = BTreeMap::from([("t".to_string(), spec)]);
+    let n1 = Running::start(&nodes, "n1", 1, &specs);
+    let n2 = Running::start(&nodes, "n2", 1, &specs);
+    let t2 = n2.table();
+    let mut seen = Vec::new();
+    for k in 0..300 {
+        let key = Key::V4(k);
+        n1.table().track(&key, n1.now()).unwrap().http_req(n1.now());
+        let began = Instant::now();
+        while t2.value(&key, "http_req_rate", n2.now()).is_none() {
+            tokio::task::yield_now().await;
+            assert!(began.elapsed() < Duration::from_secs(10));
+        }
+        seen.push(began.elapsed());
+        sleep(Duration::from_millis(3)).await;
+    }
+    seen.sort();
+    println!("update to visible, quiet: p50 {:?} p99 {:?}", percentile(&seen, 0.5), percentile(&seen, 0.99));
+    n2.end().await;
+    for k in 0..1_000_000u32 {
+        n1.table().track(&Key::V4(k), n1.now()).unwrap().http_req(n1.now());
+    }
+    let n2 = Running::start(&nodes, "n2", 2, &specs);
+    let began = Instant::now();
+    while n2.table().used() < 1_000_000 {
+        sleep(Duration::from_millis(5)).await;
+        assert!(began.elapsed() < Duration::from_secs(120), "{} taught", n2.table().used());
+    }
+    let status = n1.handle.status();
+    let took = began.elapsed().as_secs_f64();
+    println!("taught 1,000,000 in {took:.2} s, {} bytes an entry", status[0].bytes_out / 1_000_000);
+    n1.end().await;
+    n2.end().await;
+}
