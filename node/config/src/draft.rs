@@ -64,10 +64,20 @@ pub(crate) struct Settings {
     pub(crate) clitcpka: bool,
     pub(crate) srvtcpka: bool,
     pub(crate) httpchk: Option<HttpCheck>,
+    pub(crate) http_check_send: HttpCheckSend,
     pub(crate) monitor_uri: Option<String>,
     pub(crate) stats: Option<Stats>,
     /// First words of the lines that were refused, so that nothing is said to be missing twice.
     pub(crate) refused: Vec<String>,
+}
+
+/// `http-check send`: what it changes of the request of `option httpchk`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct HttpCheckSend {
+    pub(crate) method: Option<String>,
+    pub(crate) uri: Option<String>,
+    pub(crate) version: Option<String>,
+    pub(crate) host: Option<String>,
 }
 
 /// A value with the line that gave it, for the checks at the end.

@@ -4,11 +4,13 @@
 //! Checks here concern more than one line. A complaint that only follows from a line refused before
 //! (a table that is missing because its line was faulty) is not made a second time.
 
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::diagnostic::Severity;
-use crate::draft::{ClusterDraft, LogLine, Placed, ProxyDraft, Settings};
+use crate::draft::{ClusterDraft, HttpCheckSend, LogLine, Placed, ProxyDraft, Settings};
 use crate::keywords::server;
 use crate::known;
 use crate::model::*;
@@ -21,6 +23,7 @@ impl Parser<'_> {
         let cluster = self.draft.clusters.pop().map(|draft| self.finish_cluster(draft));
         let drafts = std::mem::take(&mut self.draft.proxies);
         let mut tables = stick_tables(&drafts);
+        self.check_binds(&drafts);
         self.check_references(&drafts, cluster.as_ref(), &mut tables);
         let ids = proxy_ids(&drafts);
         let proxies = drafts.into_iter().zip(ids).map(|(draft, id)| {
@@ -34,6 +37,7 @@ impl Parser<'_> {
             let message = "some warnings were found and 'zero-warning' is set".to_owned();
             self.alert_at(Pos::default(), message, None);
         }
+        self.say_what_was_left_out();
         let refused = self.diagnostics.iter().any(|d| d.severity == Severity::Alert);
         let config =
             (!refused).then_some(Config { files: self.files, global: self.draft.global, proxies, cluster });
@@ -51,7 +55,7 @@ impl Parser<'_> {
             let hint = Some("'data-dir <directory>', where the agreed state is kept".to_owned());
             self.alert_at(draft.pos, format!("cluster '{name}' has no 'data-dir'"), hint);
         }
-        if draft.nodes.len() == 2 {
+        if draft.nodes.len() == 2 && clean {
             let message = format!("cluster '{name}' has two nodes: the loss of either stops decisions");
             let hint = Some("a third as 'witness' keeps a majority".to_owned());
             self.report_at(Severity::Warning, draft.pos, message, hint);
@@ -89,7 +93,8 @@ impl Parser<'_> {
         cluster: Option<&Cluster>,
         tables: &mut [(String, StickTable)],
     ) {
-        for draft in drafts {
+        // As in HAProxy, what is disabled may refer to what is not there.
+        for draft in drafts.iter().filter(|draft| !draft.settings.disabled) {
             self.check_default_backend(drafts, draft);
             for rule in &draft.stick_rules {
                 self.check_table(drafts, tables, draft, &rule.value.table, rule.pos, "stick");
@@ -125,6 +130,23 @@ impl Parser<'_> {
                 let message =
                     format!("{} '{}': unable to find sync peers '{peers}'", draft.kind_name(), draft.name);
                 self.alert_at(table.pos, message, Some(hint));
+            }
+        }
+    }
+
+    /// With SO_REUSEPORT nothing else would tell that two listeners share an address.
+    fn check_binds(&mut self, drafts: &[ProxyDraft]) {
+        let mut seen: HashMap<(SocketAddr, Option<&str>), Pos> = HashMap::new();
+        let active = drafts.iter().filter(|draft| !draft.settings.disabled);
+        for bind in active.flat_map(|draft| &draft.binds).map(|draft| &draft.bind) {
+            match seen.entry((bind.addr, bind.interface.as_deref())) {
+                Entry::Vacant(entry) => drop(entry.insert(bind.pos)),
+                Entry::Occupied(entry) => {
+                    let place = self.place(*entry.get());
+                    let message = format!("'bind {}' : this address is bound already at {place}", bind.addr);
+                    let hint = Some("its connections would be spread over both".to_owned());
+                    self.report_at(Severity::Warning, bind.pos, message, hint);
+                }
             }
         }
     }
@@ -249,7 +271,7 @@ impl Parser<'_> {
             persist: settings.persist,
             clitcpka: kind.is_frontend() && (settings.tcpka || settings.clitcpka),
             srvtcpka: kind.is_backend() && (settings.tcpka || settings.srvtcpka),
-            httpchk: settings.httpchk,
+            httpchk: settings.httpchk.map(|check| sent(check, settings.http_check_send)),
             monitor_uri: settings.monitor_uri,
             stats: settings.stats,
             stick_table: table,
@@ -389,6 +411,7 @@ fn drop_the_other_side(draft: &mut ProxyDraft) {
         settings.retries = None;
         settings.redispatch = None;
         settings.httpchk = None;
+        settings.http_check_send = HttpCheckSend::default();
         settings.log_health_checks = false;
         settings.allbackups = false;
         settings.persist = false;
@@ -405,6 +428,15 @@ fn drop_the_other_side(draft: &mut ProxyDraft) {
         settings.logasap = false;
         (settings.timeouts.client, settings.timeouts.client_fin) = (None, None);
     }
+}
+
+/// `option httpchk` with what `http-check send` changes of it.
+fn sent(mut check: HttpCheck, send: HttpCheckSend) -> HttpCheck {
+    check.method = send.method.unwrap_or(check.method);
+    check.uri = send.uri.unwrap_or(check.uri);
+    check.version = send.version.unwrap_or(check.version);
+    check.host = send.host;
+    check
 }
 
 /// The stick tables by the name of their proxy.

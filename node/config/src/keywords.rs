@@ -5,6 +5,7 @@ pub(crate) mod bind;
 pub(crate) mod cluster;
 pub(crate) mod cookie;
 pub(crate) mod global;
+pub(crate) mod http_check;
 pub(crate) mod log;
 pub(crate) mod option;
 pub(crate) mod proxy;
@@ -27,6 +28,7 @@ pub(crate) const TABLES: &[&[Keyword]] = &[
     log::KEYWORDS,
     timeout::KEYWORDS,
     option::KEYWORDS,
+    http_check::KEYWORDS,
     stats::KEYWORDS,
     stick::KEYWORDS,
     track::KEYWORDS,

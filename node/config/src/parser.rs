@@ -23,6 +23,9 @@ pub fn parse(sources: &[Source], env: &dyn Env) -> Outcome {
     let mut parser = Parser::new(env);
     parser.files = sources.iter().map(|source| source.name.clone()).collect();
     for (index, source) in sources.iter().enumerate() {
+        if parser.alert_count >= MAX_DIAGNOSTICS {
+            break;
+        }
         parser.read_file(index as u32, source);
     }
     parser.finish()
@@ -64,6 +67,7 @@ pub(crate) struct Parser<'a> {
     pub(crate) diagnostics: Vec<Diagnostic>,
     pos: Pos,
     alert_count: usize,
+    remark_count: usize,
     /// The line being read, for excerpts.
     line: Vec<u8>,
     /// Levels of `.if`, with the line that opened each and whether `.else` was seen.
@@ -75,6 +79,13 @@ pub(crate) struct Parser<'a> {
     /// Names of the sections whose heads were refused.
     pub(crate) refused_heads: HashSet<String>,
 }
+
+/// So many errors, and so many other remarks, are made about one configuration: nobody reads more,
+/// and the input may be anything.
+const MAX_DIAGNOSTICS: usize = 1_000;
+
+/// Longest message and excerpt in bytes: a word may be as long as a file.
+const MAX_TEXT: usize = 1_000;
 
 /// Deepest nesting of `.if`, as in HAProxy.
 const MAX_BRANCHES: usize = 16;
@@ -89,6 +100,7 @@ impl<'a> Parser<'a> {
             diagnostics: Vec::new(),
             pos: Pos::default(),
             alert_count: 0,
+            remark_count: 0,
             line: Vec::new(),
             branches: Vec::new(),
             overlay: HashMap::new(),
@@ -119,6 +131,10 @@ impl<'a> Parser<'a> {
                 self.alert(Fault { at: Some(at), message: message.into(), ..Fault::default() });
             }
             self.read_line();
+            if self.alert_count >= MAX_DIAGNOSTICS {
+                self.branches.clear();
+                return;
+            }
         }
         for (_, pos, _) in std::mem::take(&mut self.branches) {
             self.alert_at(pos, "unterminated '.if'".to_owned(), Some("'.endif' is missing".to_owned()));
@@ -365,7 +381,9 @@ impl<'a> Parser<'a> {
     fn unknown(&self, words: &[Word]) -> Fault {
         let texts: Vec<&str> = words.iter().map(|word| word.text.as_str()).collect();
         let (first, mask) = (texts[0], self.mask());
-        let two = texts.iter().take(2).copied().collect::<Vec<_>>().join(" ");
+        // A quoted word with a space in it is not two words.
+        let plain: Vec<&str> = texts.iter().copied().take_while(|text| !text.contains(' ')).collect();
+        let two = plain.iter().take(2).copied().collect::<Vec<_>>().join(" ");
         if mask & (keyword::GLOBAL | keyword::PROXY) != 0
             && let Some((gone, instead)) = known::removed(&two).or_else(|| known::removed(first))
         {
@@ -381,7 +399,7 @@ impl<'a> Parser<'a> {
             .filter(|keyword| keyword.sections & mask != 0)
             .filter_map(|keyword| keyword.name.strip_prefix(first)?.strip_prefix(' '))
             .collect();
-        if let Some(name) = names.and_then(|names| names.longest(texts.iter().copied()))
+        if let Some(name) = names.and_then(|names| names.longest(plain.iter().copied()))
             && (family.is_empty() || name != first)
             // `tcp-request content` is the name of a rule set, some of whose actions are built.
             && !family.iter().any(|rest| format!("{first} {rest}").starts_with(&format!("{name} ")))
@@ -502,20 +520,52 @@ impl<'a> Parser<'a> {
 
     /// Reports about the current line.
     pub(crate) fn report(&mut self, severity: Severity, fault: Fault) {
-        self.alert_count += usize::from(severity == Severity::Alert);
         let at = fault.at.map(|at| at.min(self.line.len()));
         let column = at.map_or(0, |at| String::from_utf8_lossy(&self.line[..at]).chars().count() as u32 + 1);
-        let excerpt = at.map(|_| String::from_utf8_lossy(&self.line).trim_end().to_owned());
-        self.diagnostics.push(Diagnostic {
+        let excerpt = at.filter(|_| self.line.len() <= MAX_TEXT);
+        let excerpt = excerpt.map(|_| String::from_utf8_lossy(&self.line).trim_end().to_owned());
+        self.push(Diagnostic {
             severity,
             file: self.files.get(self.pos.file as usize).cloned().unwrap_or_default(),
             line: self.pos.line,
             column,
-            word: fault.word,
-            message: fault.message,
+            word: fault.word.map(clipped),
+            message: clipped(fault.message),
             hint: fault.hint,
             excerpt,
         });
+    }
+
+    fn push(&mut self, diagnostic: Diagnostic) {
+        let count = match diagnostic.severity {
+            Severity::Alert => &mut self.alert_count,
+            Severity::Warning | Severity::Notice => &mut self.remark_count,
+        };
+        *count += 1;
+        if *count <= MAX_DIAGNOSTICS {
+            self.diagnostics.push(diagnostic);
+        }
+    }
+
+    /// Tells, at the end, that there was more to say than is said.
+    pub(crate) fn say_what_was_left_out(&mut self) {
+        let (alerts, remarks) = (self.alert_count, self.remark_count);
+        for (count, severity, what) in
+            [(alerts, Severity::Alert, "errors"), (remarks, Severity::Notice, "warnings")]
+        {
+            if count >= MAX_DIAGNOSTICS {
+                self.diagnostics.push(Diagnostic {
+                    severity,
+                    file: String::new(),
+                    line: 0,
+                    column: 0,
+                    word: None,
+                    message: format!("too many {what}, only the first {MAX_DIAGNOSTICS} are shown"),
+                    hint: None,
+                    excerpt: None,
+                });
+            }
+        }
     }
 
     /// Reports an error about a line read before.
@@ -525,7 +575,7 @@ impl<'a> Parser<'a> {
 
     /// Reports about a line read before; about none when `pos` is the default.
     pub(crate) fn report_at(&mut self, severity: Severity, pos: Pos, message: String, hint: Option<String>) {
-        self.diagnostics.push(Diagnostic {
+        self.push(Diagnostic {
             severity,
             file: self.files.get(pos.file as usize).cloned().unwrap_or_default(),
             line: pos.line,
@@ -541,6 +591,15 @@ impl<'a> Parser<'a> {
     pub(crate) fn place(&self, pos: Pos) -> String {
         format!("{}:{}", self.files.get(pos.file as usize).map_or("", String::as_str), pos.line)
     }
+}
+
+fn clipped(mut text: String) -> String {
+    if text.len() > MAX_TEXT {
+        let end = (0..=MAX_TEXT).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        text.truncate(end);
+        text.push_str("...");
+    }
+    text
 }
 
 /// `'a', 'b' or 'c'`.

@@ -165,8 +165,6 @@ impl Cutter<'_> {
             let mut inside = &rest[..close];
             if let Some(cut) = inside.strip_prefix(b"[*]") {
                 (list, inside) = (true, cut);
-            } else if let Some(cut) = inside.strip_suffix(b"[*]") {
-                (list, inside) = (true, cut);
             }
             match inside.split_first() {
                 None => {}
@@ -267,7 +265,8 @@ mod tests {
             (r#""\$A""#, &["$A"]),
             (r#"a "${LIST[*]}" b"#, &["a", "a", "b", "c", "b"]),
             (r#""<${LIST[*]}>""#, &["<a", "b", "c>"]),
-            (r#""${NONE-x y[*]}""#, &["x", "y"]),
+            (r#""${NONE[*]-x y}""#, &["x", "y"]),
+            (r#""${NONE-x y[*]}""#, &["x y[*]"]),
             (r#""$QUOTES""#, &["x' \"#y"]),
             (r#""${.LINE}""#, &["7"]),
         ];

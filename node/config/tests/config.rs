@@ -60,6 +60,10 @@ fn proxy<'a>(config: &'a Config, name: &str) -> &'a Proxy {
     config.proxies.iter().find(|proxy| proxy.name == name).expect(name)
 }
 
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
 #[test]
 fn diagnostics_are_as_expected() {
     let update = std::env::var_os("UPDATE_EXPECTED").is_some();
@@ -182,6 +186,139 @@ fn a_cluster_with_everything() {
     assert_eq!(ids, [1, 7, 2]);
     assert_eq!(app.servers[2].options.inter, Duration::from_secs(1));
     assert_eq!(proxy(&config, "counts").id, 4);
+}
+
+#[test]
+fn every_field_can_be_set() {
+    let config = config("everything.cfg");
+    let global = &config.global;
+    assert_eq!((global.maxconn, global.nbthread, global.ulimit_n), (Some(1000), Some(4), Some(4096)));
+    assert_eq!((global.uid, global.gid, global.spread_checks), (Some(1000), Some(1001), 5));
+    assert_eq!(global.log_send_hostname, Some(Some("edge".into())));
+    assert_eq!((global.stats_timeout, global.hard_stop_after), (Some(seconds(30)), Some(seconds(30))));
+    assert_eq!((global.bufsize, global.daemon, global.log_tag.as_deref()), (Some(32768), true, Some("lb")));
+    assert_eq!((global.node.as_deref(), global.description.as_deref()), (Some("edge-1"), Some("two words")));
+    assert_eq!(global.localpeer.as_deref(), Some("me"));
+    let first = LogTarget {
+        to: LogReceiver::Unix("/dev/log".into()),
+        format: LogFraming::Rfc5424,
+        len: 2048,
+        facility: 17,
+        level: 6,
+        min_level: 3,
+    };
+    assert_eq!(global.logs[0], first);
+    assert_eq!(global.logs[1].to, LogReceiver::Udp("[::1]:5514".parse().unwrap()));
+    assert_eq!(global.logs[2].to, LogReceiver::Stderr);
+    let [tcp, unix] = &global.stats_sockets[..] else { panic!("two sockets") };
+    assert_eq!((tcp.level, tcp.expose_fd), (Level::Operator, true));
+    assert_eq!((unix.mode, unix.uid, unix.gid), (Some(0o660), Some(65534), Some(65534)));
+
+    let all = proxy(&config, "all");
+    assert_eq!((all.id, all.description.as_deref()), (20, Some("all of it")));
+    assert_eq!((all.maxconn, all.fullconn, all.retries, all.redispatch), (Some(100), Some(200), 5, Some(2)));
+    let t = &all.timeouts;
+    let timeouts =
+        [t.client, t.server, t.connect, t.queue, t.check, t.http_request, t.http_keep_alive, t.tunnel];
+    assert_eq!(timeouts, [10, 11, 12, 13, 14, 15, 16, 17].map(|s| Some(seconds(s))));
+    assert_eq!([t.client_fin, t.server_fin, t.tarpit], [18, 19, 20].map(|s| Some(seconds(s))));
+    assert_eq!((all.binds.len(), all.binds[2].addr), (3, "127.0.0.1:8002".parse().unwrap()));
+    let bind = &all.binds[2];
+    assert_eq!(
+        (bind.id, bind.name.as_deref(), bind.maxconn, bind.backlog),
+        (3, Some("range"), Some(10), Some(11))
+    );
+    assert!(bind.transparent);
+    assert!(all.dontlognull && all.dontlog_normal && all.logasap && all.log_health_checks);
+    assert!(all.allbackups && all.abortonclose && all.persist && all.clitcpka && all.srvtcpka);
+    assert_eq!((all.log_format, all.logs.len()), (LogFormat::Tcp, 3));
+    assert_eq!(all.monitor_uri.as_deref(), Some("/alive"));
+    assert_eq!(all.connection_mode, ConnectionMode::ServerClose);
+    let forwarded = all.forwardfor.as_ref().unwrap();
+    assert_eq!((forwarded.header.as_str(), forwarded.if_none), ("X-Client", true));
+    assert_eq!(forwarded.except, Some((IpAddr::from([127, 0, 0, 0]), 8)));
+    let uri = Balance::Uri { len: Some(20), depth: Some(3), whole: true, path_only: true };
+    assert_eq!(all.balance, Some(uri));
+    let hash = HashType { method: HashMethod::MapBased, function: HashFunction::Djb2, avalanche: true };
+    assert_eq!(all.hash_type, hash);
+    let cookie = all.cookie.as_ref().unwrap();
+    assert!(cookie.indirect && cookie.postonly && cookie.httponly && cookie.secure && !cookie.nocache);
+    assert_eq!(
+        (cookie.mode, cookie.maxidle, cookie.maxlife),
+        (CookieMode::Prefix, Some(seconds(600)), Some(seconds(3600)))
+    );
+    assert_eq!(
+        (&cookie.domains[..], &cookie.attrs[..]),
+        (&[".a.example".into()][..], &["SameSite=Lax".into()][..])
+    );
+    let stats = all.stats.as_ref().unwrap();
+    assert!(stats.hide_version && stats.show_legends);
+    assert_eq!((stats.refresh, stats.show_node.as_deref()), (Some(seconds(5)), Some("here")));
+    assert_eq!(stats.scope, ["."]);
+}
+
+#[test]
+fn every_server_option_can_be_set() {
+    let config = config("everything.cfg");
+    let all = proxy(&config, "all");
+    let [a, b, c, d] = &all.servers[..] else { panic!("four servers") };
+    assert_eq!(a.addr, "192.0.2.1:0".parse().unwrap());
+    let o = &a.options;
+    assert_eq!((o.weight, o.maxconn, o.minconn, o.maxqueue), (7, 8, 2, 9));
+    assert!(o.backup && o.disabled && o.non_stick && o.check);
+    assert_eq!((o.cookie.as_deref(), o.inter, o.rise, o.fall), (Some("ca"), seconds(3), 4, 5));
+    let o = &b.options;
+    assert_eq!((b.host.as_str(), b.addr), ("app.example", "192.0.2.7:81".parse().unwrap()));
+    assert_eq!((o.inter, o.fastinter, o.downinter), (seconds(1), Some(seconds(2)), Some(seconds(3))));
+    assert_eq!(
+        (o.rise, o.fall, o.check_port, o.check_addr),
+        (1, 1, Some(82), Some(IpAddr::from([192, 0, 2, 9])))
+    );
+    let o = &c.options;
+    assert!(!o.check && c.addr.is_ipv6());
+    assert_eq!((o.pool_max_conn, o.pool_purge_delay, o.max_reuse), (Some(5), seconds(60), Some(6)));
+    assert_eq!(o.slowstart, Some(seconds(60)));
+    let o = &d.options;
+    assert!(o.shutdown_sessions_on_down);
+    assert_eq!((o.pool_max_conn, o.max_reuse), (None, None));
+    assert_eq!(all.default_server.inter, seconds(3), "what servers start from");
+}
+
+#[test]
+fn defaults_can_be_undone() {
+    let config = config("everything.cfg");
+    let check = proxy(&config, "all").httpchk.as_ref().unwrap();
+    assert_eq!(
+        (check.method.as_str(), check.uri.as_str(), check.version.as_str()),
+        ("GET", "/up", "HTTP/1.1")
+    );
+    assert_eq!(check.host.as_deref(), Some("www.example"));
+    let plain = proxy(&config, "plain");
+    assert_eq!((plain.connection_mode, &plain.forwardfor), (ConnectionMode::KeepAlive, &None));
+    assert_eq!((plain.clitcpka, plain.srvtcpka), (false, true));
+    let check = plain.httpchk.as_ref().unwrap();
+    assert_eq!((check.method.as_str(), check.version.as_str()), ("HEAD", "HTTP/1.1\r\nHost: old.example"));
+    assert_eq!(check.host.as_deref(), Some("new.example"));
+    assert_eq!(plain.balance, Some(Balance::Random(3)));
+    assert!(
+        plain.cookie.as_ref().is_some_and(|cookie| cookie.preserve && cookie.mode == CookieMode::Rewrite)
+    );
+    let tiny = proxy(&config, "tiny");
+    assert_eq!((tiny.id, &tiny.balance), (3, &Some(Balance::UrlParam("id".into()))), "2 is taken by 'plain'");
+    let hash = HashType { method: HashMethod::Consistent, function: HashFunction::Crc32, avalanche: false };
+    assert_eq!(tiny.hash_type, hash);
+    assert!(proxy(&config, "off").disabled && !proxy(&config, "on").disabled);
+    let backups: Vec<bool> = proxy(&config, "on").servers.iter().map(|s| s.options.backup).collect();
+    assert_eq!(backups, [false, true]);
+    let table = proxy(&config, "by_source").stick_table.as_ref().unwrap();
+    assert_eq!((table.key, &table.store[..], table.expire), (KeyType::Ipv6, &[DataType::ServerId][..], None));
+    let kinds: Vec<StickKind> =
+        proxy(&config, "by_source").stick_rules.iter().map(|rule| rule.kind).collect();
+    assert_eq!(kinds, [StickKind::Match, StickKind::StoreRequest]);
+    let numbers = proxy(&config, "numbers");
+    let table = numbers.stick_table.as_ref().unwrap();
+    assert_eq!((table.key, table.expire), (KeyType::Integer, Some(Duration::from_millis(5))));
+    assert_eq!(numbers.balance, Some(Balance::Hdr { name: "host".into(), domain_only: true }));
 }
 
 #[test]
@@ -319,6 +456,14 @@ fn mutated_configurations_never_panic() {
 fn long_lines_and_files_are_read_in_time() {
     let long = format!("listen l\n bind :80\n description {}\n", "x".repeat(1 << 20));
     assert!(parse(&[Source::new("l.cfg", long)], &env()).config.is_some());
+    let noise = parse(&[Source::new("n.cfg", "listen l\n nonsense\n".repeat(100_000))], &env());
+    let alerts = noise.diagnostics.iter().filter(|d| d.severity == Severity::Alert).count();
+    assert_eq!(alerts, 1_001, "it gives up at some point");
+    let warnings = "listen l\n bind :80\n".to_owned() + &" bind :80\n".repeat(5_000);
+    let outcome = parse(&[Source::new("w.cfg", warnings)], &env());
+    assert!(outcome.config.is_some() && outcome.diagnostics.len() == 1_001, "warnings do not refuse");
+    let word = parse(&[Source::new("w.cfg", format!("listen l\n {}\n", "é".repeat(1 << 20)))], &env());
+    assert!(word.diagnostics[0].render(1).len() < 2_000);
     let ranges = format!("listen l\n bind {}\n", vec![":1-65535"; 2_000].join(","));
     assert!(parse(&[Source::new("l.cfg", ranges)], &env()).config.is_none());
     let mut many = String::from("backend b\n balance leastconn\n");

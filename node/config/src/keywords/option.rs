@@ -6,7 +6,7 @@ use crate::draft::{Placed, Settings};
 use crate::keyword::{Apply, Arity, BACK, FRONT, Keyword, PROXY};
 use crate::known;
 use crate::line::{Args, Fault, Polarity};
-use crate::model::{ConnectionMode, ForwardFor, HttpCheck, LogFormat};
+use crate::model::{ConnectionMode, ForwardFor, LogFormat};
 use crate::parser::Parser;
 use crate::value;
 
@@ -18,10 +18,10 @@ const fn switch(name: &'static str, sections: u8, doc: &'static str, apply: Appl
 
 /// The table.
 pub(crate) const KEYWORDS: &[Keyword] = &[
-    Keyword::new("option httplog", "", PROXY, Between(0, 1), "Logs requests with all details.", |p, a| {
+    Keyword::new("option httplog", "", FRONT, Between(0, 1), "Logs requests with all details.", |p, a| {
         log_format(p, a, LogFormat::Http)
     }),
-    Keyword::new("option tcplog", "", PROXY, Between(0, 1), "Logs connections with all details.", |p, a| {
+    Keyword::new("option tcplog", "", FRONT, Between(0, 1), "Logs connections with all details.", |p, a| {
         log_format(p, a, LogFormat::Tcp)
     }),
     switch("option dontlognull", FRONT, "Does not log connections without data.", |p, a| {
@@ -77,15 +77,6 @@ pub(crate) const KEYWORDS: &[Keyword] = &[
         Arity::AtLeast(0),
         "Tells servers the client's address in a header.",
         forwardfor,
-    )
-    .negatable(),
-    Keyword::new(
-        "option httpchk",
-        "[<method>] [<uri> [<version>]]",
-        BACK,
-        Between(0, 3),
-        "Checks servers with an HTTP request.",
-        httpchk,
     )
     .negatable(),
 ];
@@ -196,38 +187,4 @@ fn network(text: &str) -> Option<(std::net::IpAddr, u8)> {
 /// Whether it may name an HTTP header or a cookie (RFC 9110 token).
 pub(crate) fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
-}
-
-fn httpchk(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
-    if args.polarity != Polarity::Set {
-        parser.settings().httpchk = None;
-        return Ok(());
-    }
-    let (method, uri, version) = match args.words.len() {
-        0 => ("OPTIONS", "/", ""),
-        1 => ("OPTIONS", args.text(0), ""),
-        2 => (args.text(0), args.text(1), ""),
-        _ => (args.text(0), args.text(1), args.text(2)),
-    };
-    if !is_token(method) {
-        return Err(args.named(0, format!("expects an HTTP method, but got '{method}'")));
-    }
-    if uri.bytes().any(|b| b <= b' ' || b == 0x7f) {
-        return Err(args.named(args.words.len().min(2) - 1, "takes no space or control character in the URI"));
-    }
-    let version = if version.is_empty() { "HTTP/1.0" } else { version };
-    let plain = version.split("\r\n").next().unwrap_or_default();
-    let number = plain.strip_prefix("HTTP/").unwrap_or_default();
-    if !matches!(number.as_bytes(), [major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit())
-    {
-        let message = format!("expects a version such as 'HTTP/1.1', but got '{}'", plain.escape_debug());
-        return Err(args.named(2, message));
-    }
-    parser.settings().httpchk = Some(HttpCheck {
-        method: method.to_owned(),
-        uri: uri.to_owned(),
-        version: version.to_owned(),
-        host: None,
-    });
-    Ok(())
 }
