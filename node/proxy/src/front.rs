@@ -1,6 +1,5 @@
 //! The client's side of a session: its socket, what it has sent ahead, and the one timer.
 
-use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::task::{Context, Poll};
 
@@ -16,6 +15,8 @@ pub(crate) struct Front {
     pub(crate) buf: Buffer,
     /// The client has closed its side.
     pub(crate) eof: bool,
+    /// Part of a request was left unread: the close must linger.
+    pub(crate) abandoned: bool,
     pub(crate) deadline: Deadline,
     pub(crate) src: SocketAddr,
     pub(crate) dst: SocketAddr,
@@ -58,10 +59,5 @@ impl Front {
             Poll::Ready(Gone::HalfClosed) if abortonclose => Poll::Ready(()),
             _ => Poll::Pending,
         }
-    }
-
-    /// Reads once into the buffer, which must not be full.
-    pub(crate) async fn fill(&mut self) -> std::io::Result<usize> {
-        poll_fn(|cx| poll_fill(&mut self.stream, cx, &mut self.buf)).await
     }
 }

@@ -4,8 +4,6 @@
 //! client connection) with `tcp` and `http`, `connect` and `pool` (the way to a server), `tunnel`
 //! (forwarding), `report` (counters and log lines).
 
-#![allow(dead_code)]
-
 mod buffer;
 pub mod check;
 mod connect;

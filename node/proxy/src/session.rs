@@ -56,8 +56,15 @@ pub(crate) async fn run(
         counters.count_session(worker.id, accepted);
     }
     let bufsize = plan.config.global.bufsize.unwrap_or(SIZE).max(1024);
-    let front =
-        Front { stream, buf: Buffer::new(bufsize), eof: false, deadline: Deadline::default(), src, dst };
+    let front = Front {
+        stream,
+        buf: Buffer::new(bufsize),
+        eof: false,
+        abandoned: false,
+        deadline: Deadline::default(),
+        src,
+        dst,
+    };
     let mut session = Session {
         worker: worker.clone(),
         frontend,

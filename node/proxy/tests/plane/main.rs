@@ -1,4 +1,5 @@
 //! The forwarding plane over real sockets on loopback.
 
 mod harness;
+mod http;
 mod tcp;

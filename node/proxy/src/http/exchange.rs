@@ -1,0 +1,304 @@
+//! One request and its response between two sockets.
+//!
+//! The request's body goes up while the response may already come down. Bodies are not copied: what is
+//! read is checked where it lies and written from there. What was sent of a request stays in the
+//! client's buffer as long as it fits, so that it can be sent again when an idle connection turns
+//! out to be dead.
+
+use std::future::poll_fn;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use phalanx_engine::end::{Cause, End, Phase};
+use phalanx_engine::h1::{self, Head, Parsed};
+use phalanx_engine::state::sessions::Session;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::forward::Flow;
+use crate::buffer::{Buffer, Text, poll_fill, poll_write};
+use crate::front::{Front, Gone};
+
+/// Why an exchange did not come to its end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Stop {
+    /// It failed; with a status if that is another than the end's own.
+    End(End, Option<u16>),
+    /// The reused connection was dead and nothing is lost: send it again on a new one.
+    Retry,
+}
+
+/// The way up.
+pub(crate) struct Upload {
+    /// The head as it is sent.
+    pub(crate) head: Text,
+    head_sent: usize,
+    pub(crate) flow: Flow,
+    /// Where the body's bytes begin in the client's buffer.
+    base: usize,
+    /// Bytes of the body after `base` that were sent.
+    sent: usize,
+    /// Everything that was sent is still in the buffer.
+    replayable: bool,
+    /// Everything was sent.
+    pub(crate) done: bool,
+    /// The server does not take more, or the client does not send more.
+    pub(crate) broken: bool,
+}
+
+impl Upload {
+    /// A request whose head takes the first `base` bytes of the client's buffer.
+    pub(crate) fn new(head: Text, flow: Flow, base: usize) -> Upload {
+        Upload { head, head_sent: 0, flow, base, sent: 0, replayable: true, done: false, broken: false }
+    }
+
+    /// Begins anew with a fresh body flow; only after [`Stop::Retry`].
+    pub(crate) fn rewind(&mut self, flow: Flow) {
+        self.flow = flow;
+        (self.head_sent, self.sent, self.done, self.broken) = (0, 0, false, false);
+    }
+
+    /// Bytes of the client's buffer that belong to the request.
+    pub(crate) fn used(&self) -> usize {
+        self.base + self.sent
+    }
+}
+
+/// The inactivity limits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) client: Option<Duration>,
+    pub(crate) server: Option<Duration>,
+}
+
+/// A request and its response under way.
+pub(crate) struct Exchange<'a> {
+    pub(crate) session: &'a Session,
+    pub(crate) front: &'a mut Front,
+    pub(crate) server: &'a mut TcpStream,
+    pub(crate) up: &'a mut Upload,
+    /// What the server sent.
+    pub(crate) reply: Buffer,
+    /// Head of the response on its way to the client.
+    pub(crate) out: Text,
+    out_sent: usize,
+    /// The response's body.
+    pub(crate) down: Flow,
+    limits: Limits,
+    abortonclose: bool,
+    /// The connection was used before.
+    reused: bool,
+    /// Bytes written to the server.
+    pub(crate) bytes_up: u64,
+    /// Bytes written to the client.
+    pub(crate) bytes_down: u64,
+    full_reads: u8,
+    client_seen: Instant,
+    server_seen: Instant,
+}
+
+impl<'a> Exchange<'a> {
+    /// Prepares; nothing is sent yet.
+    #[allow(clippy::too_many_arguments, reason = "one caller")]
+    pub(crate) fn new(
+        session: &'a Session,
+        front: &'a mut Front,
+        server: &'a mut TcpStream,
+        up: &'a mut Upload,
+        limits: Limits,
+        abortonclose: bool,
+        reused: bool,
+        bufsize: usize,
+    ) -> Exchange<'a> {
+        let now = Instant::now();
+        Exchange {
+            session,
+            front,
+            server,
+            up,
+            reply: Buffer::new(bufsize),
+            out: Text::default(),
+            out_sent: 0,
+            down: Flow::Length(0),
+            limits,
+            abortonclose,
+            reused,
+            bytes_up: 0,
+            bytes_down: 0,
+            full_reads: 0,
+            client_seen: now,
+            server_seen: now,
+        }
+    }
+
+    /// Sends the request until the head of a response is there; returns its length.
+    pub(crate) async fn head(&mut self, head: &mut Head) -> Result<usize, Stop> {
+        poll_fn(|cx| self.poll_head(cx, head)).await
+    }
+
+    /// Sends `out` and the response's body; the rest of the request meanwhile.
+    pub(crate) async fn body(&mut self) -> Result<(), Stop> {
+        poll_fn(|cx| self.poll_body(cx)).await
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut Head) -> Poll<Result<usize, Stop>> {
+        self.poll_upload(cx, Phase::Headers)?;
+        loop {
+            if !self.reply.is_empty() {
+                match h1::response(self.reply.bytes_mut(), head) {
+                    Ok(Parsed::Complete(len)) => return Poll::Ready(Ok(len)),
+                    Ok(Parsed::Partial) if !self.reply.is_full() => {}
+                    _ => return Poll::Ready(Err(stop(Cause::Proxy, Phase::Headers))),
+                }
+            }
+            match poll_fill(self.server, cx, &mut self.reply) {
+                Poll::Ready(Ok(n)) if n > 0 => self.server_seen = Instant::now(),
+                Poll::Ready(_) => {
+                    let lost = self.reused && self.up.replayable && self.reply.is_empty();
+                    let why = if lost { Stop::Retry } else { stop(Cause::ServerAbort, Phase::Headers) };
+                    return Poll::Ready(Err(why));
+                }
+                Poll::Pending => break,
+            }
+        }
+        if self.session.poll_killed(cx.waker()) {
+            return Poll::Ready(Err(stop(Cause::Killed, Phase::Headers)));
+        }
+        if self.up.done && self.front.poll_abort(cx, self.abortonclose).is_ready() {
+            return Poll::Ready(Err(stop(Cause::ClientAbort, Phase::Headers)));
+        }
+        let uploading = !(self.up.done || self.up.broken);
+        let for_client = uploading && self.nothing_to_send();
+        let cause = ready!(self.poll_deadline(cx, for_client, !for_client));
+        let end = End::new(cause, Phase::Headers);
+        Poll::Ready(Err(Stop::End(end, (cause == Cause::ClientTimeout).then_some(408))))
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
+        if !self.up.done && self.poll_upload(cx, Phase::Data).is_err() {
+            // The response goes on; the connection ends with it.
+            self.up.broken = true;
+        }
+        let blocked = loop {
+            let n = self.down.sendable(self.reply.bytes()).map_err(|_| stop(Cause::Proxy, Phase::Data))?;
+            let head = &self.out[self.out_sent..];
+            if !head.is_empty() || n > 0 {
+                match poll_write(&mut self.front.stream, cx, head, &self.reply.bytes()[..n]) {
+                    Poll::Ready(Ok(written)) => {
+                        let of_head = written.min(head.len());
+                        self.out_sent += of_head;
+                        self.down.sent(written - of_head);
+                        self.reply.consume(written - of_head);
+                        self.bytes_down += written as u64;
+                        if self.full_reads > 1 {
+                            self.reply.grow();
+                        }
+                    }
+                    Poll::Ready(Err(_)) => {
+                        let more = self.down.wants(self.reply.len());
+                        let phase = if more { Phase::Data } else { Phase::Last };
+                        return Poll::Ready(Err(stop(Cause::ClientAbort, phase)));
+                    }
+                    Poll::Pending => break true,
+                }
+            } else if self.down.is_done(self.reply.len()) {
+                self.out.clear();
+                self.out_sent = 0;
+                return Poll::Ready(Ok(()));
+            } else {
+                match poll_fill(self.server, cx, &mut self.reply) {
+                    Poll::Ready(Ok(n)) if n > 0 => {
+                        self.server_seen = Instant::now();
+                        self.client_seen = self.server_seen;
+                        let full = self.reply.is_full();
+                        self.full_reads = if full { self.full_reads.saturating_add(1) } else { 0 };
+                    }
+                    Poll::Ready(result) => {
+                        if result.is_err() || !self.down.closed() {
+                            return Poll::Ready(Err(stop(Cause::ServerAbort, Phase::Data)));
+                        }
+                    }
+                    Poll::Pending => break false,
+                }
+            }
+        };
+        if self.session.poll_killed(cx.waker()) {
+            return Poll::Ready(Err(stop(Cause::Killed, Phase::Data)));
+        }
+        if (self.up.done || self.up.broken) && self.front.poll_gone(cx) == Poll::Ready(Gone::Reset) {
+            return Poll::Ready(Err(stop(Cause::ClientAbort, Phase::Data)));
+        }
+        let cause = ready!(self.poll_deadline(cx, blocked, !blocked));
+        Poll::Ready(Err(stop(cause, Phase::Data)))
+    }
+
+    /// Sends what there is of the request and reads more of it.
+    fn poll_upload(&mut self, cx: &mut Context<'_>, phase: Phase) -> Result<(), Stop> {
+        let up = &mut *self.up;
+        while !(up.done || up.broken) {
+            let unsent = self.front.buf.bytes().get(up.base + up.sent..).unwrap_or(&[]);
+            let n =
+                up.flow.sendable(unsent).map_err(|_| Stop::End(End::new(Cause::Proxy, phase), Some(400)))?;
+            let head = &up.head[up.head_sent..];
+            if !head.is_empty() || n > 0 {
+                match poll_write(self.server, cx, head, &unsent[..n]) {
+                    Poll::Ready(Ok(written)) => {
+                        let of_head = written.min(head.len());
+                        up.head_sent += of_head;
+                        up.flow.sent(written - of_head);
+                        up.sent += written - of_head;
+                        self.bytes_up += written as u64;
+                        self.server_seen = Instant::now();
+                    }
+                    // The server may have answered before it closed: the answer is read first.
+                    Poll::Ready(Err(_)) => up.broken = true,
+                    Poll::Pending => return Ok(()),
+                }
+            } else if up.flow.is_done(unsent.len()) {
+                up.done = true;
+            } else {
+                let large = self.front.buf.is_full();
+                if large {
+                    // Room for more: what was sent cannot be sent again.
+                    self.front.buf.consume(up.base + up.sent);
+                    (up.base, up.sent, up.replayable) = (0, 0, false);
+                    self.front.buf.grow();
+                }
+                if self.front.eof {
+                    return Err(stop(Cause::ClientAbort, phase));
+                }
+                match poll_fill(&mut self.front.stream, cx, &mut self.front.buf) {
+                    Poll::Ready(Ok(n)) if n > 0 => self.client_seen = Instant::now(),
+                    Poll::Ready(_) => {
+                        self.front.eof = true;
+                        return Err(stop(Cause::ClientAbort, phase));
+                    }
+                    Poll::Pending => return Ok(()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether all that was received of the request has been sent.
+    fn nothing_to_send(&mut self) -> bool {
+        let unsent = self.front.buf.bytes().get(self.up.used()..).unwrap_or(&[]);
+        self.up.head_sent == self.up.head.len() && self.up.flow.sendable(unsent).is_ok_and(|n| n == 0)
+    }
+
+    fn poll_deadline(&mut self, cx: &mut Context<'_>, for_client: bool, for_server: bool) -> Poll<Cause> {
+        let client = self.limits.client.filter(|_| for_client).map(|d| self.client_seen + d);
+        let server = self.limits.server.filter(|_| for_server).map(|d| self.server_seen + d);
+        let first = match (client, server) {
+            (Some(c), Some(s)) => Some(c.min(s)),
+            (c, s) => c.or(s),
+        };
+        self.front.deadline.set_at(first);
+        ready!(self.front.deadline.poll(cx));
+        Poll::Ready(if client == first { Cause::ClientTimeout } else { Cause::ServerTimeout })
+    }
+}
+
+fn stop(cause: Cause, phase: Phase) -> Stop {
+    Stop::End(End::new(cause, phase), None)
+}

@@ -1,0 +1,155 @@
+//! Working memory of a request, and what is changed in heads on their way through.
+
+use std::cell::RefCell;
+
+use phalanx_config::{ConnectionMode, ForwardFor};
+use phalanx_engine::h1::{Edits, Head, Persistence, RequestFraming};
+
+use crate::front::Front;
+
+/// Parsed heads and edits, used again by the thread's next request.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    pub(crate) request: Head,
+    pub(crate) response: Head,
+    pub(crate) edits: Edits,
+}
+
+thread_local! {
+    #[allow(clippy::vec_box, reason = "moved as pointers")]
+    static POOL: RefCell<Vec<Box<Scratch>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Scratch {
+    /// From the thread's pool.
+    pub(crate) fn take() -> Box<Scratch> {
+        let mut scratch = POOL.with_borrow_mut(Vec::pop).unwrap_or_default();
+        scratch.request.clear();
+        scratch
+    }
+
+    /// Back to the thread's pool.
+    pub(crate) fn give(self: Box<Self>) {
+        let _ = POOL.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            if pool.len() < 64 {
+                pool.push(self);
+            }
+        });
+    }
+}
+
+/// The connection mode of a frontend with a backend: the one that closes more.
+pub(crate) fn mode(front: ConnectionMode, back: ConnectionMode) -> ConnectionMode {
+    use ConnectionMode::*;
+    match (front, back) {
+        (Close, _) | (_, Close) => Close,
+        (ServerClose, _) | (_, ServerClose) => ServerClose,
+        _ => KeepAlive,
+    }
+}
+
+/// Connection fields and doubled fields of a request.
+pub(crate) fn edit_request(
+    buf: &[u8],
+    head: &Head,
+    framing: &RequestFraming,
+    mode: ConnectionMode,
+    edits: &mut Edits,
+) {
+    edits.drop_named(buf, head, b"connection");
+    if framing.duplicates {
+        drop_doubles(buf, head, edits);
+    }
+    if framing.upgrade {
+        edits.add(b"connection", &[b"upgrade"]);
+    } else if mode != ConnectionMode::KeepAlive {
+        edits.add(b"connection", &[b"close"]);
+    } else if !head.is_11() {
+        edits.add(b"connection", &[b"keep-alive"]);
+    }
+}
+
+/// Only the first `Host` and `Content-Length` go on; the others were checked to say the same.
+fn drop_doubles(buf: &[u8], head: &Head, edits: &mut Edits) {
+    for name in [&b"host"[..], b"content-length"] {
+        let mut found = head.fields.iter().enumerate().filter(|(_, f)| f.name.of(buf) == name);
+        let Some((first, field)) = found.next() else { continue };
+        for (index, _) in found {
+            edits.drop_field(index);
+        }
+        if name == b"content-length"
+            && let Some(value) = field.value.of(buf).split(|b| *b == b',').next()
+        {
+            edits.replace(first, value.trim_ascii());
+        }
+    }
+}
+
+/// `option forwardfor`.
+pub(crate) fn forward_for(option: &ForwardFor, buf: &[u8], head: &Head, front: &Front, edits: &mut Edits) {
+    let ip = front.src.ip();
+    if option.except.is_some_and(|(net, len)| in_network(ip, net, len)) {
+        return;
+    }
+    let name = option.header.to_ascii_lowercase();
+    if option.if_none && head.last(buf, name.as_bytes()).is_some() {
+        return;
+    }
+    edits.add(name.as_bytes(), &[ip.to_string().as_bytes()]);
+}
+
+fn in_network(ip: std::net::IpAddr, net: std::net::IpAddr, len: u8) -> bool {
+    use std::net::IpAddr::*;
+    match (ip, net) {
+        (V4(ip), V4(net)) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(len.min(32))).unwrap_or(0);
+            ip.to_bits() & mask == net.to_bits() & mask
+        }
+        (V6(ip), V6(net)) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(len.min(128))).unwrap_or(0);
+            ip.to_bits() & mask == net.to_bits() & mask
+        }
+        _ => false,
+    }
+}
+
+/// The `connection` field of a response, if it needs one: `version` is that of the response as it is
+/// sent, `keep` what happens to the connection.
+pub(crate) fn response_connection(
+    framing: &RequestFraming,
+    request_11: bool,
+    response_11: bool,
+    keep: bool,
+) -> Option<&'static str> {
+    if !keep {
+        // An HTTP/1.0 client that did not ask for more expects the close, but HAProxy says so.
+        return Some("close");
+    }
+    debug_assert!(framing.persistence == Persistence::KeepAlive);
+    (!request_11 || !response_11).then_some("keep-alive")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_match_by_prefix() {
+        let cases = [
+            ("10.1.2.3", "10.0.0.0", 8, true),
+            ("11.1.2.3", "10.0.0.0", 8, false),
+            ("11.1.2.3", "0.0.0.0", 0, true),
+            ("10.0.0.1", "10.0.0.1", 32, true),
+            ("fe80::1", "fe80::", 10, true),
+            ("::1", "127.0.0.1", 8, false),
+        ];
+        for (ip, net, len, inside) in cases {
+            assert_eq!(
+                in_network(ip.parse().unwrap(), net.parse().unwrap(), len),
+                inside,
+                "{ip} {net}/{len}"
+            );
+        }
+    }
+}

@@ -1,0 +1,649 @@
+//! One request: decide where it goes, carry it there, bring the response back, count and log.
+
+use std::sync::Arc;
+
+use phalanx_config::{Balance, ConnectionMode, CookieMode};
+use phalanx_engine::backend::{self, Backend};
+use phalanx_engine::balance;
+use phalanx_engine::cookie::{self, Age, Answer};
+use phalanx_engine::counters::bump;
+use phalanx_engine::end::{Cause, End, Phase, RequestCookie, ResponseCookie};
+use phalanx_engine::h1::{self, Body, Persistence, RequestFraming, ResponseFraming};
+use phalanx_engine::log::{STATS, Timers};
+use phalanx_engine::plan::ProxyPlan;
+use phalanx_engine::sample::Context;
+use phalanx_engine::state::sessions;
+use phalanx_engine::time::Now;
+use tokio::io::AsyncWriteExt;
+
+use super::exchange::{Exchange, Limits, Stop, Upload};
+use super::forward::Flow;
+use super::message::{self, Scratch};
+use super::{Next, Request, reply};
+use crate::buffer::{SIZE, Text};
+use crate::connect::{Dispatch, Established, Towards, establish};
+use crate::front::Front;
+use crate::report::{self, Report};
+use crate::session::Session;
+use crate::tunnel::{self, Pipe};
+use crate::worker::View;
+use crate::{rules, stats_page};
+
+/// A request under way.
+struct Transaction<'a> {
+    session: &'a Session,
+    plan: &'a View,
+    proxy: &'a ProxyPlan,
+    front: &'a mut Front,
+    scratch: Box<Scratch>,
+    framing: RequestFraming,
+    began: Now,
+    received: Now,
+    first: bool,
+    /// The request line, for the log.
+    line: Text,
+    is_11: bool,
+    method: Method,
+    back: Option<(&'a ProxyPlan, &'a Arc<Backend>)>,
+    dispatch: Dispatch,
+    responded: Option<Now>,
+    status: Option<u16>,
+    end: End,
+    request_cookie: RequestCookie,
+    response_cookie: ResponseCookie,
+    /// Dates of the cookie that was followed.
+    dates: (Option<u64>, Option<u64>),
+    bytes_in: u64,
+    bytes_out: u64,
+    /// In place of the server's name in the log.
+    answered_by: Option<&'static str>,
+    /// Not to be logged (`monitor-uri`).
+    silent: bool,
+}
+
+/// What later decisions need of the method, once the head has left the buffer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Method {
+    Get,
+    Head,
+    Post,
+    Connect,
+    /// May be repeated without harm (RFC 9110 section 9.2.2).
+    Idempotent,
+    Other,
+}
+
+impl Method {
+    fn of(name: &[u8]) -> Method {
+        match name {
+            b"GET" => Method::Get,
+            b"HEAD" => Method::Head,
+            b"POST" => Method::Post,
+            b"CONNECT" => Method::Connect,
+            b"PUT" | b"DELETE" | b"OPTIONS" | b"TRACE" => Method::Idempotent,
+            _ => Method::Other,
+        }
+    }
+
+    fn name(self) -> &'static [u8] {
+        match self {
+            Method::Head => b"HEAD",
+            Method::Connect => b"CONNECT",
+            _ => b"GET",
+        }
+    }
+}
+
+/// Serves one request whose head is at the start of the client's buffer.
+pub(crate) async fn run(
+    session: &Session,
+    plan: &View,
+    index: usize,
+    front: &mut Front,
+    request: Request,
+) -> Next {
+    let mut line = Text::take();
+    let head = &request.scratch.request;
+    line.extend_from_slice(head.start.line.of(front.buf.bytes()));
+    let mut transaction = Transaction {
+        session,
+        plan,
+        proxy: &plan.proxies[index],
+        is_11: head.is_11(),
+        method: Method::of(head.method(front.buf.bytes())),
+        front,
+        scratch: request.scratch,
+        framing: request.framing,
+        began: request.began,
+        received: request.received,
+        first: request.first,
+        line,
+        back: None,
+        dispatch: Dispatch::default(),
+        responded: None,
+        status: None,
+        end: End::NORMAL,
+        request_cookie: RequestCookie::None,
+        response_cookie: ResponseCookie::None,
+        dates: (None, None),
+        bytes_in: 0,
+        bytes_out: 0,
+        answered_by: None,
+        silent: false,
+    };
+    let next = transaction.serve().await;
+    transaction.scratch.give();
+    next
+}
+
+impl<'a> Transaction<'a> {
+    async fn serve(&mut self) -> Next {
+        let worker = self.session.worker.id;
+        let process = self.session.worker.shared.state.process();
+        self.session.frontend.counters().count_request(worker, self.received);
+        process.counters().count_request(worker, self.received);
+        let mut tracked = rules::Counters::default();
+        self.track(&mut tracked);
+        if let Some(next) = self.answer_locally().await {
+            return next;
+        }
+        let back = self.proxy.default_backend.map(|i| &self.plan.proxies[i]);
+        self.back = back.and_then(|p| Some((p, p.backend.as_ref()?)));
+        let stream = self.back.map(|(_, backend)| backend.enter());
+        let next = match self.back {
+            Some((plan, backend)) => self.forward(plan, backend).await,
+            None => Err(Stop::End(End::new(Cause::ServerAbort, Phase::Connect), None)),
+        };
+        let next = match next {
+            Ok(next) => next,
+            Err(stop) => self.fail(stop).await,
+        };
+        self.finish(stream);
+        next
+    }
+
+    /// Executes `tcp-request content` and `http-request` track rules, and counts the request.
+    fn track(&mut self, tracked: &mut rules::Counters) {
+        let now = self.received;
+        let at = Context {
+            src: self.front.src,
+            dst: self.front.dst,
+            request: Some((self.front.buf.bytes(), &self.scratch.request)),
+        };
+        for rules in [&self.proxy.tcp_content_rules, &self.proxy.http_request_rules] {
+            tracked.track(rules, &at, now, |tracked| tracked.conn(now));
+        }
+        for tracked in tracked.iter().chain(self.session.tracked.iter()) {
+            tracked.http_req(now);
+        }
+    }
+
+    /// `monitor-uri` and `stats uri`.
+    async fn answer_locally(&mut self) -> Option<Next> {
+        let buf = self.front.buf.bytes();
+        let head = &self.scratch.request;
+        let target = head.target(buf);
+        let config = &self.proxy.config;
+        if config.monitor_uri.as_ref().is_some_and(|uri| uri.as_bytes() == target) {
+            self.silent = true;
+            let next = self.reply(200).await;
+            self.finish(None);
+            return Some(next);
+        }
+        let behind = self.proxy.default_backend.map(|i| &self.plan.proxies[i].config);
+        let stats = [Some(config), behind].into_iter().flatten();
+        let (stats, proxy) = stats
+            .filter_map(|p| Some((p.stats.as_ref()?, p)))
+            .find(|(s, _)| stats_page::matches(s, target))?;
+        let authorization = head.last(buf, b"authorization");
+        let worker = &self.session.worker;
+        let page =
+            stats_page::respond(&worker.shared.state, stats, proxy, target, authorization, self.received);
+        let keep = self.keeps(config.connection_mode) && self.framing.body == Body::None;
+        let mut text = Text::take();
+        text.extend_from_slice(format!("HTTP/1.1 {} {}\r\n", page.status, page.reason).as_bytes());
+        let length = ("content-length", page.body.len().to_string());
+        for (name, value) in page.headers.iter().chain([&length]) {
+            text.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+        }
+        if let Some(value) = message::response_connection(&self.framing, self.is_11, true, keep) {
+            text.extend_from_slice(format!("connection: {value}\r\n").as_bytes());
+        }
+        text.extend_from_slice(b"\r\n");
+        if self.method != Method::Head {
+            text.extend_from_slice(&page.body);
+        }
+        bump(&self.session.frontend.counters().shard(worker.id).intercepted, 1);
+        self.status = Some(page.status);
+        self.answered_by = Some(STATS);
+        self.end = End::new(Cause::Local, Phase::Request);
+        let next = self.send_local(&text, keep).await;
+        self.finish(None);
+        Some(next)
+    }
+
+    /// Carries the request to a server and the response back.
+    async fn forward(&mut self, plan: &'a ProxyPlan, backend: &'a Arc<Backend>) -> Result<Next, Stop> {
+        let (session, worker) = (self.session, &*self.session.worker);
+        let config = &*plan.config;
+        let mode = message::mode(self.proxy.config.connection_mode, config.connection_mode);
+        backend.counters().count_session(worker.id, self.received);
+        backend.counters().count_request(worker.id, self.received);
+        self.direct(plan, backend);
+        let head = self.request_head(plan, mode);
+        let base = self.scratch.request.len;
+        let mut up = Upload::new(head, Flow::new(self.framing.body), base);
+        let mut reuse = !self.first;
+        loop {
+            let entry = session.entry.session();
+            let towards = Towards { worker, session: entry, backend, config, reuse };
+            let established = establish(&towards, self.front, &mut self.dispatch)
+                .await
+                .map_err(|end| Stop::End(end, None))?;
+            self.reached(plan, backend);
+            match self.exchange(plan, mode, &mut up, established).await {
+                Err(Stop::Retry) if matches!(self.method, Method::Post | Method::Other | Method::Connect) => {
+                    // It may have been acted upon. As HAProxy: the client, whose connection was kept
+                    // as well, sees it closed and decides.
+                    return Err(Stop::End(End::new(Cause::ServerAbort, Phase::Headers), Some(0)));
+                }
+                Err(Stop::Retry) => {
+                    reuse = false;
+                    up.rewind(Flow::new(self.framing.body));
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Finds out where a cookie or a stick entry leads, and what is hashed.
+    fn direct(&mut self, plan: &ProxyPlan, backend: &Arc<Backend>) {
+        let config = &plan.config;
+        let (buf, head) = (self.front.buf.bytes(), &self.scratch.request);
+        if let Some(cookie) = &config.cookie {
+            let mut seen = RequestCookie::Absent;
+            for presented in cookie::presented(cookie, buf, head, self.received.unix_us / 1_000_000) {
+                if seen == RequestCookie::Absent {
+                    seen = RequestCookie::Invalid;
+                }
+                let Some(server) = backend.server_by_cookie(presented.key) else { continue };
+                seen = match presented.age {
+                    Age::Fresh if server.accepts_persistent() => RequestCookie::Valid,
+                    Age::Fresh => RequestCookie::Down,
+                    Age::Expired => RequestCookie::Expired,
+                    Age::Old => RequestCookie::Old,
+                };
+                if presented.age == Age::Fresh && (seen == RequestCookie::Valid || config.persist) {
+                    self.dates = (presented.last, presented.first);
+                    self.dispatch.directed = Some(server);
+                    break;
+                }
+            }
+            if cookie.mode != CookieMode::Passive {
+                self.request_cookie = seen;
+            }
+        }
+        if self.dispatch.directed.is_none() && !plan.stick_rules.is_empty() {
+            let at = Context { src: self.front.src, dst: self.front.dst, request: Some((buf, head)) };
+            self.dispatch.directed = rules::stick_match(&plan.stick_rules, &at, self.received, |id| {
+                backend.server_by_id(id).filter(|s| s.accepts_persistent() || config.persist)
+            });
+        }
+        if let Some(balance @ (Balance::Hdr { .. } | Balance::Uri { .. } | Balance::UrlParam(_))) =
+            &config.balance
+        {
+            let first = |name: &str| {
+                let named = head.fields.iter().find(|f| f.name.of(buf) == name.as_bytes());
+                named.map(|f| f.value.of(buf))
+            };
+            self.dispatch.key = balance::key::of(balance, head.target(buf), first).map(<[u8]>::to_vec);
+        }
+    }
+
+    /// The request's head as the server gets it.
+    fn request_head(&mut self, plan: &ProxyPlan, mode: ConnectionMode) -> Text {
+        let Scratch { request: head, edits, .. } = &mut *self.scratch;
+        let buf = self.front.buf.bytes();
+        edits.clear();
+        if let Some(cookie) = &plan.config.cookie {
+            cookie::clean(cookie, buf, head, edits);
+        }
+        let option = self.proxy.config.forwardfor.as_ref().or(plan.config.forwardfor.as_ref());
+        if let Some(option) = option {
+            message::forward_for(option, buf, head, self.front, edits);
+        }
+        message::edit_request(buf, head, &self.framing, mode, edits);
+        let mut text = Text::take();
+        h1::write_request(buf, head, edits, &mut text);
+        text
+    }
+
+    /// The server is reached: note, count and stick.
+    fn reached(&mut self, plan: &ProxyPlan, backend: &Arc<Backend>) {
+        let Some(server) = &self.dispatch.server else { return };
+        let worker = &self.session.worker;
+        let now = self.dispatch.connected.unwrap_or(self.received);
+        server.counters().count_session(worker.id, now);
+        server.counters().count_request(worker.id, now);
+        let entry = self.session.entry.session();
+        entry.note(Some(backend.name().clone()), Some(server.clone()), sessions::Phase::Response);
+        let head = &self.scratch.request;
+        if !plan.stick_rules.is_empty() && !server.options().non_stick {
+            let request = Some((self.front.buf.bytes(), head));
+            let at = Context { src: self.front.src, dst: self.front.dst, request };
+            rules::stick_store(&plan.stick_rules, &at, server.id(), now);
+        }
+        if let Some(directed) = &self.dispatch.directed
+            && !Arc::ptr_eq(directed, server)
+            && self.request_cookie == RequestCookie::Valid
+        {
+            // It was led there, but the server did not take it.
+            self.request_cookie = RequestCookie::Down;
+        }
+    }
+
+    /// Sends the request over a connection and brings the response back.
+    async fn exchange(
+        &mut self,
+        plan: &ProxyPlan,
+        mode: ConnectionMode,
+        up: &mut Upload,
+        established: Established,
+    ) -> Result<Next, Stop> {
+        let Established { mut connection, reused } = established;
+        let session = self.session;
+        let bufsize = self.plan.config.global.bufsize.unwrap_or(SIZE).max(1024);
+        let limits =
+            Limits { client: self.proxy.config.timeouts.client, server: plan.config.timeouts.server };
+        let mut exchange = Exchange::new(
+            session.entry.session(),
+            self.front,
+            &mut connection.stream,
+            up,
+            limits,
+            plan.config.abortonclose,
+            reused,
+            bufsize,
+        );
+        let (framing, mut keep) = loop {
+            self.scratch.response.clear();
+            let len = match exchange.head(&mut self.scratch.response).await {
+                Ok(len) => len,
+                Err(stop) => {
+                    self.bytes_in += exchange.bytes_up;
+                    self.bytes_out += exchange.bytes_down;
+                    return Err(stop);
+                }
+            };
+            let buf = exchange.reply.bytes();
+            let response = &self.scratch.response;
+            let name = self.method.name();
+            let framing = h1::response_framing(buf, response, name, self.framing.upgrade)
+                .map_err(|_| Stop::End(End::new(Cause::Proxy, Phase::Headers), None))?;
+            let status = response.start.status;
+            if status < 200 && status != 101 {
+                self.scratch.edits.clear();
+                if self.is_11 {
+                    let mut out = Text::take();
+                    h1::write_response(buf, response, &self.scratch.edits, &mut out);
+                    exchange.out = out;
+                }
+                exchange.reply.consume(len);
+                exchange.down = Flow::Length(0);
+                exchange.body().await?;
+                continue;
+            }
+            self.responded = Some(session.worker.now());
+            self.status = Some(status);
+            let keep = keeps(session, &self.framing, mode)
+                && !matches!(framing.body, Body::UntilClose | Body::Tunnel);
+            exchange.out = response_head(
+                &mut self.scratch,
+                &self.framing,
+                self.is_11,
+                plan,
+                buf,
+                &framing,
+                keep,
+                &mut self.response_cookie,
+                &CookieFacts {
+                    key: self.dispatch.server.as_ref(),
+                    direct: self.request_cookie == RequestCookie::Valid,
+                    dates: self.dates,
+                    post: self.method == Method::Post,
+                    now: self.received.unix_us / 1_000_000,
+                },
+            );
+            exchange.reply.consume(len);
+            exchange.down = Flow::new(framing.body);
+            break (framing, keep);
+        };
+        let result = exchange.body().await;
+        self.bytes_in += exchange.bytes_up;
+        self.bytes_out += exchange.bytes_down;
+        let reply = exchange.reply;
+        let complete = up.done && !up.broken;
+        if let Err(Stop::End(end, _)) = result {
+            // The response has begun: all that is left is to close.
+            self.end = end;
+            return Ok(Next::Close);
+        }
+        self.front.buf.consume(up.used());
+        if framing.body == Body::Tunnel {
+            self.tunnel(plan, &mut connection.stream, reply).await;
+            return Ok(Next::Close);
+        }
+        let reusable = framing.persistence == Persistence::KeepAlive
+            && framing.body != Body::UntilClose
+            && mode == ConnectionMode::KeepAlive;
+        if reusable
+            && complete
+            && reply.is_empty()
+            && let Some(server) = &self.dispatch.server
+        {
+            session.worker.pool.put(server, connection);
+        }
+        keep &= complete;
+        self.front.abandoned |= !complete;
+        Ok(if keep { Next::Request } else { Next::Close })
+    }
+
+    /// Forwards both ways after an upgrade or CONNECT.
+    async fn tunnel(
+        &mut self,
+        plan: &ProxyPlan,
+        server: &mut tokio::net::TcpStream,
+        reply: crate::buffer::Buffer,
+    ) {
+        let ahead = std::mem::replace(&mut self.front.buf, crate::buffer::Buffer::new(SIZE));
+        let (mut up, mut down) = (Pipe::new(ahead, self.front.eof), Pipe::new(reply, false));
+        let limits = tunnel::Limits::new(&self.proxy.config.timeouts, &plan.config.timeouts);
+        let entry = self.session.entry.session();
+        let server_of = self.dispatch.server.clone();
+        entry.note(self.back.map(|b| b.1.name().clone()), server_of, sessions::Phase::Data);
+        self.end = tunnel::run(
+            &mut self.front.stream,
+            server,
+            &mut up,
+            &mut down,
+            limits,
+            &mut self.front.deadline,
+            entry,
+        )
+        .await;
+        self.bytes_in += up.bytes;
+        self.bytes_out += down.bytes;
+    }
+
+    /// Tells the client that its request failed, if it can still be told.
+    async fn fail(&mut self, stop: Stop) -> Next {
+        let Stop::End(end, status) = stop else { return Next::Close };
+        self.end = end;
+        let worker = self.session.worker.id;
+        if end.phase == Phase::Headers && self.response_cookie == ResponseCookie::None {
+            let mode = self.back.and_then(|b| b.0.config.cookie.as_ref()).map(|c| c.mode);
+            if mode.is_some_and(|m| m != CookieMode::Passive) {
+                self.response_cookie = ResponseCookie::Absent;
+            }
+        }
+        let status = status.or(end.status());
+        match status {
+            Some(0) | None => Next::Close,
+            Some(_) if end.cause == Cause::ClientAbort => {
+                // Nobody is there to be told.
+                self.status = status;
+                Next::Close
+            }
+            Some(status) => {
+                if status == 400 {
+                    bump(&self.session.frontend.counters().shard(worker).ereq, 1);
+                }
+                self.reply(status).await
+            }
+        }
+    }
+
+    /// Sends one of the proxy's own pages.
+    async fn reply(&mut self, status: u16) -> Next {
+        self.status = Some(status);
+        let mode = self.back.map_or(self.proxy.config.connection_mode, |b| {
+            message::mode(self.proxy.config.connection_mode, b.0.config.connection_mode)
+        });
+        let keep = self.framing.body == Body::None && self.keeps(mode);
+        let mut text = Text::take();
+        let connection = message::response_connection(&self.framing, self.is_11, true, keep);
+        reply::write(status, self.method != Method::Head, connection, &mut text);
+        self.send_local(&text, keep).await
+    }
+
+    async fn send_local(&mut self, text: &[u8], keep: bool) -> Next {
+        let limit = self.proxy.config.timeouts.client.unwrap_or(reply::PATIENCE);
+        let written = tokio::time::timeout(limit, self.front.stream.write_all(text)).await;
+        if !matches!(written, Ok(Ok(()))) {
+            return Next::Close;
+        }
+        self.bytes_out += text.len() as u64;
+        if keep {
+            self.front.buf.consume(self.scratch.request.len);
+            return Next::Request;
+        }
+        self.front.abandoned |= self.framing.body != Body::None;
+        Next::Close
+    }
+
+    fn keeps(&self, mode: ConnectionMode) -> bool {
+        keeps(self.session, &self.framing, mode)
+    }
+
+    /// Counts, gives the place back, logs.
+    fn finish(&mut self, stream: Option<backend::Stream>) {
+        self.dispatch.slot = None;
+        let (session, dispatch) = (self.session, &self.dispatch);
+        let worker = &session.worker;
+        let now = worker.now();
+        let (began, received) = (self.began, self.received);
+        let ms = report::since;
+        let timers = Timers {
+            request: Some(ms(began)(received)),
+            queue: dispatch.queued.map(ms(received)),
+            connect: dispatch.connected.map(ms(dispatch.queued.unwrap_or(received))),
+            response: self.responded.map(ms(dispatch.connected.unwrap_or(received))),
+            total: ms(began)(now),
+        };
+        let backend = self.back.map(|b| b.1);
+        for shard in report::shards(session, backend, dispatch.server.as_ref()) {
+            bump(&shard.bin, self.bytes_in);
+            bump(&shard.bout, self.bytes_out);
+            match self.status {
+                Some(status) => shard.response(status),
+                None => bump(&shard.hrsp_other, 1),
+            }
+            shard.ttime.add(u64::from(timers.total));
+            timers.queue.into_iter().for_each(|ms| shard.qtime.add(u64::from(ms)));
+            timers.connect.into_iter().for_each(|ms| shard.ctime.add(u64::from(ms)));
+            timers.response.into_iter().for_each(|ms| shard.rtime.add(u64::from(ms)));
+            report::count_end(shard, self.end);
+        }
+        let config = &self.proxy.config;
+        let normal = self.end == End::NORMAL && dispatch.retries == 0 && !dispatch.redispatched;
+        let fine = normal && self.status.is_some_and(|s| s < 500);
+        if !(self.silent || config.dontlog_normal && fine) {
+            report::log(&Report {
+                session,
+                front: self.front,
+                config,
+                backend,
+                dispatch,
+                unix_us: began.unix_us,
+                timers,
+                status: self
+                    .status
+                    .filter(|_| self.end.cause != Cause::ClientAbort || self.responded.is_some()),
+                bytes: self.bytes_out,
+                termination: self.end.http_code(self.request_cookie, self.response_cookie),
+                request: &self.line,
+                server: self.answered_by,
+            });
+        }
+        drop(stream);
+    }
+}
+
+/// Whether the client connection may carry another request after this one.
+fn keeps(session: &Session, framing: &RequestFraming, mode: ConnectionMode) -> bool {
+    let state = &session.worker.shared.state;
+    framing.persistence == Persistence::KeepAlive
+        && mode != ConnectionMode::Close
+        && !state.process().is_stopping()
+        && session.worker.plan().frontend(session.frontend.name()).is_some()
+}
+
+/// What the response's cookie depends on.
+struct CookieFacts<'a> {
+    key: Option<&'a Arc<phalanx_engine::server::Server>>,
+    direct: bool,
+    dates: (Option<u64>, Option<u64>),
+    post: bool,
+    now: u64,
+}
+
+/// The response's head as the client gets it.
+#[allow(clippy::too_many_arguments, reason = "one caller, which borrows all of it apart")]
+fn response_head(
+    scratch: &mut Scratch,
+    request: &RequestFraming,
+    request_11: bool,
+    plan: &ProxyPlan,
+    buf: &[u8],
+    framing: &ResponseFraming,
+    keep: bool,
+    done: &mut ResponseCookie,
+    facts: &CookieFacts<'_>,
+) -> Text {
+    let Scratch { response: head, edits, .. } = scratch;
+    edits.clear();
+    if framing.drop_length {
+        edits.drop_named(buf, head, b"content-length");
+    }
+    if let Some(cookie) = &plan.config.cookie {
+        let config = facts.key.map(|s| s.config());
+        let with = Answer {
+            key: config.as_ref().and_then(|c| c.options.cookie.as_deref()),
+            direct: facts.direct,
+            last: facts.dates.0,
+            first: facts.dates.1,
+            post: facts.post,
+            now: facts.now,
+        };
+        *done = cookie::answer(cookie, buf, head, &with, edits);
+    }
+    if framing.body != Body::Tunnel {
+        edits.drop_named(buf, head, b"connection");
+        if let Some(value) = message::response_connection(request, request_11, head.is_11(), keep) {
+            edits.add(b"connection", &[value.as_bytes()]);
+        }
+    }
+    let mut out = Text::take();
+    h1::write_response(buf, head, edits, &mut out);
+    out
+}

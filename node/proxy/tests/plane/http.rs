@@ -1,0 +1,466 @@
+//! HTTP mode.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use phalanx_config::*;
+
+use crate::harness::*;
+
+/// Reads one request head; `None` when the proxy closes.
+fn read_head(stream: &mut TcpStream) -> Option<String> {
+    let mut text = Vec::new();
+    while !text.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if stream.read(&mut byte).ok()? == 0 {
+            return None;
+        }
+        text.push(byte[0]);
+    }
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A keep-alive server: answers with its name, the number of its connection and the head it got.
+fn web(name: &'static str) -> SocketAddr {
+    serve(move |mut stream, n| {
+        while let Some(head) = read_head(&mut stream) {
+            let body = format!("{name} {n}\n{head}");
+            send(&mut stream, &format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+        }
+    })
+}
+
+/// A server that sends `answer` to every request and then closes or not.
+fn says(answer: &'static str, close: bool) -> SocketAddr {
+    serve(move |mut stream, _| {
+        while read_head(&mut stream).is_some() {
+            send(&mut stream, answer);
+            if close {
+                return;
+            }
+        }
+    })
+}
+
+/// Reads a response with a content-length: head and body.
+fn response(stream: &mut TcpStream) -> (String, String) {
+    let head = read_until(stream, "\r\n\r\n");
+    let length = head
+        .lines()
+        .find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length: ").map(str::to_string))
+        .unwrap_or_else(|| panic!("no length: {head}"));
+    let mut body = vec![0; length.parse().unwrap()];
+    stream.read_exact(&mut body).unwrap();
+    (head, String::from_utf8_lossy(&body).into_owned())
+}
+
+fn get(stream: &mut TcpStream, path: &str) -> (String, String) {
+    send(stream, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
+    response(stream)
+}
+
+#[test]
+fn both_sides_are_kept_alive() {
+    let plane = Plane::start(listen(Mode::Http, &[web("s1")]));
+    let mut client = plane.client();
+    let bodies: Vec<String> = (0..4).map(|_| get(&mut client, "/a").1).collect();
+    // The first request of a connection goes over a new one, the others over that same one.
+    assert!(bodies.iter().all(|b| b == "s1 0\nGET /a HTTP/1.1\r\nhost: x\r\n\r\n"), "{bodies:?}");
+    let line = plane.log_line();
+    assert!(line.contains(" l l/s1 ") && line.contains(" 200 ") && line.contains(" ---- "), "{line}");
+    assert!(line.ends_with("\"GET /a HTTP/1.1\""), "{line}");
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let plane = Plane::start(listen(Mode::Http, &[web("s1"), web("s2")]));
+    let mut client = plane.client();
+    send(&mut client, &"GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(5));
+    let names: Vec<String> = (0..5).map(|_| response(&mut client).1[..2].to_string()).collect();
+    assert_eq!(names, ["s1", "s2", "s1", "s2", "s1"]);
+}
+
+#[test]
+fn close_and_http_1_0_are_honoured() {
+    let plane = Plane::start(listen(Mode::Http, &[web("s1")]));
+    for (request, connection) in [
+        ("GET / HTTP/1.1\r\nConnection: close\r\n\r\n", "connection: close"),
+        ("GET / HTTP/1.0\r\n\r\n", "connection: close"),
+    ] {
+        let mut client = plane.client();
+        send(&mut client, request);
+        let text = read_all(&mut client);
+        assert!(text.contains(connection), "{text}");
+    }
+    let mut client = plane.client();
+    for _ in 0..2 {
+        send(&mut client, "GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n");
+        let (head, body) = response(&mut client);
+        assert!(head.contains("connection: keep-alive"), "{head}");
+        assert!(body.contains("GET / HTTP/1.0\r\nconnection: keep-alive\r\n"), "{body}");
+    }
+}
+
+#[test]
+fn the_connection_mode_is_followed() {
+    for (mode, server_close, client_close) in [
+        (ConnectionMode::ServerClose, true, false),
+        (ConnectionMode::Close, true, true),
+        (ConnectionMode::KeepAlive, false, false),
+    ] {
+        let plane = Plane::start(Proxy { connection_mode: mode, ..listen(Mode::Http, &[web("s1")]) });
+        let mut client = plane.client();
+        let (head, body) = get(&mut client, "/");
+        assert_eq!(body.contains("connection: close"), server_close, "{mode:?} {body}");
+        assert_eq!(head.contains("connection: close"), client_close, "{mode:?} {head}");
+    }
+}
+
+#[test]
+fn bodies_of_any_framing_pass_both_ways() {
+    let echo = serve(|mut stream, _| {
+        while let Some(head) = read_head(&mut stream) {
+            if head.contains("transfer-encoding: chunked") {
+                let body = read_until(&mut stream, "0\r\n\r\n");
+                send(&mut stream, &format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{body}"));
+            } else {
+                let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")).unwrap();
+                let mut left: usize = length.parse().unwrap();
+                send(&mut stream, &format!("HTTP/1.1 200 OK\r\nContent-Length: {left}\r\n\r\n"));
+                let mut buf = vec![0; 1 << 16];
+                while left > 0 {
+                    let most = left.min(buf.len());
+                    let n = stream.read(&mut buf[..most]).unwrap();
+                    stream.write_all(&buf[..n]).unwrap();
+                    left -= n;
+                }
+            }
+        }
+    });
+    let plane = Plane::start(listen(Mode::Http, &[echo]));
+    let mut client = plane.client();
+    let chunks = "5\r\nhello\r\n3;x=y\r\nabc\r\n0\r\n\r\n";
+    for _ in 0..2 {
+        send(&mut client, "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
+        send(&mut client, chunks);
+        assert!(read_until(&mut client, "\r\n\r\n").contains("transfer-encoding: chunked"));
+        assert_eq!(read_until(&mut client, "0\r\n\r\n"), chunks);
+    }
+    let size = 4 << 20;
+    send(&mut client, &format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n"));
+    let sent: Vec<u8> = (0..size as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut writer = client.try_clone().unwrap();
+    let copy = sent.clone();
+    let thread = std::thread::spawn(move || writer.write_all(&copy).unwrap());
+    read_until(&mut client, "\r\n\r\n");
+    let mut received = vec![0; size];
+    client.read_exact(&mut received).unwrap();
+    thread.join().unwrap();
+    assert!(received == sent);
+    send(&mut client, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nok");
+    assert_eq!(response(&mut client).1, "ok");
+}
+
+#[test]
+fn a_response_without_length_ends_with_its_connection() {
+    let plane = Plane::start(listen(Mode::Http, &[says("HTTP/1.1 200 OK\r\n\r\nuntil close", true)]));
+    let mut client = plane.client();
+    send(&mut client, "GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(read_all(&mut client), "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nuntil close");
+    assert_eq!(plane.ended(), "----");
+}
+
+#[test]
+fn expect_100_continue_passes_through() {
+    let server = serve(|mut stream, _| {
+        let head = read_head(&mut stream).unwrap();
+        assert!(head.contains("expect: 100-continue"), "{head}");
+        send(&mut stream, "HTTP/1.1 100 Continue\r\n\r\n");
+        read_until(&mut stream, "abc");
+        send(&mut stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    });
+    let plane = Plane::start(listen(Mode::Http, &[server]));
+    let mut client = plane.client();
+    send(&mut client, "POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n");
+    assert_eq!(read_until(&mut client, "\r\n\r\n"), "HTTP/1.1 100 Continue\r\n\r\n");
+    send(&mut client, "abc");
+    assert_eq!(response(&mut client).1, "ok");
+}
+
+#[test]
+fn an_upgrade_becomes_a_tunnel() {
+    let server = serve(|mut stream, _| {
+        let head = read_head(&mut stream).unwrap();
+        assert!(head.contains("connection: upgrade\r\n") && head.contains("upgrade: websocket"), "{head}");
+        let answer =
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nfirst";
+        send(&mut stream, answer);
+        let text = read_until(&mut stream, ".");
+        send(&mut stream, &text.to_uppercase());
+    });
+    let mut proxy = listen(Mode::Http, &[server]);
+    proxy.timeouts.tunnel = Some(LIMIT);
+    let plane = Plane::start(proxy);
+    let mut client = plane.client();
+    let request = "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                   Sec-WebSocket-Key: k\r\n\r\nearly ";
+    send(&mut client, request);
+    let text = read_until(&mut client, "first");
+    assert!(text.starts_with("HTTP/1.1 101 ") && text.contains("upgrade: websocket"), "{text}");
+    send(&mut client, "late.");
+    client.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_all(&mut client), "EARLY LATE.");
+    assert!(plane.log_line().contains(" 101 "));
+}
+
+#[test]
+fn ambiguous_requests_are_refused_and_the_connection_is_closed() {
+    let plane = Plane::start(listen(Mode::Http, &[web("s1")]));
+    for request in [
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\nGET /smuggled HTTP/1.1\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost : x\r\n\r\n",
+        "nonsense\r\n\r\n",
+    ] {
+        let mut client = plane.client();
+        send(&mut client, request);
+        assert_eq!(
+            read_all(&mut client),
+            "HTTP/1.1 400 Bad request\r\nContent-length: 90\r\nCache-Control: no-cache\r\n\
+             Connection: close\r\nContent-Type: text/html\r\n\r\n\
+             <html><body><h1>400 Bad request</h1>\nYour browser sent an invalid request.\n</body></html>\n"
+        );
+        let line = plane.log_line();
+        assert!(line.contains(" l l/<NOSRV> -1/-1/-1/-1/") && line.contains(" 400 0 - - PR-- "), "{line}");
+        assert!(line.ends_with("\"<BADREQ>\""), "{line}");
+    }
+    let frontend = plane.state.plan().frontend("l").unwrap().clone();
+    let error = frontend.last_error.lock().clone().expect("captured");
+    assert_eq!((error.position, &error.bytes[..8]), (8, &b"nonsense"[..]));
+}
+
+#[test]
+fn a_head_larger_than_the_buffer_is_refused() {
+    let plane = Plane::start(listen(Mode::Http, &[web("s1")]));
+    let mut client = plane.client();
+    send(&mut client, &format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(16400)));
+    assert!(read_all(&mut client).starts_with("HTTP/1.1 400 "));
+}
+
+#[test]
+fn a_slow_request_gets_408_and_an_idle_connection_nothing() {
+    let mut proxy = listen(Mode::Http, &[web("s1")]);
+    proxy.timeouts.http_request = Some(Duration::from_millis(100));
+    proxy.timeouts.http_keep_alive = Some(Duration::from_millis(100));
+    let plane = Plane::start(proxy);
+    let mut client = plane.client();
+    send(&mut client, "GET / HT");
+    assert!(read_all(&mut client).starts_with("HTTP/1.1 408 Request Time-out\r\n"));
+    assert_eq!(plane.ended(), "cR--");
+    let mut client = plane.client();
+    get(&mut client, "/");
+    assert_eq!(read_all(&mut client), "");
+}
+
+#[test]
+fn failures_of_the_server_are_answered_as_haproxy_does() {
+    let silent = serve(|mut stream, _| drop(read_all(&mut stream)));
+    let cases = [
+        (says("", true), 0, "502 Bad Gateway", "SH--"),
+        (says("garbage\r\n\r\n", false), 0, "502 Bad Gateway", "PH--"),
+        (silent, 200, "504 Gateway Time-out", "sH--"),
+        (refusing(), 0, "503 Service Unavailable", "SC--"),
+    ];
+    for (server, timeout, status, code) in cases {
+        let mut proxy = Proxy { retries: 0, ..listen(Mode::Http, &[server]) };
+        if timeout > 0 {
+            proxy.timeouts.server = Some(Duration::from_millis(timeout));
+        }
+        let plane = Plane::start(proxy);
+        let mut client = plane.client();
+        // The client's connection outlives the failure.
+        for _ in 0..2 {
+            let (head, _) = get(&mut client, "/");
+            assert!(head.starts_with(&format!("HTTP/1.1 {status}\r\ncontent-length: ")), "{head}");
+            assert_eq!(plane.ended(), code, "{status}");
+        }
+    }
+}
+
+#[test]
+fn a_response_cut_short_closes_the_client_as_well() {
+    let plane =
+        Plane::start(listen(Mode::Http, &[says("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nfour", true)]));
+    let mut client = plane.client();
+    send(&mut client, "GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(read_all(&mut client).ends_with("\r\n\r\nfour"));
+    assert_eq!(plane.ended(), "SD--");
+}
+
+#[test]
+fn a_dead_idle_connection_is_replaced_without_a_trace() {
+    // Answers one request per connection and closes without saying so.
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = requests.clone();
+    let server = serve(move |mut stream, _| {
+        if read_head(&mut stream).is_some() {
+            counted.fetch_add(1, Ordering::Relaxed);
+            send(&mut stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+    });
+    let plane = Plane::start(listen(Mode::Http, &[server]));
+    let mut client = plane.client();
+    for _ in 0..20 {
+        assert_eq!(get(&mut client, "/").1, "ok");
+    }
+    assert_eq!(requests.load(Ordering::Relaxed), 20);
+}
+
+#[test]
+fn requests_wait_for_a_place_and_give_it_back() {
+    let server = serve(|mut stream, _| {
+        while let Some(head) = read_head(&mut stream) {
+            if head.contains("/slow") {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            send(&mut stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+    });
+    let plane = Plane::start(with_servers(listen(Mode::Http, &[server]), |o| o.maxconn = 1));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let mut client = plane.client();
+            std::thread::spawn(move || (0..3).for_each(|_| assert_eq!(get(&mut client, "/slow").1, "ok")))
+        })
+        .collect();
+    clients.into_iter().for_each(|c| c.join().unwrap());
+    let server = plane.state.plan().backend("l").unwrap().server("s1").unwrap();
+    until("all places are free", || server.served() == 0);
+    assert_eq!(server.served_max(), 1);
+}
+
+#[test]
+fn a_full_queue_times_out_with_503() {
+    let silent = serve(|mut stream, _| drop(read_all(&mut stream)));
+    let mut proxy = with_servers(listen(Mode::Http, &[silent]), |o| o.maxconn = 1);
+    proxy.timeouts.queue = Some(Duration::from_millis(50));
+    let plane = Plane::start(proxy);
+    let mut first = plane.client();
+    send(&mut first, "GET / HTTP/1.1\r\n\r\n");
+    let server = plane.state.plan().backend("l").unwrap().server("s1").unwrap();
+    until("the place is taken", || server.served() == 1);
+    assert!(get(&mut plane.client(), "/").0.starts_with("HTTP/1.1 503 "));
+    assert_eq!(plane.ended(), "sQ--");
+}
+
+#[test]
+fn a_cookie_keeps_the_client_on_its_server() {
+    let cookie = Cookie {
+        name: "SRV".into(),
+        mode: CookieMode::Insert,
+        indirect: true,
+        nocache: true,
+        postonly: false,
+        preserve: false,
+        httponly: false,
+        secure: false,
+        domains: vec![],
+        attrs: vec![],
+        maxidle: None,
+        maxlife: None,
+    };
+    let proxy = Proxy { cookie: Some(cookie), ..listen(Mode::Http, &[web("s1"), web("s2"), web("s3")]) };
+    let plane = Plane::start(proxy);
+    let (head, body) = get(&mut plane.client(), "/");
+    assert!(head.contains("\r\nset-cookie: SRV=s1; path=/\r\n") && body.starts_with("s1"), "{head}");
+    assert_eq!(plane.ended(), "--NI");
+    for (value, name, code) in [("s3", "s3", "--VN"), ("s3", "s3", "--VN"), ("zz", "s2", "--II")] {
+        let mut client = plane.client();
+        send(&mut client, &format!("GET / HTTP/1.1\r\nHost: x\r\nCookie: a=b; SRV={value}\r\n\r\n"));
+        let (_, body) = response(&mut client);
+        assert!(body.starts_with(name) && body.contains("\r\ncookie: a=b\r\n"), "{body}");
+        assert_eq!(plane.ended(), code);
+    }
+}
+
+#[test]
+fn a_stick_table_keeps_a_session_on_its_server() {
+    let expr = Expr { fetch: Fetch::ReqHdr("x-session-id".into()), converters: vec![], text: String::new() };
+    let table = StickTable {
+        key: KeyType::String(32),
+        size: 1000,
+        expire: None,
+        nopurge: false,
+        peers: None,
+        store: vec![DataType::ServerId, DataType::HttpReqCnt],
+        pos: Pos::default(),
+    };
+    let proxy = Proxy {
+        stick_table: Some(table),
+        stick_rules: vec![StickRule { kind: StickKind::On, expr: expr.clone(), table: "l".into() }],
+        http_request_rules: vec![TrackRule { counter: 0, expr, table: "l".into() }],
+        ..listen(Mode::Http, &[web("s1"), web("s2"), web("s3")])
+    };
+    let plane = Plane::start(proxy);
+    let ask = |session: &str| {
+        let mut client = plane.client();
+        send(&mut client, &format!("GET / HTTP/1.1\r\nHost: x\r\nX-Session-ID: {session}\r\n\r\n"));
+        response(&mut client).1[..2].to_string()
+    };
+    let (one, two) = (ask("one"), ask("two"));
+    assert_ne!(one, two);
+    for _ in 0..3 {
+        assert_eq!((ask("one"), ask("two")), (one.clone(), two.clone()));
+    }
+}
+
+#[test]
+fn a_reload_keeps_connections_and_they_take_the_new_plan() {
+    let plane = Plane::start(listen(Mode::Http, &[web("s1")]));
+    let mut client = plane.client();
+    assert!(get(&mut client, "/").1.starts_with("s1"));
+    let second = web("s2");
+    plane.reload(|proxy| proxy.servers = vec![Arc::new(server(2, second))]);
+    assert!(get(&mut client, "/").1.starts_with("s2"));
+    plane.reload(|proxy| proxy.name = "other".into());
+    let mut rest = String::new();
+    client.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "");
+    assert!(get(&mut plane.client(), "/").1.starts_with("s2"));
+}
+
+#[test]
+fn monitor_and_forwardfor_and_head_and_early_answers() {
+    let proxy = Proxy {
+        monitor_uri: Some("/alive".into()),
+        forwardfor: Some(ForwardFor { header: "X-Forwarded-For".into(), except: None, if_none: false }),
+        ..listen(Mode::Http, &[web("s1")])
+    };
+    let plane = Plane::start(proxy);
+    let mut client = plane.client();
+    assert!(get(&mut client, "/alive").0.starts_with("HTTP/1.1 200 OK\r\ncontent-length: 58\r\n"));
+    send(&mut client, "HEAD / HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(read_until(&mut client, "\r\n\r\n").contains("content-length: "));
+    assert!(get(&mut client, "/").1.contains("x-forwarded-for: 127.0.0.1\r\n"));
+    // Answered before its body came: the answer arrives, then the connection closes.
+    send(&mut client, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nonly this");
+    let (head, _) = response(&mut client);
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    assert_eq!(read_all(&mut client), "");
+}
+
+#[test]
+fn a_client_that_leaves_frees_its_place() {
+    let silent = serve(|mut stream, _| drop(read_all(&mut stream)));
+    let plane = Plane::start(Proxy { abortonclose: true, ..listen(Mode::Http, &[silent]) });
+    let mut client = plane.client();
+    send(&mut client, "GET / HTTP/1.1\r\n\r\n");
+    let server = plane.state.plan().backend("l").unwrap().server("s1").unwrap();
+    until("the place is taken", || server.served() == 1);
+    drop(client);
+    assert_eq!(plane.ended(), "CH--");
+    until("the place is free", || server.served() == 0);
+}
