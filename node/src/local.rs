@@ -238,7 +238,9 @@ fn watch_start(layout: &Layout, supervisor: u32) -> Result<ExitCode, String> {
             control::ask(&layout.dir, &Action::Status)
         {
             print!("{}", view::opening(layout, &status));
-            return Ok(ExitCode::SUCCESS);
+            let ended = supervisor::ended(layout, &status);
+            eprint!("{ended}");
+            return Ok(if ended.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         if !phalanx_sys::process::alive(supervisor) || std::time::Instant::now() > deadline {
             let log = std::fs::read_to_string(layout.supervisor_log()).unwrap_or_default();

@@ -206,10 +206,7 @@ impl Supervisor {
         }
         self.started = Some(Instant::now());
         self.screen.say(&view::opening(&self.layout, status));
-        for node in status.nodes.iter().filter(|n| n.state == State::Stopped) {
-            let log = self.layout.node_log(&node.name);
-            self.screen.say(&format!("node {} has ended, see {}\n{}", node.name, log.display(), tail(&log)));
-        }
+        self.screen.say(&ended(&self.layout, status));
         if late {
             self.screen.say("not everything came up in time");
         }
@@ -351,6 +348,16 @@ impl Supervisor {
     }
 }
 
+/// What the nodes that have ended left in their logs.
+pub(super) fn ended(layout: &Layout, status: &Status) -> String {
+    let stopped = status.nodes.iter().filter(|n| n.state == State::Stopped);
+    let tell = |node: &status::NodeStatus| {
+        let log = layout.node_log(&node.name);
+        format!("node {} has ended, see {}\n{}", node.name, log.display(), tail(&log))
+    };
+    stopped.map(tell).collect()
+}
+
 /// The last lines of a log.
 fn tail(log: &std::path::Path) -> String {
     let text = std::fs::read(log).unwrap_or_default();
@@ -383,7 +390,7 @@ impl Screen {
     }
 
     fn say(&mut self, text: &str) {
-        if self.on {
+        if self.on && !text.is_empty() {
             let mut out = std::io::stdout().lock();
             let _ = writeln!(out, "{text}").and_then(|()| out.flush());
         }
