@@ -174,8 +174,6 @@ pub struct Server {
     removed: AtomicBool,
     /// Whether balancing may pick it now, backup rules included.
     in_farm: AtomicBool,
-    /// Raised to end every session on the server.
-    kill_epoch: AtomicU64,
     /// Idle connections in the workers' pools; the proxy keeps it.
     pub idle: AtomicU32,
     served: Padded<AtomicU32>,
@@ -215,7 +213,6 @@ impl Server {
             throttle: AtomicU32::new(100),
             removed: AtomicBool::new(false),
             in_farm: AtomicBool::new(false),
-            kill_epoch: AtomicU64::new(0),
             idle: AtomicU32::new(0),
             served: Padded::default(),
             served_max: AtomicU32::new(0),
@@ -453,16 +450,6 @@ impl Server {
         }
         let (n, m) = check.health.progress();
         if check.health.is_up() == up { format!("{word} {n}/{m}") } else { word.into() }
-    }
-
-    /// Generation of "end all sessions": a session that sees another value than at its start ends.
-    pub fn kill_epoch(&self) -> u64 {
-        self.kill_epoch.load(Acquire)
-    }
-
-    /// Asks every session on it to end (`shutdown sessions server`).
-    pub fn kill_sessions(&self) {
-        self.kill_epoch.fetch_add(1, Release);
     }
 
     /// Limit in force, given the backend's load; `None` = no limit.

@@ -22,7 +22,7 @@ use crate::registry::{Added, Registry};
 use crate::stick::Tables;
 use crate::time::Now;
 
-use self::sessions::Sessions;
+use self::sessions::{Kill, Sessions};
 
 /// What the program knows and the configuration does not.
 #[derive(Clone, Debug)]
@@ -217,6 +217,7 @@ impl State {
         let build = Build { setup: &self.setup, tables: &self.tables, registry: &registry, now };
         let (plan, report) = build.plan(&config, Some(&old));
         self.plan.store(Arc::new(plan));
+        report.effects.iter().for_each(|(_, effects)| self.end_sessions(effects));
         report
     }
 
@@ -232,9 +233,18 @@ impl State {
             .map(|backend| {
                 let config = backend.config().clone();
                 let effects = backend.apply(&config, backend.fullconn(), registry, &added_line, now);
+                self.end_sessions(&effects);
                 (backend.clone(), effects)
             })
             .collect()
+    }
+
+    /// Ends the sessions on servers that went down with `on-marked-down shutdown-sessions`.
+    /// [`State::load`] and [`State::reconcile`] have done it for what they return.
+    pub fn end_sessions(&self, effects: &Effects) {
+        for server in &effects.ended {
+            self.sessions.kill_on(server, Kill::Down);
+        }
     }
 
     /// `clear counters`, or `clear counters all`.

@@ -110,7 +110,8 @@ impl Supervisor {
                 let delay = if spread { step * index as u32 } else { Duration::ZERO };
                 let spread_percent = self.state.plan().config.global.spread_checks;
                 let jitter = Jitter { percent: spread_percent, state: self.state.seed() ^ index as u64 };
-                let check = Check { backend, server, clock: self.clock, log: self.log.clone(), jitter };
+                let (state, log) = (self.state.clone(), self.log.clone());
+                let check = Check { state, backend, server, clock: self.clock, log, jitter };
                 self.running.spawn(check.run(delay))
             });
         }
@@ -125,6 +126,7 @@ impl Supervisor {
 
 /// The checks of one server.
 struct Check {
+    state: Arc<State>,
     backend: Arc<Backend>,
     server: Arc<Server>,
     clock: Clock,
@@ -140,6 +142,7 @@ impl Check {
             let began = Instant::now();
             let report = probe::run(&self.backend, &self.server).await;
             let effects = self.backend.check_result(&self.server, report, now(&self.clock));
+            self.state.end_sessions(&effects);
             announce(&self.backend, &effects, &self.log);
             let interval = self.server.check().health.interval(&self.server.options());
             // From start to start, as long as the check itself is shorter.

@@ -16,7 +16,7 @@ use phalanx_config::{Announce, Bind};
 use phalanx_engine::plan::Plan;
 use phalanx_engine::server::Server;
 use phalanx_engine::state::State;
-use phalanx_engine::state::sessions::Phase;
+use phalanx_engine::state::sessions::{Kill, Phase};
 use phalanx_sys::clock::Clock;
 use phalanx_sys::net::Listen;
 use tokio::runtime::{Builder, LocalOptions};
@@ -160,7 +160,7 @@ impl Forwarder {
 
     /// Ends all sessions on a server; returns how many.
     pub fn shutdown_sessions(&self, server: &Arc<Server>) -> usize {
-        self.shared.state.sessions().kill_on(server)
+        self.shared.state.sessions().kill_on(server, Kill::Admin)
     }
 
     /// Wakes listeners that wait for room, after a limit was raised.

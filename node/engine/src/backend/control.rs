@@ -37,6 +37,9 @@ pub struct Effects {
     pub notices: Vec<Notice>,
     /// Servers whose checks may have to start, stop or move.
     pub checks: bool,
+    /// Servers with `on-marked-down shutdown-sessions` that went down:
+    /// [`State::end_sessions`](crate::state::State::end_sessions).
+    pub ended: Vec<Arc<Server>>,
 }
 
 impl Effects {
@@ -44,10 +47,17 @@ impl Effects {
         self.notices.push(Notice { level, text });
     }
 
+    fn end_sessions_if_asked(&mut self, server: &Arc<Server>) {
+        if server.options().shutdown_sessions_on_down {
+            self.ended.push(server.clone());
+        }
+    }
+
     /// Adds those of another change.
     pub fn merge(&mut self, other: Effects) {
         self.notices.extend(other.notices);
         self.checks |= other.checks;
+        self.ended.extend(other.ended);
     }
 }
 
@@ -293,7 +303,7 @@ impl Backend {
         let subject = lines::subject(server);
         if was_up {
             server.control.lock().down_transitions += 1;
-            self.end_sessions_if_asked(server);
+            effects.end_sessions_if_asked(server);
             let tail = lines::left(self.tally(server, requeued));
             effects.line(lines::ALERT, format!("{subject} is going DOWN for maintenance{tail}"));
         } else {
@@ -356,18 +366,12 @@ impl Backend {
             control.last_change = now;
         }
         self.publish(standing, now, effects);
-        self.end_sessions_if_asked(server);
+        effects.end_sessions_if_asked(server);
         let config = self.config.load();
         let moves = config.redispatch.is_some() && !config.persist;
         let requeued = if moves { self.redistribute(server) } else { 0 };
         let tail = lines::left(self.tally(server, requeued));
         effects.line(lines::ALERT, format!("{} is DOWN{reason}{tail}", lines::subject(server)));
-    }
-
-    fn end_sessions_if_asked(&self, server: &Server) {
-        if server.options().shutdown_sessions_on_down {
-            server.kill_sessions();
-        }
     }
 
     /// Up, or on its way with `slowstart`.

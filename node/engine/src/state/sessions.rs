@@ -5,14 +5,15 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::{Acquire, Release};
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::task::Waker;
 
 use parking_lot::Mutex;
 use slab::Slab;
 
 use crate::counters::{Padded, Worker};
+use crate::end::Cause;
 use crate::server::Server;
 use crate::time::Now;
 
@@ -30,6 +31,16 @@ pub enum Phase {
     Response,
     /// Forwards both ways.
     Data,
+}
+
+/// Why a session is asked to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kill {
+    /// By a command, or because the process ends: `K` in the log.
+    Admin = 1,
+    /// Its server went down: `D` in the log.
+    Down = 2,
 }
 
 /// What changes in the course of a session.
@@ -58,7 +69,8 @@ pub struct Session {
     /// When it was accepted.
     pub accepted: Now,
     progress: Mutex<Progress>,
-    killed: AtomicBool,
+    /// A [`Kill`], or 0.
+    killed: AtomicU8,
 }
 
 impl Session {
@@ -77,7 +89,12 @@ impl Session {
 
     /// Asks it to end (`shutdown session`), and wakes it.
     pub fn kill(&self) {
-        self.killed.store(true, Release);
+        self.kill_because(Kill::Admin);
+    }
+
+    /// Asks it to end, and wakes it. The first reason stays.
+    pub fn kill_because(&self, why: Kill) {
+        let _ = self.killed.compare_exchange(0, why as u8, Release, Relaxed);
         let waker = self.progress.lock().waker.take();
         if let Some(waker) = waker {
             waker.wake();
@@ -90,7 +107,24 @@ impl Session {
         if !progress.waker.as_ref().is_some_and(|w| w.will_wake(waker)) {
             progress.waker = Some(waker.clone());
         }
-        self.killed.load(Acquire)
+        self.killed().is_some()
+    }
+
+    /// Whose doing its end is then.
+    pub fn kill_cause(&self) -> Cause {
+        match self.killed() {
+            Some(Kill::Down) => Cause::Down,
+            _ => Cause::Killed,
+        }
+    }
+
+    /// Why it has been asked to end.
+    pub fn killed(&self) -> Option<Kill> {
+        match self.killed.load(Acquire) {
+            0 => None,
+            1 => Some(Kill::Admin),
+            _ => Some(Kill::Down),
+        }
     }
 }
 
@@ -124,7 +158,7 @@ impl Sessions {
             frontend,
             accepted,
             progress,
-            killed: AtomicBool::new(false),
+            killed: AtomicU8::new(0),
         });
         let key = self.shards[worker.0].lock().insert(session.clone());
         Entry { shards: self.shards.clone(), worker, key, session }
@@ -140,13 +174,13 @@ impl Sessions {
         all
     }
 
-    /// `shutdown sessions server`: asks every session on the server to end; returns how many.
-    pub fn kill_on(&self, server: &Arc<Server>) -> usize {
+    /// Asks every session on the server to end; returns how many.
+    pub fn kill_on(&self, server: &Arc<Server>, why: Kill) -> usize {
         let on_it = |s: &Arc<Session>| {
             s.progress.lock().server.as_ref().is_some_and(|held| Arc::ptr_eq(held, server))
         };
         let sessions: Vec<_> = self.all().into_iter().filter(on_it).collect();
-        sessions.iter().for_each(|s| s.kill());
+        sessions.iter().for_each(|s| s.kill_because(why));
         sessions.len()
     }
 }

@@ -224,16 +224,23 @@ fn maxconn_counts_connections_of_frontend_and_process() {
 
 #[test]
 fn sessions_are_listed_and_told_to_end() {
-    let state = state(webservers(&[1]));
+    let mut section = webservers(&[1]);
+    Arc::make_mut(&mut section.servers[0]).options.shutdown_sessions_on_down = true;
+    let state = state(section);
     let client = "127.0.0.1:1".parse().unwrap();
     let name: Arc<str> = "f".into();
     let first = state.sessions().enter(Worker(1), client, client, name.clone(), at(1));
     let second = state.sessions().enter(Worker(0), client, client, name, at(2));
-    second.session().note(Some("b".into()), Some(get(&state, "s1")), sessions::Phase::Data);
+    let s1 = get(&state, "s1");
+    second.session().note(Some("b".into()), Some(s1.clone()), sessions::Phase::Data);
     assert_eq!(state.sessions().all().len(), 2);
     let waker = std::task::Waker::noop();
-    assert_eq!(state.sessions().kill_on(&get(&state, "s1")), 1);
+    assert!(!second.session().poll_killed(waker));
+    let mut registry = Registry::new();
+    set(&mut registry, &s1, Change::Admin(Admin::Maint));
+    let _ = state.reconcile(&registry, at(3));
     assert!(second.session().poll_killed(waker) && !first.session().poll_killed(waker));
+    assert_eq!(second.session().killed(), Some(Kill::Down));
     drop(first);
     assert_eq!(state.sessions().all().len(), 1);
 }
