@@ -9,12 +9,14 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::service::{InterceptorLayer, Routes};
 use tonic::transport::Server;
 use tracing::{info, warn};
 
+use self::incoming::incoming;
 use crate::identity::Guard;
+
+mod incoming;
 
 /// Between two attempts to bind.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
@@ -41,7 +43,7 @@ pub(crate) async fn serve(
         .http2_keepalive_timeout(Some(Duration::from_secs(4)))
         .add_routes(routes);
     let mut stopped = stop.clone();
-    let serving = server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
+    let serving = server.serve_with_incoming_shutdown(incoming(listener), async move {
         ended(&mut stopped).await;
     });
     let mut serving = std::pin::pin!(serving);

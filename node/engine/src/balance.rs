@@ -322,7 +322,7 @@ impl Method {
         let fixed: Vec<u32> = servers.iter().map(|s| s.initial_weight().max(1)).collect();
         match &proxy.balance {
             Some(Balance::RoundRobin) => Method::Schedule(schedule::smooth(&live)),
-            Some(Balance::StaticRr) => Method::Schedule(schedule::smooth(&fixed)),
+            Some(Balance::StaticRr) => Method::Schedule(map::table(&fixed)),
             Some(Balance::LeastConn) => Method::LeastConn,
             Some(Balance::First) => {
                 servers.sort_by_key(|s| s.id());

@@ -39,8 +39,9 @@ const TEACH_BURST: f64 = 4096.0;
 const REPAIR: Duration = Duration::from_secs(2);
 const REPAIR_MAX: Duration = Duration::from_secs(300);
 /// What a peer may declare.
-const MAX_TABLES: u32 = 65_536;
+const MAX_TABLES: u32 = 4_096;
 const MAX_NAME: usize = 1024;
+const MAX_LOGS: u32 = 256;
 
 /// Why a conversation ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -339,7 +340,7 @@ impl Peer {
 
     fn handle_define(&mut self, define: Define, now: Now) -> Result<(), Error> {
         let Some(session) = &mut self.session else { return Ok(()) };
-        if define.id >= MAX_TABLES || define.name.len() > MAX_NAME || define.shards > 65_536 {
+        if define.id >= MAX_TABLES || define.name.len() > MAX_NAME || define.shards > MAX_LOGS {
             return Err(Error::Protocol("a table out of bounds"));
         }
         if define.floor > Hlc::LIMIT {

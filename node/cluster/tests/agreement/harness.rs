@@ -104,6 +104,14 @@ impl Nodes {
         }
     }
 
+    /// Gives node `i` another address, in all node lists.
+    pub(crate) fn move_to(&mut self, i: usize, addr: &str) {
+        self.all[i].addr = addr.into();
+        for settings in &mut self.settings {
+            settings.nodes[i].addr = addr.into();
+        }
+    }
+
     /// Calls `work` for each of `of` in a thread of its own.
     pub(crate) fn on_each<T: Send>(&self, of: &[usize], work: impl Fn(usize) -> T + Sync) -> Vec<T> {
         thread::scope(|scope| {

@@ -8,7 +8,7 @@ mod harness;
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use phalanx_cluster::{ProposeError, State};
@@ -274,6 +274,36 @@ fn strangers_and_junk_do_no_harm() {
     assert!(nodes.servers(2).is_empty());
     let refused = nodes.propose(2, add("b")).unwrap_err();
     assert!(matches!(refused, ProposeError::Refused(_)), "{refused:?}");
+}
+
+#[test]
+fn a_cluster_of_one_takes_commands_and_keeps_them() {
+    let mut nodes = Nodes::new(1);
+    nodes.start(0);
+    nodes.wait_for_leader(&[0]);
+    nodes.propose(0, add("a")).unwrap();
+    nodes.kill(0);
+    nodes.start(0);
+    eventually(SOON, "a after a restart", || nodes.servers(0).contains("a"));
+}
+
+#[test]
+fn a_name_that_does_not_resolve_and_a_port_in_use_are_only_warnings() {
+    let mut nodes = Nodes::new(4);
+    nodes.move_to(3, "phalanx-n4.invalid:7100");
+    let in_use = TcpListener::bind(nodes.addr(2)).unwrap();
+    for i in 0..3 {
+        nodes.start(i);
+    }
+    // Two of four, and one that hears nothing: no majority, but everybody runs.
+    eventually(SOON, "the problems are seen", || {
+        nodes.status(0).nodes[2..].iter().all(|n| n.problem.is_some() && n.state == State::Unreachable)
+    });
+    drop(in_use);
+    nodes.wait_for_leader(&[0, 1, 2]);
+    for i in 0..3 {
+        nodes.propose(i, add(&format!("s{i}"))).unwrap();
+    }
 }
 
 #[test]

@@ -439,3 +439,36 @@ fn workers_share_one_rotation() {
     assert_eq!(counts, [1000, 2000, 1000]);
     assert_eq!(backend.counters().sum(at(0)).lbtot, 4000);
 }
+
+/// The file holds what HAProxy 2.6 answered to requests with these keys.
+#[test]
+fn keys_map_to_the_servers_that_haproxy_picks() {
+    use phalanx_config::model::HashFunction;
+    let mut lines = 0;
+    for line in include_str!("tests/haproxy_mapping.txt").lines().filter(|l| !l.starts_with('#')) {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [method, function, avalanche, weights, picks] = words[..] else { panic!("{line}") };
+        let weights: Vec<u32> = weights.split(',').map(|w| w.parse().unwrap()).collect();
+        let balance = Balance::Hdr { name: "x".into(), domain_only: false };
+        let mut section = section(balance, weighted(&weights));
+        section.hash_type = HashType {
+            method: if method == "consistent" { HashMethod::Consistent } else { HashMethod::MapBased },
+            function: match function {
+                "sdbm" => HashFunction::Sdbm,
+                "djb2" => HashFunction::Djb2,
+                _ => HashFunction::Crc32,
+            },
+            avalanche: avalanche == "avalanche",
+        };
+        let backend = backend(section);
+        let ours: String = (0..200)
+            .map(|n| {
+                let key = format!("key-{n}");
+                slot(&backend, &Ask { key: Some(key.as_bytes()), ..ask() }).server().id().to_string()
+            })
+            .collect();
+        assert_eq!(ours, picks, "{method} {function} {avalanche} {weights:?}");
+        lines += 1;
+    }
+    assert_eq!(lines, 28);
+}

@@ -231,6 +231,86 @@ fn table_agrees_with_a_plain_map_over_random_steps() {
     }
 }
 
+/// All of one table as a peer would be taught it, merged into another.
+fn teach(from: &Table, to: &Table, node: &str, now: Now) {
+    let origin = to.shared.origins.intern(node, 1, 0, 0);
+    let reading = codec::Reading::new(from.kind, &codec::columns(&from.layout), &to.layout).unwrap();
+    let source = codec::Source { reading: &reading, origins: &|_| origin, late: 0 };
+    for index in 0..from.shard_count() {
+        let mut bytes = Vec::new();
+        from.cut_teach(index, 0, now, &mut bytes, |_| {});
+        to.merge(&bytes, &source, now).unwrap();
+    }
+}
+
+#[test]
+fn a_slot_begun_again_takes_the_place_of_the_one_before() {
+    let (_here, here) = tables(spec(100, Some(secs(1000))));
+    let there = Tables::new("n2", 1, 8);
+    there.apply(&BTreeMap::from([("t".to_string(), spec(100, Some(secs(1))))]), at(0));
+    let there = there.get("t").unwrap();
+    let key = Key::Str(b"");
+    assert!(here.track(&key, at(0)).is_none(), "a key of another type is none");
+    let key = Key::V4(9);
+    let hit = |ms| there.track(&key, at(ms)).unwrap().http_req(at(ms));
+    (0..5).for_each(hit);
+    teach(&there, &here, "n2", at(10));
+    here.track(&key, at(11)).unwrap().http_req(at(11));
+    assert_eq!(here.value(&key, "http_req_cnt", at(11)), Some(6));
+    teach(&there, &here, "n2", at(12));
+    assert_eq!(here.value(&key, "http_req_cnt", at(12)), Some(6), "the same twice counts once");
+    // It has expired there, and is counted anew; here it was kept alive.
+    here.set_server_id(&key, 1, at(900));
+    hit(3_000);
+    teach(&there, &here, "n2", at(3_001));
+    let (parts, one) = (here.detail(&key, at(3_001)), here.layout().find("http_req_cnt").unwrap());
+    let seen: Vec<_> = parts.iter().map(|p| (&*p.node, p.values[one])).collect();
+    assert_eq!(seen, [("n1", 1), ("n2", 1)]);
+}
+
+#[test]
+fn a_cleared_table_takes_nothing_older_from_a_peer() {
+    let (_here, here) = tables(spec(100, Some(secs(1000))));
+    let there = Tables::new("n2", 1, 8);
+    there.apply(&BTreeMap::from([("t".to_string(), spec(100, Some(secs(1000))))]), at(0));
+    let there = there.get("t").unwrap();
+    there.track(&Key::V4(1), at(5)).unwrap().http_req(at(5));
+    there.set_server_id(&Key::V4(2), 2, at(20));
+    here.clear(at(10));
+    teach(&there, &here, "n2", at(30));
+    assert_eq!(here.used(), 1);
+    assert_eq!(here.server_id(&Key::V4(2), at(30)), Some(2));
+}
+
+#[test]
+fn workers_at_once_lose_no_count() {
+    let (_all, t) = tables(Spec { size: 50_000, ..spec(0, Some(secs(60))) });
+    t.attach(0, &[], false);
+    std::thread::scope(|scope| {
+        for worker in 0..4u32 {
+            let t = t.clone();
+            scope.spawn(move || {
+                for n in 0..5_000u32 {
+                    let now = at(u64::from(n) / 100);
+                    let shared = t.track(&Key::V4(n % 10), now).unwrap();
+                    shared.http_req(now);
+                    t.set_server_id(&Key::V4(1_000 + n * 4 + worker), 1, now);
+                }
+            });
+        }
+        let mut bytes = Vec::new();
+        for _ in 0..200 {
+            let index = t.take_pending(0).trailing_zeros() as usize % t.shard_count();
+            bytes.clear();
+            t.cut_updates(0, index, at(50), &mut bytes, |_| {});
+            t.sweep(at(50));
+        }
+    });
+    t.check_invariants();
+    let counts: u64 = (0..10).map(|k| t.value(&Key::V4(k), "http_req_cnt", at(60)).unwrap()).sum();
+    assert_eq!((counts, t.used()), (20_000, 20_010));
+}
+
 #[test]
 #[ignore = "a measurement: a million entries"]
 fn bytes_per_entry_at_a_million() {
