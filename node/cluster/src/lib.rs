@@ -33,6 +33,7 @@ mod raft;
 mod server;
 mod status;
 pub mod sync;
+pub mod vip;
 
 /// What the `cluster` section and the process say.
 #[derive(Clone, Debug, Default)]
@@ -118,6 +119,7 @@ pub struct Cluster(Arc<Parts>);
 struct Parts {
     peers: Peers,
     raft: raft::Raft,
+    vips: Option<vip::Vips>,
     sync: sync::Handle,
     stop: watch::Sender<bool>,
     tasks: Mutex<JoinSet<()>>,
@@ -129,7 +131,8 @@ const END_WITHIN: Duration = Duration::from_secs(2);
 impl Cluster {
     /// Takes part in the cluster. Must be called within the control runtime, on which all of it
     /// runs. `on_registry` is called with what the log says so far, and again after every change.
-    /// `tables` are replicated, and swept; `clock` is the one by which the workers use them.
+    /// `tables` are replicated, and swept; `clock` is the one by which the workers use them. `vips`
+    /// were started before, see [`vip::Vips::start`]; their service is added to the port.
     ///
     /// # Errors
     /// The settings or the data directory cannot be used. Peers are never the reason.
@@ -137,6 +140,7 @@ impl Cluster {
         settings: Settings,
         tables: Arc<Tables>,
         clock: Clock,
+        vips: Option<vip::Vips>,
         on_registry: OnRegistry,
     ) -> Result<Cluster, StartError> {
         let settings = Arc::new(settings);
@@ -158,11 +162,13 @@ impl Cluster {
         }
         let sync = sync::Handle::new(&settings.name, tables, &peers, clock, stopped.clone());
         tasks.spawn(sync.clone().run(peers.clone()));
-        // The service of floating IPs is added here.
-        let routes = Routes::new(raft::service::server(raft.clone())).add_service(sync.service());
+        let mut routes = Routes::new(raft::service::server(raft.clone())).add_service(sync.service());
+        if let Some(vips) = &vips {
+            routes = vips.add_to(routes);
+        }
         let guard = identity::Guard::new(&settings);
         tasks.spawn(server::serve(settings.name.clone(), addr, guard, routes, stopped));
-        Ok(Cluster(Arc::new(Parts { peers, raft, sync, stop, tasks: Mutex::new(tasks) })))
+        Ok(Cluster(Arc::new(Parts { peers, raft, sync, vips, stop, tasks: Mutex::new(tasks) })))
     }
 
     /// Carries out a command for the whole cluster: from any node, answered after it is committed
@@ -177,6 +183,11 @@ impl Cluster {
     /// What the commands so far have changed, as this node knows it.
     pub fn registry(&self) -> Arc<Registry> {
         self.0.raft.registry()
+    }
+
+    /// The floating IPs, when there are any.
+    pub fn vips(&self) -> Option<&vip::Vips> {
+        self.0.vips.as_ref()
     }
 
     /// The state of the cluster as this node sees it.

@@ -280,14 +280,20 @@ impl Tenure {
     }
 }
 
+/// Why a VIP is, or last was, without a holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Free {
+pub enum Free {
     /// Nobody was seen to hold it since this node started.
     Initially,
     /// The holder's lease ran out.
     Expired(NodeId),
     /// The holder let go.
-    Released { by: NodeId, to: Option<NodeId> },
+    Released {
+        /// Who that was.
+        by: NodeId,
+        /// For whom.
+        to: Option<NodeId>,
+    },
 }
 
 /// Rounds remembered: more than fit into a term.
@@ -459,6 +465,11 @@ impl Lease {
             Role::Tenure(t) => t.until.map(|until| (t.ballot, until)),
             _ => None,
         }
+    }
+
+    /// Why the VIP is without a holder, or was before the present one.
+    pub fn free(&self) -> Free {
+        self.free
     }
 
     /// Whether the node is fit, as last told.

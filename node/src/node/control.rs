@@ -91,7 +91,7 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
             let plane = plane.clone();
             let on_registry = Box::new(move |registry: &Registry| plane.reconcile(registry));
             Some(
-                Cluster::start(settings, state.tables().clone(), clock, on_registry)
+                Cluster::start(settings, state.tables().clone(), clock, None, on_registry)
                     .await
                     .map_err(|e| e.to_string())?,
             )

@@ -110,6 +110,15 @@ pub fn recv_fds(socket: &UnixStream, buf: &mut [u8]) -> io::Result<(usize, Vec<O
     Ok((message.bytes, fds))
 }
 
+/// Two connected sockets that keep messages apart (`SOCK_SEQPACKET`), to talk to a child process.
+///
+/// # Errors
+/// What `socketpair` said.
+pub fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
+}
+
 /// Who is at the other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {

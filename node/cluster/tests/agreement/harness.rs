@@ -146,7 +146,7 @@ impl Nodes {
             let told = told.clone();
             let on_registry = move |r: &Registry| *told.lock().unwrap() = servers(r);
             let tables = Tables::new(&settings.node, settings.incarnation, 0);
-            let start = Cluster::start(settings.clone(), tables, Clock::new(), Box::new(on_registry));
+            let start = Cluster::start(settings.clone(), tables, Clock::new(), None, Box::new(on_registry));
             let started = runtime.block_on(start);
             match started {
                 // The threads of the killed one may need a moment to let go of the file.

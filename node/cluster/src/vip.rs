@@ -1,0 +1,253 @@
+//! Floating IPs: runs the engine's lease machines, announces what is held, and fences what is not.
+//!
+//! `core` keeps the machines behind one short lock; whoever has news (a stream of a peer, the clock
+//! thread, a command) takes it, lets the machine decide, and hands on what came out: messages to
+//! bounded queues of the peers (`link`), announcements to one thread per VIP (`hands`). Nothing here
+//! waits for raft, a disk or the forwarding plane, so none of them can cost a lease.
+//!
+//! Three layers see to it that a node is silent when its lease ends (obligation 5 of
+//! [`phalanx_engine::lease`]): the machine, which looks at the clock before anything else; the
+//! kernel, whose nftables elements run out by themselves; and the `guardian`, a process of its own,
+//! which outlives the worker. Time is `CLOCK_BOOTTIME` throughout, the same in all three.
+
+mod arp;
+mod core;
+pub mod guardian;
+mod hands;
+mod link;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use phalanx_engine::lease::{Epoch, Timing};
+use phalanx_wire::cluster::MoveRequest;
+use phalanx_wire::cluster::lease_client::LeaseClient;
+use phalanx_wire::cluster::lease_server::LeaseServer;
+use tonic::service::Routes;
+
+use self::core::Shared;
+use crate::Settings;
+
+/// A `vip` line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VipSettings {
+    /// Unique in the cluster.
+    pub name: String,
+    /// The floating address.
+    pub addr: IpAddr,
+    /// Prefix length.
+    pub prefix: u8,
+    /// How the holder makes it its own.
+    pub announce: Announce,
+    /// Node with the first chance when nobody has held it yet.
+    pub prefer: Option<String>,
+}
+
+/// How the holder of a VIP makes it its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Announce {
+    /// The address is put on the interface, and neighbours are told.
+    Arp {
+        /// Which.
+        interface: String,
+    },
+    /// Only the holder listens on it: by the [`Announcer`].
+    Listen,
+}
+
+/// Opens and closes what listens on a VIP of `announce listen`. Calls come one at a time per VIP, from
+/// a thread that may block; taking longer than a lease loses the VIP.
+pub trait Announcer: Send + Sync {
+    /// Listens on the address. Returns duplicates of the listening sockets, with which the guardian can
+    /// end them when this process stands still.
+    ///
+    /// # Errors
+    /// Why not; the VIP then goes elsewhere.
+    fn acquire(&self, vip: &VipSettings, epoch: u64) -> Result<Vec<OwnedFd>, String>;
+
+    /// Stops listening on the address, and comes back when no new connection is taken; harmless when it
+    /// was not.
+    ///
+    /// # Errors
+    /// Why not; it is tried again.
+    fn release(&self, vip: &VipSettings) -> Result<(), String>;
+}
+
+/// How to start the guardian: a program that calls [`guardian::main`].
+#[derive(Clone, Debug)]
+pub struct GuardianCommand {
+    /// Usually `/proc/self/exe`.
+    pub program: PathBuf,
+    /// Usually `guardian`.
+    pub args: Vec<String>,
+}
+
+/// Options of the process, beside the configuration.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Times of the lease; the same on all nodes.
+    pub timing: Timing,
+    /// The guardian; without one, only kernel and machine fence.
+    pub guardian: Option<GuardianCommand>,
+    /// Of the random parts of waiting times.
+    pub seed: u64,
+}
+
+/// What `show vip` shows of one VIP.
+#[derive(Clone, Debug)]
+pub struct VipStatus {
+    /// Its name.
+    pub name: String,
+    /// The floating address.
+    pub addr: IpAddr,
+    /// Prefix length.
+    pub prefix: u8,
+    /// `arp` or `listen`.
+    pub announce: &'static str,
+    /// Who holds it, as far as this node knows.
+    pub holder: Option<String>,
+    /// Fencing token of the tenure; 0 without a holder.
+    pub epoch: u64,
+    /// Left of the lease.
+    pub left: Duration,
+    /// Every node, in alphabetical order.
+    pub nodes: Vec<NodeFitness>,
+    /// Newest last.
+    pub moves: Vec<Move>,
+}
+
+/// Whether a node would take a VIP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeFitness {
+    /// Its name.
+    pub node: String,
+    /// It would.
+    pub eligible: bool,
+    /// Why not.
+    pub reasons: Vec<String>,
+}
+
+/// A change of holder that this node has seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// When, in microseconds since the Unix epoch.
+    pub unix_us: u64,
+    /// Holder before.
+    pub from: Option<String>,
+    /// Holder after.
+    pub to: Option<String>,
+    /// Of the tenure that began or ended.
+    pub epoch: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// Why a planned move was not made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MoveError(pub String);
+
+impl fmt::Display for MoveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for MoveError {}
+
+/// The floating IPs of a node: a handle.
+#[derive(Clone)]
+pub struct Vips(Arc<Shared>);
+
+impl Vips {
+    /// Starts the machines and their threads. What is missing for a VIP (a capability, an interface)
+    /// makes this node not eligible for it, and is a warning.
+    ///
+    /// # Errors
+    /// This node is not in the list, or a thread cannot be started.
+    pub fn start(
+        settings: &Settings,
+        vips: Vec<VipSettings>,
+        options: Options,
+        announcer: Arc<dyn Announcer>,
+    ) -> Result<Vips, String> {
+        let shared = Shared::start(settings, vips, options, announcer)?;
+        link::start(&shared)?;
+        Ok(Vips(shared))
+    }
+
+    /// Adds the Lease service to those of the cluster's port.
+    pub fn add_to(&self, routes: Routes) -> Routes {
+        routes.add_service(LeaseServer::new(link::Service::new(self.0.clone())))
+    }
+
+    /// What this node knows of each VIP.
+    pub fn status(&self) -> Vec<VipStatus> {
+        self.0.status()
+    }
+
+    /// Says what this node has yet to catch up with; empty: nothing. A node that is behind keeps what
+    /// it holds and takes nothing.
+    pub fn set_behind(&self, reasons: Vec<String>) {
+        self.0.set_behind(reasons);
+    }
+
+    /// In maintenance, a node gives up what it holds and takes nothing.
+    pub fn set_maintenance(&self, on: bool) {
+        self.0.set_maintenance(on);
+    }
+
+    /// Moves a VIP, from whichever node holds it, to `to` or else to any eligible node. Answered when
+    /// it has a new holder, whose name and epoch come back.
+    ///
+    /// # Errors
+    /// Why it was not moved, or that it is not known whether it was.
+    pub async fn failover(&self, vip: &str, to: Option<&str>) -> Result<(String, Epoch), MoveError> {
+        let Some(holder) = self.0.holder_of(vip)? else {
+            return Err(MoveError(format!("vip '{vip}' has no holder")));
+        };
+        let me = self.0.settings.node.clone();
+        if holder == me {
+            return self.0.move_here(vip, to, &me).await;
+        }
+        let unreachable = |why: String| MoveError(format!("node '{holder}', which holds vip '{vip}': {why}"));
+        let channel = link::endpoint(&self.0.settings, &holder, self.0.timing)
+            .map_err(&unreachable)?
+            .connect()
+            .await
+            .map_err(|_| unreachable("cannot be reached".into()))?;
+        let stamp = crate::identity::Stamp::new(&self.0.settings, &holder).map_err(&unreachable)?;
+        let request = MoveRequest {
+            cluster: self.0.settings.name.clone(),
+            vip: vip.to_owned(),
+            to: to.unwrap_or_default().to_owned(),
+            asked_by: me,
+        };
+        let mut client = LeaseClient::with_interceptor(channel, stamp);
+        let wait = core::move_deadline(self.0.timing) + Duration::from_millis(500);
+        match tokio::time::timeout(wait, client.r#move(request)).await {
+            Ok(Ok(reply)) => {
+                let reply = reply.into_inner();
+                if reply.refused.is_empty() {
+                    Ok((reply.holder, Epoch(reply.epoch)))
+                } else {
+                    Err(MoveError(reply.refused))
+                }
+            }
+            Ok(Err(status)) => Err(unreachable(status.message().to_owned())),
+            Err(_) => Err(unreachable(format!("no answer within {wait:?}; see show vip"))),
+        }
+    }
+
+    /// Gives everything up and stops; comes back when all addresses are gone, or after `patience`.
+    /// Blocks: not for an async context.
+    pub fn stop(&self, patience: Duration) {
+        self.0.stop(Instant::now() + patience);
+    }
+}

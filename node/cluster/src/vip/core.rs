@@ -1,0 +1,574 @@
+//! The lease machines of all VIPs behind one lock, and the thread that lets time pass for them.
+//!
+//! Everything under the lock is computation and queueing; nothing there blocks.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use phalanx_engine::lease::{
+    Ballot, Epoch, Fit, Free, Group, Lease, Message, NodeId, Output, Reason, Timing, View,
+};
+use phalanx_engine::time::Now;
+use phalanx_sys::clock;
+use phalanx_wire::cluster as pb;
+use phalanx_wire::cluster::lease_message::Kind;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::guardian::Guardian;
+use super::hands::{Driver, Hands, Job};
+use super::wire::Names;
+use super::{Announce, Announcer, Move, MoveError, NodeFitness, Options, VipSettings, VipStatus, arp};
+use crate::Settings;
+
+/// Moves remembered per VIP.
+const MOVES: usize = 16;
+
+/// How long a planned move may take.
+pub(super) fn move_deadline(timing: Timing) -> Duration {
+    3 * timing.lease + Duration::from_millis(500)
+}
+
+pub(super) struct Shared {
+    pub(super) settings: Settings,
+    pub(super) names: Names,
+    pub(super) me: NodeId,
+    pub(super) timing: Timing,
+    core: Mutex<Core>,
+    wake: Condvar,
+    pub(super) stopping: AtomicBool,
+}
+
+pub(super) struct Core {
+    vips: Vec<One>,
+    /// Per node: streams on which it can be told something, the best last.
+    links: Vec<Vec<Link>>,
+    next_link: u64,
+    behind: Vec<String>,
+    maintenance: bool,
+}
+
+struct One {
+    settings: VipSettings,
+    lease: Lease,
+    hands: Arc<Hands>,
+    /// What the driver says is missing here.
+    missing: Vec<String>,
+    /// What the others said about themselves.
+    fitness: Vec<Option<NodeFitness>>,
+    moves: VecDeque<Move>,
+    seen: View,
+    /// Why this node let go last.
+    reason: Option<String>,
+}
+
+struct Link {
+    id: u64,
+    outbound: bool,
+    queue: mpsc::Sender<pb::LeaseMessage>,
+}
+
+/// The time of leases: boot time, which the guardian sees too.
+pub(super) fn now() -> Now {
+    Now { mono: clock::boottime(), unix_us: clock::unix_us() }
+}
+
+impl Shared {
+    pub(super) fn start(
+        settings: &Settings,
+        vips: Vec<VipSettings>,
+        options: Options,
+        announcer: Arc<dyn Announcer>,
+    ) -> Result<Arc<Shared>, String> {
+        let names = Names::new(settings.nodes.iter().map(|n| n.name.clone()).collect());
+        if names.all().len() > 255 {
+            return Err(format!(
+                "cluster '{}': {} nodes are more than 255",
+                settings.name,
+                names.all().len()
+            ));
+        }
+        let me = names
+            .id(&settings.node)
+            .ok_or_else(|| format!("cluster '{}': no node '{}'", settings.name, settings.node))?;
+        let witness: Vec<bool> = names
+            .all()
+            .iter()
+            .map(|name| settings.nodes.iter().any(|n| n.name == *name && n.witness))
+            .collect();
+        let guardian = options
+            .guardian
+            .clone()
+            .filter(|_| !vips.is_empty() && !witness[usize::from(me.0)])
+            .map(|command| Arc::new(Guardian::new(command, settings)));
+        let kernel = arp::Kernel::new(&vips, witness[usize::from(me.0)]);
+        let mut drivers: Vec<Box<dyn Driver>> = Vec::new();
+        let mut ones = Vec::new();
+        for (i, vip) in vips.into_iter().enumerate() {
+            drivers.push(match &vip.announce {
+                Announce::Arp { interface } => {
+                    Box::new(arp::Arp::new(vip.addr, vip.prefix, interface.clone(), kernel.clone()))
+                }
+                Announce::Listen => Box::new(super::hands::Listen::new(vip.clone(), announcer.clone())),
+            });
+            let prefer = vip.prefer.as_deref().and_then(|name| names.id(name));
+            let group = Group { me, incarnation: settings.incarnation, witness: witness.clone(), prefer };
+            ones.push(One {
+                lease: Lease::new(group, options.timing, options.seed.wrapping_add(i as u64), now()),
+                settings: vip,
+                hands: Arc::new(Hands::default()),
+                missing: vec!["starting".into()],
+                fitness: vec![None; names.all().len()],
+                moves: VecDeque::new(),
+                seen: View::default(),
+                reason: None,
+            });
+        }
+        let hands: Vec<Arc<Hands>> = ones.iter().map(|one| one.hands.clone()).collect();
+        let links = names.ids().map(|_| Vec::new()).collect();
+        let core = Core { vips: ones, links, next_link: 0, behind: Vec::new(), maintenance: false };
+        let shared = Arc::new(Shared {
+            settings: settings.clone(),
+            names,
+            me,
+            timing: options.timing,
+            core: Mutex::new(core),
+            wake: Condvar::new(),
+            stopping: AtomicBool::new(false),
+        });
+        for (i, (hands, driver)) in hands.into_iter().zip(drivers).enumerate() {
+            super::hands::start(shared.clone(), i, hands, driver, guardian.clone())?;
+        }
+        let clock = shared.clone();
+        thread("vip-clock", move || clock.keep_time())?;
+        Ok(shared)
+    }
+
+    /// Lets time pass for the machines, at their deadlines.
+    fn keep_time(&self) {
+        let mut core = self.core.lock();
+        let mut fitness_due = Duration::ZERO;
+        loop {
+            let now = now();
+            for i in 0..core.vips.len() {
+                core.vips[i].lease.tick(now);
+                self.carry_out(&mut core, i, now);
+            }
+            if now.mono >= fitness_due {
+                self.tell_fitness(&mut core);
+                fitness_due = now.mono + Duration::from_secs(1).min(self.timing.lease);
+            }
+            if self.stopping.load(Ordering::Acquire)
+                && core.vips.iter().all(|one| one.lease.held_until().is_none())
+            {
+                return;
+            }
+            let next = core.vips.iter().map(|one| one.lease.deadline(now)).min().unwrap_or(fitness_due);
+            // Never idle for long: what a machine is told in between may make an earlier deadline.
+            let pause = next.min(fitness_due).saturating_sub(now.mono);
+            self.wake.wait_for(&mut core, pause.clamp(Duration::from_micros(200), self.timing.renew));
+        }
+    }
+
+    /// Carries out what the machine of VIP `i` wants, and notices a change of holder.
+    fn carry_out(&self, core: &mut Core, i: usize, now: Now) {
+        let Core { vips, links, .. } = core;
+        let one = &mut vips[i];
+        while let Some(output) = one.lease.poll_output() {
+            match output {
+                Output::Send { to, message } => {
+                    let message = self.names.message_out(&one.settings.name, message);
+                    send(&mut links[usize::from(to.0)], pb::LeaseMessage { kind: Some(Kind::Vip(message)) });
+                }
+                Output::Acquired { ballot, until } => one.hands.push(Job::Acquire { ballot, until }),
+                Output::Renewed { ballot, until } => one.hands.push(Job::Renew { ballot, until }),
+                Output::Withdraw { ballot, reason } => {
+                    let text = self.reason_text(&reason);
+                    warn!(
+                        "vip '{}' {}: letting go, epoch {}: {text}",
+                        one.settings.name,
+                        one.settings.addr,
+                        ballot.epoch()
+                    );
+                    one.reason = Some(text);
+                    one.hands.push(Job::Withdraw { ballot });
+                }
+            }
+        }
+        self.notice(&mut vips[i], now);
+    }
+
+    fn notice(&self, one: &mut One, now: Now) {
+        let view = one.lease.view(now);
+        let before = std::mem::replace(&mut one.seen, view);
+        if view.holder == before.holder && view.epoch == before.epoch {
+            return;
+        }
+        let name = |id: Option<NodeId>| id.map(|id| self.names.name(id).to_owned());
+        let reason = match (one.reason.take(), one.lease.free()) {
+            (Some(own), _) => own,
+            (None, Free::Expired(node)) => format!("the lease of {} ran out", self.names.name(node)),
+            (None, Free::Released { by, to: Some(to) }) => {
+                format!("{} moved it to {}", self.names.name(by), self.names.name(to))
+            }
+            (None, Free::Released { by, to: None }) => format!("{} let it go", self.names.name(by)),
+            (None, Free::Initially) => "nobody held it".to_owned(),
+        };
+        let epoch = view.epoch.or(before.epoch).unwrap_or_default();
+        info!(
+            "vip '{}' {}: holder {} (was {}), epoch {epoch}: {reason}",
+            one.settings.name,
+            one.settings.addr,
+            name(view.holder).as_deref().unwrap_or("none"),
+            name(before.holder).as_deref().unwrap_or("none"),
+        );
+        if one.moves.len() == MOVES {
+            one.moves.pop_front();
+        }
+        one.moves.push_back(Move {
+            unix_us: now.unix_us,
+            from: name(before.holder),
+            to: name(view.holder),
+            epoch: epoch.0,
+            reason,
+        });
+    }
+
+    fn reason_text(&self, reason: &Reason) -> String {
+        match reason {
+            Reason::Lapsed => "no majority renewed the lease".into(),
+            Reason::Moved { to: Some(to) } => format!("planned move to {}", self.names.name(*to)),
+            Reason::Moved { to: None } => "planned move".into(),
+            Reason::Unfit(reasons) => format!("not eligible: {}", reasons.join(", ")),
+            Reason::AnnounceFailed(why) => format!("cannot be announced: {why}"),
+            Reason::Stopping => "the node stops".into(),
+        }
+    }
+
+    /// Lets the machine of VIP `i` decide about something.
+    fn decide<T>(&self, i: usize, input: impl FnOnce(&mut Lease, Now) -> T) -> T {
+        let mut core = self.core.lock();
+        let now = now();
+        let result = input(&mut core.vips[i].lease, now);
+        self.carry_out(&mut core, i, now);
+        self.wake.notify_all();
+        result
+    }
+
+    pub(super) fn withdrawn(&self, i: usize) {
+        self.decide(i, |lease, now| lease.withdrawn(now));
+    }
+
+    pub(super) fn announce_failed(&self, i: usize, why: String) {
+        self.decide(i, |lease, now| lease.announce_failed(why, now));
+    }
+
+    /// Whether this very tenure is still held, by the clock.
+    pub(super) fn holds(&self, i: usize, ballot: Ballot) -> bool {
+        let held = self.core.lock().vips[i].lease.held_until();
+        held.is_some_and(|(b, until)| b == ballot && clock::boottime() < until)
+    }
+
+    /// A driver tells what is missing here.
+    pub(super) fn set_missing(&self, i: usize, missing: Vec<String>) {
+        let mut core = self.core.lock();
+        if core.vips[i].missing == missing {
+            return;
+        }
+        if !missing.is_empty() && !core.vips[i].lease.is_witness() {
+            let vip = &core.vips[i].settings;
+            warn!("vip '{}' {}: not eligible here: {}", vip.name, vip.addr, missing.join(", "));
+        }
+        core.vips[i].missing = missing;
+        self.refit(&mut core, i);
+    }
+
+    pub(super) fn set_behind(&self, reasons: Vec<String>) {
+        let mut core = self.core.lock();
+        if core.behind != reasons {
+            core.behind = reasons;
+            (0..core.vips.len()).for_each(|i| self.refit(&mut core, i));
+        }
+    }
+
+    pub(super) fn set_maintenance(&self, on: bool) {
+        let mut core = self.core.lock();
+        core.maintenance = on;
+        (0..core.vips.len()).for_each(|i| self.refit(&mut core, i));
+    }
+
+    fn refit(&self, core: &mut Core, i: usize) {
+        if self.stopping.load(Ordering::Acquire) {
+            return;
+        }
+        let one = &mut core.vips[i];
+        let mut never = one.missing.clone();
+        if one.lease.is_witness() {
+            never = vec!["witness".into()];
+        } else if core.maintenance {
+            never.push("maintenance".into());
+        }
+        let fit = match (never.is_empty(), core.behind.is_empty()) {
+            (false, _) => Fit::No(never),
+            (true, false) => Fit::Keep(core.behind.clone()),
+            (true, true) => Fit::Yes,
+        };
+        let now = now();
+        one.lease.set_fit(fit, now);
+        self.carry_out(core, i, now);
+        self.tell_fitness(core);
+        self.wake.notify_all();
+    }
+
+    /// Tells all peers how fit this node is.
+    fn tell_fitness(&self, core: &mut Core) {
+        let message = fitness(core);
+        for links in &mut core.links {
+            for link in links {
+                let _ = link.queue.try_send(message.clone());
+            }
+        }
+    }
+
+    /// Registers a stream to a peer; the answer is its number and what to say first.
+    pub(super) fn link_up(&self, node: NodeId, outbound: bool, queue: mpsc::Sender<pb::LeaseMessage>) -> u64 {
+        let mut core = self.core.lock();
+        core.next_link += 1;
+        let id = core.next_link;
+        let hello = pb::Hello {
+            cluster: self.settings.name.clone(),
+            node: self.settings.node.clone(),
+            incarnation: self.settings.incarnation,
+            nodes: self.names.all().to_vec(),
+        };
+        let _ = queue.try_send(pb::LeaseMessage { kind: Some(Kind::Hello(hello)) });
+        let _ = queue.try_send(fitness(&core));
+        let links = &mut core.links[usize::from(node.0)];
+        links.push(Link { id, outbound, queue });
+        // Ours last: it is the one that sends small messages at once.
+        links.sort_by_key(|link| (link.outbound, link.id));
+        id
+    }
+
+    pub(super) fn link_down(&self, node: NodeId, id: u64) {
+        let mut core = self.core.lock();
+        let links = &mut core.links[usize::from(node.0)];
+        links.retain(|link| link.id != id);
+        if links.is_empty() {
+            for one in &mut core.vips {
+                one.fitness[usize::from(node.0)] = None;
+            }
+        }
+    }
+
+    /// Takes in what a peer sent.
+    ///
+    /// # Errors
+    /// It counts majorities over other nodes than we do.
+    pub(super) fn receive(&self, from: NodeId, message: pb::LeaseMessage) -> Result<(), String> {
+        match message.kind {
+            Some(Kind::Vip(message)) => {
+                let Some(i) = self.index(&message.vip) else { return Ok(()) };
+                if let Some(message) = self.names.message_in(message) {
+                    self.decide(i, |lease, now| lease.handle(from, message, now));
+                }
+                Ok(())
+            }
+            Some(Kind::Fitness(fitness)) => {
+                let mut core = self.core.lock();
+                for vip in fitness.vips {
+                    let Some(one) = core.vips.iter_mut().find(|one| one.settings.name == vip.vip) else {
+                        continue;
+                    };
+                    one.fitness[usize::from(from.0)] = Some(NodeFitness {
+                        node: self.names.name(from).to_owned(),
+                        eligible: vip.eligible,
+                        reasons: vip.reasons.into_iter().take(8).collect(),
+                    });
+                }
+                Ok(())
+            }
+            Some(Kind::Hello(hello)) if hello.nodes != self.names.all() => Err(format!(
+                "node '{}' counts majorities over {}, this node over {}",
+                self.names.name(from),
+                hello.nodes.join(" "),
+                self.names.all().join(" ")
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The guardian of a dead worker took its VIPs off that node.
+    pub(super) fn released(&self, from: NodeId, request: pb::ReleasedRequest) {
+        let reason: String = request.reason.chars().filter(|c| !c.is_control()).take(80).collect();
+        for vip in request.vips {
+            let (Some(i), Some(ballot)) = (self.index(&vip.vip), self.names.ballot_in(vip.ballot)) else {
+                continue;
+            };
+            if ballot.node == from {
+                info!("vip '{}': the guardian of {} took it off: {reason}", vip.vip, self.names.name(from));
+                self.decide(i, |lease, now| lease.handle(from, Message::Release { ballot, to: None }, now));
+            }
+        }
+    }
+
+    pub(super) fn index(&self, vip: &str) -> Option<usize> {
+        self.core.lock().vips.iter().position(|one| one.settings.name == vip)
+    }
+
+    pub(super) fn settings_of(&self, i: usize) -> VipSettings {
+        self.core.lock().vips[i].settings.clone()
+    }
+
+    /// Name of the node that holds a VIP.
+    pub(super) fn holder_of(&self, vip: &str) -> Result<Option<String>, MoveError> {
+        let core = self.core.lock();
+        let Some(one) = core.vips.iter().find(|one| one.settings.name == vip) else {
+            let known: Vec<_> = core.vips.iter().map(|one| one.settings.name.as_str()).collect();
+            return Err(MoveError(format!("no vip '{vip}', expects one of: {}", known.join(", "))));
+        };
+        Ok(one.lease.view(now()).holder.map(|id| self.names.name(id).to_owned()))
+    }
+
+    /// Moves a VIP that this node holds.
+    pub(super) async fn move_here(
+        &self,
+        vip: &str,
+        to: Option<&str>,
+        asked_by: &str,
+    ) -> Result<(String, Epoch), MoveError> {
+        let i = self.index(vip).ok_or_else(|| MoveError(format!("no vip '{vip}'")))?;
+        let (target, epoch) = {
+            let core = self.core.lock();
+            let target = self.target(&core.vips[i], to)?;
+            (target, core.vips[i].lease.view(now()).epoch.unwrap_or_default())
+        };
+        info!("vip '{vip}': planned move to {}, asked by {asked_by}", self.names.name(target));
+        self.decide(i, |lease, now| lease.resign(Some(target), now))
+            .map_err(|why| MoveError(format!("vip '{vip}': {why}")))?;
+        let deadline = Instant::now() + move_deadline(self.timing);
+        while Instant::now() < deadline {
+            let view = self.core.lock().vips[i].lease.view(now());
+            if let (Some(holder), Some(new)) = (view.holder, view.epoch)
+                && new > epoch
+            {
+                return Ok((self.names.name(holder).to_owned(), new));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Err(MoveError(format!("vip '{vip}': let go, but no node has taken it yet; see show vip")))
+    }
+
+    fn target(&self, one: &One, to: Option<&str>) -> Result<NodeId, MoveError> {
+        let vip = &one.settings.name;
+        let fitness = self.fitness_of(one);
+        let eligible = |id: NodeId| fitness[usize::from(id.0)].eligible;
+        if let Some(to) = to {
+            let id = self.names.id(to).ok_or_else(|| {
+                MoveError(format!("no node '{to}', expects one of: {}", self.names.all().join(", ")))
+            })?;
+            if id == self.me {
+                return Err(MoveError(format!("vip '{vip}' is already on node '{to}'")));
+            }
+            if !eligible(id) {
+                let reasons = fitness[usize::from(id.0)].reasons.join(", ");
+                return Err(MoveError(format!("node '{to}' is not eligible for vip '{vip}': {reasons}")));
+            }
+            return Ok(id);
+        }
+        let n = self.names.all().len() as u8;
+        let mut after_me =
+            (1..n).map(|k| NodeId(((u16::from(self.me.0) + u16::from(k)) % u16::from(n)) as u8));
+        after_me.find(|id| eligible(*id)).ok_or_else(|| {
+            let others = fitness.iter().filter(|f| f.node != self.settings.node);
+            let why: Vec<_> = others.map(|f| format!("{}: {}", f.node, f.reasons.join(", "))).collect();
+            MoveError(format!("no other node is eligible for vip '{vip}' ({})", why.join("; ")))
+        })
+    }
+
+    fn fitness_of(&self, one: &One) -> Vec<NodeFitness> {
+        let fitness = self.names.ids().map(|id| {
+            if id == self.me {
+                return own_fitness(one, self.settings.node.clone());
+            }
+            one.fitness[usize::from(id.0)].clone().unwrap_or_else(|| NodeFitness {
+                node: self.names.name(id).to_owned(),
+                eligible: false,
+                reasons: vec!["not connected".into()],
+            })
+        });
+        fitness.collect()
+    }
+
+    pub(super) fn status(&self) -> Vec<VipStatus> {
+        let core = self.core.lock();
+        let now = now();
+        let status = core.vips.iter().map(|one| {
+            let view = one.lease.view(now);
+            VipStatus {
+                name: one.settings.name.clone(),
+                addr: one.settings.addr,
+                prefix: one.settings.prefix,
+                announce: match one.settings.announce {
+                    Announce::Arp { .. } => "arp",
+                    Announce::Listen => "listen",
+                },
+                holder: view.holder.map(|id| self.names.name(id).to_owned()),
+                epoch: view.epoch.unwrap_or_default().0,
+                left: view.left,
+                nodes: self.fitness_of(one),
+                moves: one.moves.iter().cloned().collect(),
+            }
+        });
+        status.collect()
+    }
+
+    pub(super) fn stop(&self, deadline: Instant) {
+        let hands: Vec<Arc<Hands>> = {
+            let mut core = self.core.lock();
+            self.stopping.store(true, Ordering::Release);
+            let now = now();
+            for i in 0..core.vips.len() {
+                core.vips[i].lease.stop(now);
+                self.carry_out(&mut core, i, now);
+                core.vips[i].hands.push(Job::Quit);
+            }
+            self.wake.notify_all();
+            core.vips.iter().map(|one| one.hands.clone()).collect()
+        };
+        for hands in hands {
+            hands.wait_finished(deadline);
+        }
+    }
+}
+
+fn own_fitness(one: &One, node: String) -> NodeFitness {
+    let fit = one.lease.fit();
+    NodeFitness { node, eligible: *fit == Fit::Yes, reasons: fit.reasons().to_vec() }
+}
+
+fn fitness(core: &Core) -> pb::LeaseMessage {
+    let vips = core.vips.iter().map(|one| {
+        let own = own_fitness(one, String::new());
+        pb::VipFitness { vip: one.settings.name.clone(), eligible: own.eligible, reasons: own.reasons }
+    });
+    pb::LeaseMessage { kind: Some(Kind::Fitness(pb::Fitness { vips: vips.collect() })) }
+}
+
+/// By the best stream that has room; else it is lost, as the protocol allows.
+fn send(links: &mut Vec<Link>, message: pb::LeaseMessage) {
+    links.retain(|link| !link.queue.is_closed());
+    for link in links.iter().rev() {
+        if link.queue.try_send(message.clone()).is_ok() {
+            return;
+        }
+    }
+}
+
+pub(super) fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    spawned.map(drop).map_err(|e| format!("thread '{name}': {e}"))
+}

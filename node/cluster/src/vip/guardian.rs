@@ -1,0 +1,411 @@
+//! The guardian: a small process that outlives the worker and takes its VIPs off the node.
+//!
+//! The worker starts it and tells it, over a socket pair, what it holds until when, and hands it
+//! duplicates of its gated listeners. The guardian fences a VIP (removes the address, silences it in
+//! the kernel, `shutdown(2)`s the listeners, which ends them in a stopped worker as well) when the
+//! worker is dead (the socket ends) or has let the time pass. Then, and never before, it tells the
+//! peers, if the worker is dead: its ballots are used up, and a peer may take over at once. Of a
+//! worker that merely stands still it tells them nothing, for that one may come back within its
+//! lease; the peers' own clocks settle it.
+//!
+//! It never holds anything itself, ignores the signals that stop a worker, and ends with it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use phalanx_engine::lease::Timing;
+use phalanx_sys::netlink::nft::Nft;
+use phalanx_sys::{clock, net, process, unix};
+use phalanx_wire::cluster as pb;
+use phalanx_wire::cluster::lease_client::LeaseClient;
+use serde::{Deserialize, Serialize};
+use tracing::{error, info, warn};
+
+use super::{GuardianCommand, arp, link};
+use crate::identity::Stamp;
+use crate::{Node, Settings};
+
+/// Longest message between worker and guardian.
+const MESSAGE: usize = 64 * 1024;
+
+/// How long a peer gets to hear that VIPs are free.
+const TELL_WITHIN: Duration = Duration::from_millis(500);
+
+/// Worker to guardian.
+#[derive(Debug, Serialize, Deserialize)]
+enum Order {
+    /// First of all: who we are, and whom to tell.
+    Setup { cluster: String, node: String, incarnation: u64, nodes: Vec<(String, String, bool)> },
+    /// The worker holds this; descriptors, if any come along, replace those before.
+    Hold(Hold),
+    /// The worker has let go by itself.
+    LetGo { vip: String },
+    /// The worker ends in good order.
+    Farewell,
+}
+
+/// What the worker holds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Hold {
+    pub(super) vip: String,
+    pub(super) counter: u64,
+    pub(super) incarnation: u64,
+    /// Boot time at which it is to be gone.
+    pub(super) until: Duration,
+    pub(super) place: Place,
+}
+
+/// Where a VIP is to be taken off.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum Place {
+    Arp {
+        interface: String,
+        addr: IpAddr,
+        prefix: u8,
+    },
+    /// Through the descriptors.
+    Listen,
+}
+
+/// The worker's side: starts the guardian, and again when it is gone.
+pub(super) struct Guardian {
+    command: GuardianCommand,
+    settings: Settings,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    running: Option<(Child, UnixStream)>,
+    holds: BTreeMap<String, (Hold, Vec<OwnedFd>)>,
+    started_before: bool,
+    closed: bool,
+}
+
+impl Guardian {
+    pub(super) fn new(command: GuardianCommand, settings: &Settings) -> Guardian {
+        Guardian { command, settings: settings.clone(), state: Mutex::default() }
+    }
+
+    /// Makes sure that it runs.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let mut state = self.state.lock();
+        self.ensure(&mut state)
+    }
+
+    /// Tells it that a VIP is held, and for how long; comes back once it is told.
+    pub(super) fn hold(&self, hold: Hold, fds: Option<Vec<OwnedFd>>) -> Result<(), String> {
+        let mut state = self.state.lock();
+        let fds_given = fds.is_some();
+        let entry = state.holds.entry(hold.vip.clone()).or_insert_with(|| (hold.clone(), Vec::new()));
+        entry.0 = hold.clone();
+        if let Some(fds) = fds {
+            entry.1 = fds;
+        }
+        let fresh = state.running.is_none();
+        self.ensure(&mut state)?;
+        if fresh {
+            // Starting it has told it everything.
+            return Ok(());
+        }
+        if self.tell(&state, &hold, fds_given).is_ok() {
+            return Ok(());
+        }
+        self.end(&mut state);
+        self.ensure(&mut state)
+    }
+
+    /// The VIP is gone from this node. Also ends the listeners in all their duplicates: ours would keep
+    /// them taking connections.
+    pub(super) fn let_go(&self, vip: &str) {
+        let mut state = self.state.lock();
+        if let Some((_, fds)) = state.holds.remove(vip) {
+            fds.iter().for_each(shut);
+        }
+        let order = Order::LetGo { vip: vip.to_owned() };
+        if let Some((_, stream)) = &state.running
+            && send(stream, &order, &[]).is_err()
+        {
+            self.end(&mut state);
+        }
+    }
+
+    /// The worker ends in good order; the last VIP to leave lets the guardian go.
+    pub(super) fn farewell(&self, vip: &str) {
+        self.let_go(vip);
+        let mut state = self.state.lock();
+        if !state.holds.is_empty() {
+            return;
+        }
+        state.closed = true;
+        if let Some((mut child, stream)) = state.running.take() {
+            let _ = send(&stream, &Order::Farewell, &[]);
+            drop(stream);
+            let _ = child.wait();
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.state.lock().running.as_ref().map(|(child, _)| child.id())
+    }
+
+    fn ensure(&self, state: &mut State) -> Result<(), String> {
+        if state.closed {
+            return Ok(());
+        }
+        if let Some((child, _)) = &mut state.running {
+            match child.try_wait() {
+                Ok(None) => return Ok(()),
+                Ok(Some(status)) => warn!("the guardian ended ({status}); starting another"),
+                Err(error) => warn!("the guardian cannot be watched ({error}); starting another"),
+            }
+            self.end(state);
+        }
+        let (mine, theirs) = unix::message_pair().map_err(|e| e.to_string())?;
+        let child = Command::new(&self.command.program)
+            .args(&self.command.args)
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(|e| format!("{}: {e}", self.command.program.display()))?;
+        let stream = UnixStream::from(mine);
+        // A guardian that does not read must not hold the worker up.
+        stream.set_nonblocking(true).map_err(|e| e.to_string())?;
+        if std::mem::replace(&mut state.started_before, true) {
+            info!("another guardian runs, pid {}", child.id());
+        }
+        state.running = Some((child, stream));
+        let told = self.tell_all(state);
+        if told.is_err() {
+            self.end(state);
+        }
+        told
+    }
+
+    fn tell_all(&self, state: &State) -> Result<(), String> {
+        let Some((_, stream)) = &state.running else { return Ok(()) };
+        let s = &self.settings;
+        let nodes = s.nodes.iter().map(|n| (n.name.clone(), n.addr.clone(), n.witness)).collect();
+        let setup =
+            Order::Setup { cluster: s.name.clone(), node: s.node.clone(), incarnation: s.incarnation, nodes };
+        send(stream, &setup, &[])?;
+        for (hold, _) in state.holds.values() {
+            self.tell(state, hold, true)?;
+        }
+        Ok(())
+    }
+
+    fn tell(&self, state: &State, hold: &Hold, with_fds: bool) -> Result<(), String> {
+        let Some((_, stream)) = &state.running else { return Err("not running".into()) };
+        let none = Vec::new();
+        let fds = state.holds.get(&hold.vip).map_or(&none, |(_, fds)| fds);
+        send(stream, &Order::Hold(hold.clone()), if with_fds { fds } else { &none })
+    }
+
+    /// Ends a guardian that does not do its work. It is dead before its socket ends, so that it cannot
+    /// take that for the worker's death.
+    fn end(&self, state: &mut State) {
+        if let Some((mut child, stream)) = state.running.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+            drop(stream);
+        }
+    }
+}
+
+fn send(stream: &UnixStream, order: &Order, fds: &[OwnedFd]) -> Result<(), String> {
+    let bytes = postcard::to_stdvec(order).map_err(|e| e.to_string())?;
+    if bytes.len() > MESSAGE {
+        return Err(format!("an order of {} bytes is too long", bytes.len()));
+    }
+    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    unix::send_fds(stream, &bytes, &fds).map(drop).map_err(|e| e.to_string())
+}
+
+fn shut(fd: &OwnedFd) {
+    if let Err(error) = net::shutdown(fd) {
+        error!("a listener cannot be shut down: {error}");
+    }
+}
+
+/// The guardian process: its orders come on standard input. Returns the exit code.
+pub fn main() -> i32 {
+    process::ignore_stop_signals();
+    let stdin = std::io::stdin();
+    let orders = match stdin.as_fd().try_clone_to_owned() {
+        Ok(fd) => UnixStream::from(fd),
+        Err(error) => {
+            error!("guardian: standard input: {error}");
+            return 1;
+        }
+    };
+    if unix::peer(&orders).is_err() {
+        error!("guardian: it is started by a node, not by hand");
+        return 2;
+    }
+    Watch { orders, settings: Settings::default(), holds: BTreeMap::new() }.run()
+}
+
+/// The guardian's side.
+struct Watch {
+    orders: UnixStream,
+    settings: Settings,
+    holds: BTreeMap<String, Held>,
+}
+
+struct Held {
+    hold: Hold,
+    fds: Vec<OwnedFd>,
+    fenced: bool,
+}
+
+impl Watch {
+    fn run(mut self) -> i32 {
+        let mut buf = vec![0; MESSAGE];
+        loop {
+            self.fence_late();
+            if self.orders.set_read_timeout(self.pause()).is_err() {
+                break;
+            }
+            match unix::recv_fds(&self.orders, &mut buf) {
+                Ok((0, _)) => break,
+                Ok((n, fds)) => match postcard::from_bytes(&buf[..n]) {
+                    Ok(Order::Farewell) => return 0,
+                    Ok(order) => self.take(order, fds),
+                    Err(error) => warn!("guardian: an order that cannot be read: {error}"),
+                },
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
+                    ) => {}
+                Err(_) => break,
+            }
+        }
+        self.worker_died();
+        0
+    }
+
+    fn take(&mut self, order: Order, fds: Vec<OwnedFd>) {
+        match order {
+            Order::Setup { cluster, node, incarnation, nodes } => {
+                let nodes = nodes.into_iter().map(|(name, addr, witness)| Node { name, addr, witness });
+                self.settings.nodes = nodes.collect();
+                (self.settings.name, self.settings.node) = (cluster, node);
+                self.settings.incarnation = incarnation;
+            }
+            Order::Hold(hold) => {
+                let held = self.holds.entry(hold.vip.clone()).or_insert_with(|| Held {
+                    hold: hold.clone(),
+                    fds: Vec::new(),
+                    fenced: false,
+                });
+                held.hold = hold;
+                held.fenced = false;
+                if !fds.is_empty() {
+                    held.fds = fds;
+                }
+            }
+            Order::LetGo { vip } => drop(self.holds.remove(&vip)),
+            Order::Farewell => {}
+        }
+    }
+
+    /// Until the next hold runs out.
+    fn pause(&self) -> Option<Duration> {
+        let next = self.holds.values().filter(|h| !h.fenced).map(|h| h.hold.until).min()?;
+        Some(next.saturating_sub(clock::boottime()).max(Duration::from_millis(1)))
+    }
+
+    /// Fences what the worker has not renewed in time: it stands still.
+    fn fence_late(&mut self) {
+        let now = clock::boottime();
+        for held in self.holds.values_mut().filter(|h| !h.fenced && h.hold.until <= now) {
+            warn!("guardian: vip '{}' was not renewed in time: taking it off", held.hold.vip);
+            fence(held);
+            held.fenced = true;
+        }
+    }
+
+    /// Fences all, and tells the peers.
+    fn worker_died(&mut self) {
+        let mut released = Vec::new();
+        for held in self.holds.values_mut() {
+            if fence(held) {
+                let ballot = pb::Ballot {
+                    counter: held.hold.counter,
+                    node: self.settings.node.clone(),
+                    incarnation: held.hold.incarnation,
+                };
+                released.push(pb::VipBallot { vip: held.hold.vip.clone(), ballot: Some(ballot) });
+            }
+        }
+        if released.is_empty() {
+            return;
+        }
+        let names: Vec<&str> = released.iter().map(|r| r.vip.as_str()).collect();
+        warn!("guardian: the worker of node '{}' died; took off: {}", self.settings.node, names.join(", "));
+        let request = pb::ReleasedRequest {
+            cluster: self.settings.name.clone(),
+            node: self.settings.node.clone(),
+            vips: released,
+            reason: "its worker died".into(),
+        };
+        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(tell_peers(&self.settings, request)),
+            Err(error) => error!("guardian: peers not told: {error}"),
+        }
+    }
+}
+
+/// Takes a VIP off the node; tells whether it is off.
+fn fence(held: &mut Held) -> bool {
+    match &held.hold.place {
+        Place::Listen => {
+            held.fds.iter().for_each(shut);
+            held.fds.clear();
+            true
+        }
+        Place::Arp { interface, addr, prefix } => {
+            // Where there is no nftables there is nothing to silence.
+            if let Ok(mut nft) = Nft::open() {
+                let _ = nft.drop_hold(*addr);
+            }
+            match arp::take_off(interface, *addr, *prefix) {
+                Ok(()) => true,
+                Err(why) => {
+                    error!("guardian: vip '{}': {why}", held.hold.vip);
+                    false
+                }
+            }
+        }
+    }
+}
+
+async fn tell_peers(settings: &Settings, request: pb::ReleasedRequest) {
+    let mut calls = tokio::task::JoinSet::new();
+    for node in settings.nodes.iter().filter(|n| n.name != settings.node) {
+        let (settings, request, name) = (settings.clone(), request.clone(), node.name.clone());
+        calls.spawn(async move {
+            let told = tokio::time::timeout(TELL_WITHIN, async {
+                let stamp = Stamp::new(&settings, &name)?;
+                let endpoint = link::endpoint(&settings, &name, Timing::default())?;
+                let channel = endpoint.connect().await.map_err(|e| e.to_string())?;
+                let mut client = LeaseClient::with_interceptor(channel, stamp);
+                client.released(request).await.map_err(|e| e.message().to_owned())
+            });
+            match told.await {
+                Ok(Ok(_)) => {}
+                Ok(Err(why)) => warn!("guardian: node '{name}' not told: {why}"),
+                Err(_) => warn!("guardian: node '{name}' not told within {TELL_WITHIN:?}"),
+            }
+        });
+    }
+    calls.join_all().await;
+}

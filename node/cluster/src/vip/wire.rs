@@ -1,0 +1,141 @@
+//! Lease messages to protobuf and back. Names on the wire, numbers inside: a name that is not a node
+//! of this cluster makes a message void.
+
+use std::time::Duration;
+
+use phalanx_engine::lease::{Ballot, Message, NodeId, Refusal};
+use phalanx_wire::cluster as pb;
+use phalanx_wire::cluster::refused::Why;
+use phalanx_wire::cluster::vip_message::Step;
+
+/// Names of all nodes in alphabetical order: a [`NodeId`] is a place here.
+#[derive(Clone, Debug)]
+pub(super) struct Names(Vec<String>);
+
+impl Names {
+    pub(super) fn new(mut names: Vec<String>) -> Names {
+        names.sort();
+        Names(names)
+    }
+
+    pub(super) fn id(&self, name: &str) -> Option<NodeId> {
+        self.0.binary_search_by(|n| n.as_str().cmp(name)).ok().map(|i| NodeId(i as u8))
+    }
+
+    pub(super) fn name(&self, id: NodeId) -> &str {
+        self.0.get(usize::from(id.0)).map_or("?", String::as_str)
+    }
+
+    pub(super) fn all(&self) -> &[String] {
+        &self.0
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        (0..self.0.len() as u8).map(NodeId)
+    }
+
+    pub(super) fn ballot_out(&self, ballot: Ballot) -> pb::Ballot {
+        let node = self.name(ballot.node).to_owned();
+        pb::Ballot { counter: ballot.counter, node, incarnation: ballot.incarnation }
+    }
+
+    pub(super) fn ballot_in(&self, ballot: Option<pb::Ballot>) -> Option<Ballot> {
+        let ballot = ballot?;
+        Some(Ballot {
+            counter: ballot.counter,
+            node: self.id(&ballot.node)?,
+            incarnation: ballot.incarnation,
+        })
+    }
+
+    pub(super) fn message_out(&self, vip: &str, message: Message) -> pb::VipMessage {
+        let step = match message {
+            Message::Prepare { .. } => Step::Prepare(pb::Prepare {}),
+            Message::Promise { .. } => Step::Promise(pb::Promise {}),
+            Message::Propose { round, term, held, .. } => {
+                Step::Propose(pb::Propose { round, term_us: micros(term), held })
+            }
+            Message::Accepted { round, .. } => Step::Accepted(pb::Accepted { round }),
+            Message::Refused { why, .. } => Step::Refused(pb::Refused { why: Some(self.refusal_out(why)) }),
+            Message::Release { to, .. } => {
+                let to = to.map(|to| self.name(to).to_owned()).unwrap_or_default();
+                Step::Release(pb::Release { to })
+            }
+        };
+        let ballot = Some(self.ballot_out(message.ballot()));
+        pb::VipMessage { vip: vip.to_owned(), ballot, step: Some(step) }
+    }
+
+    pub(super) fn message_in(&self, message: pb::VipMessage) -> Option<Message> {
+        let ballot = self.ballot_in(message.ballot)?;
+        Some(match message.step? {
+            Step::Prepare(_) => Message::Prepare { ballot },
+            Step::Promise(_) => Message::Promise { ballot },
+            Step::Propose(p) => Message::Propose {
+                ballot,
+                round: p.round,
+                term: Duration::from_micros(p.term_us),
+                held: p.held,
+            },
+            Step::Accepted(a) => Message::Accepted { ballot, round: a.round },
+            Step::Refused(r) => Message::Refused { ballot, why: self.refusal_in(r.why?)? },
+            Step::Release(r) => Message::Release { ballot, to: self.id(&r.to) },
+        })
+    }
+
+    fn refusal_out(&self, why: Refusal) -> Why {
+        match why {
+            Refusal::Starting { left } => Why::StartingUs(micros(left)),
+            Refusal::Outranked { counter } => Why::Outranked(counter),
+            Refusal::Held { by, left } => {
+                Why::Held(pb::Held { by: Some(self.ballot_out(by)), left_us: micros(left) })
+            }
+            Refusal::TooLong { longest } => Why::LongestUs(micros(longest)),
+        }
+    }
+
+    fn refusal_in(&self, why: Why) -> Option<Refusal> {
+        Some(match why {
+            Why::StartingUs(us) => Refusal::Starting { left: Duration::from_micros(us) },
+            Why::Outranked(counter) => Refusal::Outranked { counter },
+            Why::Held(held) => {
+                Refusal::Held { by: self.ballot_in(held.by)?, left: Duration::from_micros(held.left_us) }
+            }
+            Why::LongestUs(us) => Refusal::TooLong { longest: Duration::from_micros(us) },
+        })
+    }
+}
+
+fn micros(d: Duration) -> u64 {
+    u64::try_from(d.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_survive_the_wire() {
+        let names = Names::new(vec!["n2".into(), "n1".into()]);
+        assert_eq!(names.id("n1"), Some(NodeId(0)));
+        let ballot = Ballot { counter: 7, node: NodeId(1), incarnation: 3 };
+        let us = Duration::from_micros;
+        for message in [
+            Message::Prepare { ballot },
+            Message::Promise { ballot },
+            Message::Propose { ballot, round: 4, term: us(600_000), held: true },
+            Message::Accepted { ballot, round: 4 },
+            Message::Refused { ballot, why: Refusal::Starting { left: us(5) } },
+            Message::Refused { ballot, why: Refusal::Outranked { counter: 9 } },
+            Message::Refused { ballot, why: Refusal::Held { by: ballot, left: us(6) } },
+            Message::Refused { ballot, why: Refusal::TooLong { longest: us(8) } },
+            Message::Release { ballot, to: None },
+            Message::Release { ballot, to: Some(NodeId(0)) },
+        ] {
+            assert_eq!(names.message_in(names.message_out("web", message)), Some(message));
+        }
+        let mut stranger = names.message_out("web", Message::Prepare { ballot });
+        stranger.ballot.as_mut().unwrap().node = "n9".into();
+        assert_eq!(names.message_in(stranger), None);
+    }
+}
