@@ -90,6 +90,8 @@ struct Received {
     shards: Vec<u64>,
     /// Which table of ours it went into.
     into: u64,
+    /// It has taught us all that it knew: from then on its log is enough.
+    taught: bool,
 }
 
 /// Entries sent and received since the start.
@@ -283,12 +285,7 @@ impl Peer {
             }
             Message::Teach { table, scratch } => self.handle_teach(&table, scratch),
             Message::Taught { table, complete } => {
-                if let Some(table) = self.tables.get(&table)
-                    && table.unclaim(self.index)
-                    && complete
-                {
-                    table.set_taught();
-                }
+                self.handle_taught(&table, complete);
                 Ok(())
             }
             Message::Floor { table, at } => self.handle_floor(table, at, now),
@@ -350,7 +347,8 @@ impl Peer {
         let known = self.received.get(&name).is_some_and(|r| r.epoch == define.epoch);
         if !known {
             let shards = vec![0; define.shards as usize];
-            self.received.insert(name.clone(), Received { epoch: define.epoch, shards, into: 0 });
+            self.received
+                .insert(name.clone(), Received { epoch: define.epoch, shards, into: 0, taught: false });
         }
         let theirs = Theirs {
             name,
@@ -392,6 +390,7 @@ impl Peer {
             // A reload made our table anew: what came before did not go into this one.
             received.into = table.epoch();
             received.shards.fill(0);
+            received.taught = false;
             theirs.asked = false;
         }
         if let Some(problem) = problem {
@@ -462,6 +461,19 @@ impl Peer {
         Ok(())
     }
 
+    fn handle_taught(&mut self, name: &str, complete: bool) {
+        let Some(table) = self.tables.get(name) else { return };
+        if !table.unclaim(self.index) {
+            return;
+        }
+        if let Some(received) = self.received.get_mut(name) {
+            received.taught = true;
+        }
+        if complete {
+            table.set_taught();
+        }
+    }
+
     fn handle_floor(&mut self, id: u32, at: u64, now: Now) -> Result<(), Error> {
         let Some(session) = &self.session else { return Ok(()) };
         if at > Hlc::LIMIT {
@@ -523,7 +535,7 @@ impl Peer {
         if !session.greeted {
             return None;
         }
-        if let Some(message) = session.poll_floor().or_else(|| session.poll_ask(self.index)) {
+        if let Some(message) = session.poll_floor().or_else(|| session.poll_ask(self.index, &self.received)) {
             return Some(message);
         }
         if session.flying < WINDOW {
@@ -610,10 +622,11 @@ impl Session {
     }
 
     /// Asks to be taught a table that is new here, unless another peer is at it.
-    fn poll_ask(&mut self, peer: usize) -> Option<Message> {
+    fn poll_ask(&mut self, peer: usize, received: &BTreeMap<String, Received>) -> Option<Message> {
         self.theirs.values_mut().find_map(|theirs| {
             let (table, _) = theirs.into.as_ref()?;
-            if theirs.asked || table.is_taught() || !table.claim(peer) {
+            let done = received.get(&theirs.name).is_some_and(|r| r.taught) || table.is_taught();
+            if theirs.asked || done || !table.claim(peer) {
                 return None;
             }
             theirs.asked = true;

@@ -273,7 +273,7 @@ fn seeds() -> std::ops::Range<u64> {
     let parsed = asked.as_deref().and_then(|s| s.split_once("..")).map(|(a, b)| (a.parse(), b.parse()));
     match parsed {
         Some((Ok(a), Ok(b))) => a..b,
-        _ => 0..60,
+        _ => 0..50,
     }
 }
 
@@ -317,12 +317,14 @@ fn cut_streams_resume_without_a_repair() {
     for seed in seeds() {
         let mut w = World::new(seed, Some(Duration::from_secs(300)));
         w.run(8_000, 100);
-        for _ in 0..120 {
+        for _ in 0..60 {
             let (a, b) = (w.rng.random_range(0..w.nodes.len()), w.rng.random_range(0..w.nodes.len()));
             if a != b && w.rng.random_bool(0.15) {
                 w.drop_stream(a, b);
             }
-            w.count();
+            for _ in 0..w.rng.random_range(1..8) {
+                w.count();
+            }
             if w.rng.random_bool(0.1) {
                 let (key, now) = (w.rng.random_range(0..KEYS), w.nodes[a].at(w.now));
                 w.table(a).clear_key(&Key::Int(key), now);

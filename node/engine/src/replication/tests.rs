@@ -150,3 +150,34 @@ fn a_table_that_only_one_has_is_warned_about_once() {
         ["peer 'a': table 'new' is not replicated: there is no such table with 'peers' here"]
     );
 }
+
+#[test]
+fn a_broken_stream_goes_on_where_it_stopped() {
+    const KEYS: u32 = 40_000;
+    for delivered in [3, 70, 140] {
+        let now = at(1);
+        let [(a, mut of_a), (b, mut of_b)] = pair(now);
+        (0..KEYS).for_each(|key| hit(&a, key, now));
+        for message in said(&mut of_a, now).into_iter().take(delivered) {
+            of_b.handle(message, now).unwrap();
+        }
+        of_a.disconnected();
+        of_b.disconnected();
+        (0..KEYS).step_by(1_000).for_each(|key| hit(&a, key, now));
+        assert!(a.get("t").unwrap().take_pending(of_a.index) == 0, "nothing is gathered for an absent peer");
+        let before = of_a.totals.updates_out;
+        of_a.connected(now);
+        of_b.connected(now);
+        for _ in 0..8 {
+            said(&mut of_a, now).into_iter().for_each(|m| of_b.handle(m, now).unwrap());
+            said(&mut of_b, now).into_iter().for_each(|m| of_a.handle(m, now).unwrap());
+        }
+        let (ours, theirs) = (a.get("t").unwrap(), b.get("t").unwrap());
+        assert_eq!(theirs.used(), KEYS as usize, "after {delivered} messages");
+        assert_eq!(ours.digest(now), theirs.digest(now));
+        assert_eq!(of_a.totals.taught_out, 0);
+        let again = of_a.totals.updates_out - before;
+        let had = 150 * delivered as u64;
+        assert!(again <= u64::from(KEYS) - had + 50, "{again} sent after {delivered} messages");
+    }
+}
