@@ -1,0 +1,238 @@
+//! Commands about the other nodes: `show cluster`, `show peers`.
+
+use std::fmt::Write as _;
+
+use phalanx_cluster::{Cluster, NodeStatus, Status};
+use phalanx_config::Level;
+use phalanx_engine::log;
+use serde_json::json;
+
+use super::Context;
+use super::keyword::{Answer, Call, Keyword, Run};
+
+pub(super) const KEYWORDS: &[Keyword] = &[
+    Keyword {
+        words: &["show", "cluster"],
+        usage: "[json]",
+        text: "report the nodes of the cluster and their agreement",
+        level: Level::User,
+        run: Run::Now(show_cluster),
+    },
+    Keyword {
+        words: &["show", "peers"],
+        usage: "[dict|-] [section]",
+        text: "dump some information about all the peers or this peers section",
+        level: Level::User,
+        run: Run::Now(show_peers),
+    },
+];
+
+const NO_CLUSTER: &str = "The configuration has no 'cluster' section.";
+
+/// Peers that stick tables are replicated with, and how many of them are connected.
+pub(super) fn peer_counts(ctx: &Context) -> (u32, u32) {
+    let Some(cluster) = ctx.authority.cluster() else { return (0, 0) };
+    let peers = cluster.sync().status();
+    let connected = peers.iter().filter(|p| p.sync.state != "down").count();
+    (peers.len() as u32, connected as u32)
+}
+
+fn show_cluster(call: &Call<'_>) -> Answer {
+    let as_json = match call.arg(0) {
+        "" => false,
+        "json" => true,
+        other => return Answer::error(format!("'show cluster' expects nothing or 'json', not '{other}'.")),
+    };
+    match call.ctx.authority.cluster().map(Cluster::status) {
+        Some(status) if as_json => Answer::dump(json_of(&status)),
+        Some(status) => Answer::dump(table_of(&status)),
+        None if as_json => Answer::dump(json!({"cluster": null, "leader": null, "nodes": []}).to_string()),
+        None => Answer::info(NO_CLUSTER),
+    }
+}
+
+fn json_of(status: &Status) -> String {
+    let node = |n: &NodeStatus| {
+        json!({
+            "name": n.name,
+            "addr": n.addr,
+            "local": n.local,
+            "witness": n.witness,
+            "voter": n.voter,
+            "state": n.state.to_string(),
+            "seen_ms": n.seen.map(|d| d.as_millis() as u64),
+            "problem": n.problem,
+            "applied": n.applied,
+            "version": n.version,
+            "incarnation": n.incarnation,
+        })
+    };
+    let nodes: Vec<_> = status.nodes.iter().map(node).collect();
+    json!({
+        "cluster": status.cluster,
+        "node": status.node,
+        "leader": status.leader,
+        "term": status.term,
+        "quorum": status.quorum,
+        "stopped": status.stopped,
+        "last_log": status.last_log,
+        "committed": status.committed,
+        "applied": status.applied,
+        "snapshot": status.snapshot,
+        "revision": status.revision,
+        "nodes": nodes,
+    })
+    .to_string()
+}
+
+fn table_of(status: &Status) -> String {
+    let index = |n: Option<u64>| n.map_or("-".to_owned(), |n| n.to_string());
+    let mut out = format!(
+        "# cluster: {}, node: {}, leader: {}, term: {}, quorum: {}, revision: {}\n\
+         # log: last={} committed={} applied={} snapshot={}\n",
+        status.cluster,
+        status.node,
+        status.leader.as_deref().unwrap_or("-"),
+        status.term,
+        if status.quorum { "yes" } else { "no" },
+        status.revision,
+        index(status.last_log),
+        index(status.committed),
+        index(status.applied),
+        index(status.snapshot),
+    );
+    if let Some(why) = &status.stopped {
+        let _ = writeln!(out, "# this node takes no part any more: {}", one_line(why));
+    }
+    let header = ["# name", "addr", "state", "votes", "seen", "applied", "version", "problem"];
+    let mut rows = vec![header.map(str::to_owned)];
+    for n in &status.nodes {
+        rows.push([
+            n.name.clone(),
+            n.addr.clone(),
+            n.state.to_string(),
+            match (n.voter, n.witness) {
+                (true, true) => "witness".to_owned(),
+                (true, false) => "yes".to_owned(),
+                (false, _) => "no".to_owned(),
+            },
+            n.seen.map_or("-".to_owned(), |d| format!("{}ms", d.as_millis())),
+            index(n.applied),
+            n.version.clone().unwrap_or_else(|| "-".to_owned()),
+            n.problem.as_deref().map_or("-".to_owned(), one_line),
+        ]);
+    }
+    align(&rows, &mut out);
+    out
+}
+
+/// Prints columns under each other.
+pub(super) fn align<const N: usize>(rows: &[[String; N]], out: &mut String) {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    for row in rows {
+        let line: Vec<String> = row.iter().zip(widths).map(|(cell, w)| format!("{cell:<w$}")).collect();
+        let _ = writeln!(out, "{}", line.join("  ").trim_end());
+    }
+}
+
+/// Text from elsewhere in one line: an empty one would end the answer.
+pub(super) fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn show_peers(call: &Call<'_>) -> Answer {
+    let section = match (call.arg(0), call.arg(1)) {
+        ("dict" | "-", name) => name,
+        (name, _) => name,
+    };
+    let Some(cluster) = call.ctx.authority.cluster() else {
+        return if section.is_empty() { Answer::done() } else { Answer::error("No such peers") };
+    };
+    let status = cluster.status();
+    if !section.is_empty() && section != status.cluster {
+        return Answer::error("No such peers");
+    }
+    let mut date = Vec::new();
+    log::bracketed(call.now.unix_us, &mut date);
+    let date = String::from_utf8_lossy(&date);
+    let mut out = format!(
+        "{:#x}: {date} id={} disabled=0 flags=0x0 resync_timeout=<NEVER>\n",
+        number(&status.cluster),
+        status.cluster,
+    );
+    let addr = |name: &str| status.nodes.iter().find(|n| n.name == name).map_or("?", |n| n.addr.as_str());
+    let _ = writeln!(
+        out,
+        "  {:#x}: id={}(local,inactive) addr={} last_status=NONE",
+        number(&status.node),
+        status.node,
+        addr(&status.node)
+    );
+    for peer in cluster.sync().status() {
+        peer_lines(&peer, addr(&peer.sync.name), &mut out);
+    }
+    Answer::dump(out)
+}
+
+fn peer_lines(peer: &phalanx_cluster::sync::PeerStatus, addr: &str, out: &mut String) {
+    let sync = &peer.sync;
+    let up = sync.state != "down";
+    let (activity, last) = if up { ("active", "ESTA") } else { ("inactive", "CONN") };
+    let _ = writeln!(
+        out,
+        "  {:#x}: id={}(remote,{activity}) addr={addr} app_state={} last_status={last}",
+        number(&sync.name),
+        sync.name,
+        sync.state,
+    );
+    let _ = writeln!(
+        out,
+        "        new_conn={} lag_updates={} lag_ms={} in_flight={} repairs={} incarnation={}",
+        sync.totals.sessions,
+        sync.lag_updates,
+        sync.lag.as_millis(),
+        sync.in_flight,
+        sync.totals.repairs,
+        sync.incarnation,
+    );
+    let _ = writeln!(
+        out,
+        "        bytes_in={} bytes_out={} updates_out={} taught_out={} entries_in={}",
+        peer.bytes_in,
+        peer.bytes_out,
+        sync.totals.updates_out,
+        sync.totals.taught_out,
+        sync.totals.entries_in,
+    );
+    if let Some(problem) = &peer.problem {
+        let _ = writeln!(out, "        problem={}", one_line(problem));
+    }
+    if sync.tables.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "        shared tables:");
+    for table in &sync.tables {
+        let remote = table.remote_digest.map_or("-".to_owned(), |d| format!("{d:016x}"));
+        let _ = writeln!(
+            out,
+            "          table: id={} matched={} learned={} lag_updates={} digest={:016x} remote_digest={remote} \
+             in_sync={}",
+            table.name,
+            u8::from(table.matched),
+            u8::from(table.learned),
+            table.lag_updates,
+            table.digest,
+            u8::from(table.remote_digest == Some(table.digest)),
+        );
+    }
+}
+
+/// A stable number where HAProxy prints an address.
+fn number(name: &str) -> u64 {
+    phalanx_cluster::node_id(name)
+}

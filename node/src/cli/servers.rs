@@ -1,0 +1,457 @@
+//! Commands on servers: showing them, and every change of them.
+//!
+//! A change is checked against this node's state, in HAProxy's words, and then proposed to the
+//! [`Authority`](super::Authority): all nodes carry it out, this one before the answer goes out.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use phalanx_config::{Level, ServerOptions};
+use phalanx_engine::backend::Backend;
+use phalanx_engine::balance;
+use phalanx_engine::registry::{Admin, Base, Change, Command, Force, Origin, Reply, Target, Weight};
+use phalanx_engine::server::{self, Server};
+use phalanx_engine::state::sessions::Kill;
+
+use super::Context;
+use super::keyword::{Answer, Call, Keyword, Run};
+
+mod show;
+
+pub(super) const KEYWORDS: &[Keyword] = &[
+    Keyword {
+        words: &["show", "backend"],
+        usage: "",
+        text: "list backends in the current running config",
+        level: Level::User,
+        run: Run::Now(show::backends),
+    },
+    Keyword {
+        words: &["show", "servers", "state"],
+        usage: "[<backend>]",
+        text: "dump volatile server information (all or for a single backend)",
+        level: Level::User,
+        run: Run::Now(show::state),
+    },
+    Keyword {
+        words: &["show", "servers", "conn"],
+        usage: "[<backend>]",
+        text: "dump server connections status (all or for a single backend)",
+        level: Level::User,
+        run: Run::Now(show::conn),
+    },
+    Keyword {
+        words: &["get", "weight"],
+        usage: "<bk>/<srv>",
+        text: "report a server's current weight",
+        level: Level::User,
+        run: Run::Now(get_weight),
+    },
+    Keyword {
+        words: &["add", "server"],
+        usage: "<bk>/<srv> <addr> [opts]*",
+        text: "create a new server",
+        level: Level::Admin,
+        run: Run::Later(|call| Box::pin(add(call))),
+    },
+    Keyword {
+        words: &["add", "server", "help"],
+        usage: "",
+        text: "list the options that a new server may have",
+        level: Level::User,
+        run: Run::Now(|_| Answer::info(ADD_HELP)),
+    },
+    Keyword {
+        words: &["del", "server"],
+        usage: "<bk>/<srv>",
+        text: "remove a server",
+        level: Level::Admin,
+        run: Run::Later(|call| Box::pin(del(call))),
+    },
+    Keyword {
+        words: &["enable", "server"],
+        usage: "<bk>/<srv>",
+        text: "enable a disabled server",
+        level: Level::Admin,
+        run: Run::Later(|call| Box::pin(change(call, Change::Admin(Admin::Ready)))),
+    },
+    Keyword {
+        words: &["disable", "server"],
+        usage: "<bk>/<srv>",
+        text: "disable a server for maintenance",
+        level: Level::Admin,
+        run: Run::Later(|call| Box::pin(change(call, Change::Admin(Admin::Maint)))),
+    },
+    Keyword {
+        words: &["enable", "health"],
+        usage: "<bk>/<srv>",
+        text: "enable health checks",
+        level: Level::Admin,
+        run: Run::Later(|call| Box::pin(change(call, Change::Check(true)))),
+    },
+    Keyword {
+        words: &["disable", "health"],
+        usage: "<bk>/<srv>",
+        text: "disable health checks",
+        level: Level::Admin,
+        run: Run::Later(|call| Box::pin(change(call, Change::Check(false)))),
+    },
+    Keyword {
+        words: &["set", "weight"],
+        usage: "<bk>/<srv> <weight>[%]",
+        text: "change a server's weight",
+        level: Level::Admin,
+        run: Run::Later(|call| Box::pin(set_weight(call))),
+    },
+    Keyword {
+        words: &["set", "maxconn", "server"],
+        usage: "<bk>/<srv> <value>",
+        text: "change a server's maxconn setting",
+        level: Level::Admin,
+        run: Run::Later(|call| Box::pin(set_maxconn(call))),
+    },
+    Keyword {
+        words: &["set", "server"],
+        usage: "<bk>/<srv> [opts]",
+        text: "change a server's state, weight, address or health",
+        level: Level::Admin,
+        run: Run::Later(|call| Box::pin(set(call))),
+    },
+    Keyword {
+        words: &["shutdown", "sessions", "server"],
+        usage: "<bk>/<srv>",
+        text: "kill sessions on a server",
+        level: Level::Admin,
+        run: Run::Now(shutdown_sessions),
+    },
+];
+
+const ADD_HELP: &str = "List of keywords supported for dynamic servers:\n\
+    addr <ip>\nbackup\ncheck\ncookie <value>\ndisabled\ndowninter <time>\nfall <count>\nfastinter <time>\n\
+    id <number>\ninter <time>\nmaxconn <number>\nmaxqueue <number>\nminconn <number>\n\
+    on-marked-down shutdown-sessions\npool-max-conn <number>\npool-purge-delay <time>\nport <number>\n\
+    rise <count>\nslowstart <time>\nweight <number>";
+
+/// How long `del server` waits for pooled connections that are being closed.
+const POOL_DRAIN: Duration = Duration::from_secs(1);
+
+/// A backend and a server of it.
+pub(super) type Found = (Arc<Backend>, Arc<Server>);
+
+/// The server called `backend/server`.
+///
+/// # Errors
+/// In HAProxy's words.
+pub(super) fn find(ctx: &Context, name: &str) -> Result<Found, &'static str> {
+    let (backend, name) = split(name)?;
+    let backend = ctx.state.plan().backend(backend).cloned().ok_or("No such backend.")?;
+    let server = backend.server(name).ok_or("No such server.")?;
+    Ok((backend, server))
+}
+
+fn split(name: &str) -> Result<(&str, &str), &'static str> {
+    name.split_once('/').ok_or("Require 'backend/server'.")
+}
+
+/// Why a server cannot be deleted now.
+pub(super) enum Kept {
+    /// Waiting does not help.
+    Never(&'static str),
+    /// Connections have to end first; whether only idle ones are left.
+    Busy(bool),
+}
+
+const BUSY: &str = "Server still has connections attached to it, cannot remove it.";
+
+/// Whether `del server` would accept this one, as far as this node knows.
+pub(super) fn removable(ctx: &Context, name: &str) -> Result<Found, Kept> {
+    let (backend, server) = find(ctx, name).map_err(Kept::Never)?;
+    if !server.admin().maint() {
+        return Err(Kept::Never("Only servers in maintenance mode can be deleted."));
+    }
+    let sessions = server.served() > 0 || server.queued() > 0;
+    if sessions || server.idle.load(Relaxed) > 0 {
+        return Err(Kept::Busy(!sessions));
+    }
+    Ok((backend, server))
+}
+
+fn target(backend: &Backend, server: &Server) -> Target {
+    Target {
+        backend: backend.name().to_string(),
+        name: server.name().to_string(),
+        origin: match server.origin() {
+            server::Origin::Config => Origin::Config,
+            server::Origin::Runtime => Origin::Added,
+        },
+        base: Base::of(&server.config()),
+    }
+}
+
+async fn propose(ctx: &Context, command: Command) -> Answer {
+    match ctx.authority.propose(command).await {
+        Ok(Reply::Ok) => Answer::done(),
+        Ok(Reply::Text(text)) => Answer::notice(text),
+        Ok(Reply::Refused(text)) => Answer::error(text),
+        Err(reason) => Answer::error(format!("Not done: {reason}.")),
+    }
+}
+
+async fn add(call: &Call<'_>) -> Answer {
+    let (backend, name) = match split(call.arg(0)) {
+        Ok(parts) => parts,
+        Err(why) => return Answer::error(why),
+    };
+    let Some(backend) = call.ctx.state.plan().backend(backend).cloned() else {
+        return Answer::error("No such backend.");
+    };
+    if !balance::is_dynamic(&backend.config()) {
+        return Answer::error(
+            "Backend does not support dynamic servers : it must use a dynamic load balancing algorithm.",
+        );
+    }
+    if backend.server(name).is_some() {
+        return Answer::error("Already exists a server with the same name in backend.");
+    }
+    let (address, args) = (call.arg(1).to_owned(), call.args.get(2..).unwrap_or_default().to_vec());
+    let parsed = {
+        // The name may have to be looked up, and the system's resolver blocks.
+        let (name, address, args, resolve) = (name.to_owned(), address, args.clone(), call.ctx.resolve);
+        tokio::task::spawn_blocking(move || {
+            let words: Vec<&str> = args.iter().map(String::as_str).collect();
+            phalanx_config::server_from_args(&name, &address, &words, &ServerOptions::default(), &resolve)
+        })
+        .await
+    };
+    let server = match parsed {
+        Ok(Ok(server)) => server,
+        Ok(Err(why)) => return Answer::error(why),
+        Err(_) => return Answer::error("The server's words could not be read."),
+    };
+    let id_hint = backend.config().servers.iter().map(|s| s.id).max().unwrap_or(0).saturating_add(1);
+    let command = Command::AddServer {
+        backend: backend.name().to_string(),
+        name: name.to_owned(),
+        host: server.host,
+        addr: server.addr,
+        args,
+        id_hint,
+    };
+    propose(call.ctx, command).await
+}
+
+async fn del(call: &Call<'_>) -> Answer {
+    let end = tokio::time::Instant::now() + POOL_DRAIN;
+    loop {
+        match removable(call.ctx, call.arg(0)) {
+            Ok((backend, server)) => {
+                let target = target(&backend, &server);
+                return propose(call.ctx, Command::DelServer { target }).await;
+            }
+            Err(Kept::Never(why)) => return Answer::error(why),
+            // Pooled connections of a server in maintenance are closed by themselves.
+            Err(Kept::Busy(true)) if tokio::time::Instant::now() < end => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            Err(Kept::Busy(_)) => return Answer::error(BUSY),
+        }
+    }
+}
+
+async fn change(call: &Call<'_>, change: Change) -> Answer {
+    match find(call.ctx, call.arg(0)) {
+        Ok(found) => set_server(call.ctx, &found, change).await,
+        Err(why) => Answer::error(why),
+    }
+}
+
+async fn set_server(ctx: &Context, (backend, server): &Found, change: Change) -> Answer {
+    if change == Change::Check(true) && !server.check().configured {
+        return Answer::error("Health check was not configured on this server, cannot enable.");
+    }
+    let target = target(backend, server);
+    propose(ctx, Command::SetServer { target, change }).await
+}
+
+fn get_weight(call: &Call<'_>) -> Answer {
+    match find(call.ctx, call.arg(0)) {
+        Ok((_, server)) => Answer::info(format!("{} (initial {})", server.weight(), server.initial_weight())),
+        Err(why) => Answer::error(why),
+    }
+}
+
+async fn set_weight(call: &Call<'_>) -> Answer {
+    match find(call.ctx, call.arg(0)) {
+        Ok(found) => weight(call.ctx, &found, call.arg(1)).await,
+        Err(why) => Answer::error(why),
+    }
+}
+
+async fn weight(ctx: &Context, found: &Found, text: &str) -> Answer {
+    let (backend, server) = found;
+    let weight = match parse_weight(text) {
+        Ok(weight) => weight,
+        Err(why) => return Answer::error(why),
+    };
+    let value = weight.of(server.initial_weight());
+    if !balance::is_dynamic(&backend.config()) && value != 0 && value != server.initial_weight() {
+        return Answer::error(
+            "Backend is using a static LB algorithm and only accepts weights '0%' and '100%'.",
+        );
+    }
+    set_server(ctx, found, Change::Weight(weight)).await
+}
+
+fn parse_weight(text: &str) -> Result<Weight, &'static str> {
+    if text.is_empty() {
+        return Err("Require <weight> or <weight%>.");
+    }
+    let (digits, percent) = match text.strip_suffix('%') {
+        Some(digits) => (digits, true),
+        None => (text, false),
+    };
+    let number = match digits.parse::<i64>() {
+        Ok(number) => number,
+        Err(_) if digits.starts_with(|c: char| c.is_ascii_digit()) => {
+            return Err("Trailing garbage in weight string.");
+        }
+        Err(_) => return Err("Empty weight string empty or preceded by garbage"),
+    };
+    match (percent, u32::try_from(number)) {
+        (true, Ok(number)) => Ok(Weight::Percent(number)),
+        (true, Err(_)) => Err("Relative weight must be positive."),
+        (false, Ok(number)) if number <= 256 => Ok(Weight::Absolute(number)),
+        (false, _) => Err("Absolute weight can only be between 0 and 256 inclusive."),
+    }
+}
+
+async fn set_maxconn(call: &Call<'_>) -> Answer {
+    let found = match find(call.ctx, call.arg(0)) {
+        Ok(found) => found,
+        Err(why) => return Answer::error(why),
+    };
+    match call.arg(1) {
+        "" => Answer::error("Require <maxconn>."),
+        text => match text.parse::<u32>() {
+            Ok(maxconn) => set_server(call.ctx, &found, Change::Maxconn(maxconn)).await,
+            Err(_) if text.starts_with('-') => Answer::error("Value out of range."),
+            Err(_) => Answer::error("maxconn string empty or preceded by garbage"),
+        },
+    }
+}
+
+async fn set(call: &Call<'_>) -> Answer {
+    const USAGE: &str = "usage: set server <backend>/<server> addr | agent | agent-addr | agent-port | \
+        agent-send | check-addr | check-port | fqdn | health | ssl | state | weight";
+    let found = match find(call.ctx, call.arg(0)) {
+        Ok(found) => found,
+        Err(why) => return Answer::error(why),
+    };
+    let ctx = call.ctx;
+    match call.arg(1) {
+        "weight" => weight(ctx, &found, call.arg(2)).await,
+        "state" => match call.arg(2) {
+            "ready" => set_server(ctx, &found, Change::Admin(Admin::Ready)).await,
+            "drain" => set_server(ctx, &found, Change::Admin(Admin::Drain)).await,
+            "maint" => set_server(ctx, &found, Change::Admin(Admin::Maint)).await,
+            _ => Answer::error("'set server <srv> state' expects 'ready', 'drain' and 'maint'."),
+        },
+        "health" => match call.arg(2) {
+            "up" => set_server(ctx, &found, Change::Health(Force::Up)).await,
+            "stopping" => set_server(ctx, &found, Change::Health(Force::Stopping)).await,
+            "down" => set_server(ctx, &found, Change::Health(Force::Down)).await,
+            _ => Answer::error("'set server <srv> health' expects 'up', 'stopping', or 'down'."),
+        },
+        "addr" => set_addr(call, &found).await,
+        "agent" | "agent-addr" | "agent-port" | "agent-send" => {
+            Answer::error("agent checks are not enabled on this server.")
+        }
+        "check-addr" | "check-port" if !found.1.check().configured => {
+            Answer::error("health checks are not enabled on this server")
+        }
+        "check-addr" | "check-port" => Answer::error(
+            "the address of health checks cannot be changed at run time, use 'set server <srv> addr'.",
+        ),
+        "fqdn" => Answer::error("set server <b>/<s> fqdn failed because no resolution is configured."),
+        "ssl" => {
+            Answer::error("'set server <srv> ssl' cannot be set.  default-server should define ssl settings")
+        }
+        _ => Answer::error(USAGE),
+    }
+}
+
+async fn set_addr(call: &Call<'_>, found: &Found) -> Answer {
+    const BY: &str = "by 'stats socket command'";
+    let old = found.1.addr();
+    if call.arg(2).is_empty() {
+        return Answer::error("set server <b>/<s> addr requires an address and optionally a port.");
+    }
+    let Ok(ip) = call.arg(2).parse::<IpAddr>() else {
+        return Answer::error(format!("Invalid addr '{}' {BY}", call.arg(2)));
+    };
+    let port = match (call.arg(3), call.arg(4)) {
+        ("", _) => None,
+        ("port", "") => return Answer::error("set server <b>/<s> addr requires a port after 'port'."),
+        ("port", text) if text.starts_with(['+', '-']) => {
+            return Answer::error(format!("port maps ('{text}') cannot be set at run time."));
+        }
+        ("port", text) => match text.parse::<u16>() {
+            Ok(port) if port > 0 => Some(port),
+            _ => return Answer::error(format!("provided port is not valid ('{text}') {BY}")),
+        },
+        (other, _) => {
+            return Answer::error(format!("'set server <b>/<s> addr' expects 'port', not '{other}'."));
+        }
+    };
+    let mut message = if ip == old.ip() {
+        "no need to change the addr".to_owned()
+    } else {
+        format!("IP changed from '{}' to '{ip}'", old.ip())
+    };
+    match port {
+        Some(port) if port == old.port() => message.push_str(", no need to change the port"),
+        Some(port) => {
+            let _ = write!(message, ", port changed from '{}' to '{port}'", old.port());
+        }
+        None => {}
+    }
+    let answer = set_server(call.ctx, found, Change::Addr { ip, port }).await;
+    if answer == Answer::done() { Answer::notice(format!("{message} {BY}")) } else { answer }
+}
+
+fn shutdown_sessions(call: &Call<'_>) -> Answer {
+    match find(call.ctx, call.arg(0)) {
+        Ok((_, server)) => {
+            call.ctx.state.sessions().kill_on(&server, Kill::Admin);
+            Answer::done()
+        }
+        Err(why) => Answer::error(why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_absolute_or_relative_and_bounded() {
+        for (text, want) in [
+            ("0", Ok(Weight::Absolute(0))),
+            ("256", Ok(Weight::Absolute(256))),
+            ("50%", Ok(Weight::Percent(50))),
+            ("300%", Ok(Weight::Percent(300))),
+            ("257", Err("Absolute weight can only be between 0 and 256 inclusive.")),
+            ("-1", Err("Absolute weight can only be between 0 and 256 inclusive.")),
+            ("-1%", Err("Relative weight must be positive.")),
+            ("", Err("Require <weight> or <weight%>.")),
+            ("abc", Err("Empty weight string empty or preceded by garbage")),
+            ("5x", Err("Trailing garbage in weight string.")),
+            ("%", Err("Empty weight string empty or preceded by garbage")),
+        ] {
+            assert_eq!(parse_weight(text), want, "{text}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! `show backend`, `show servers state`, `show servers conn`.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use phalanx_engine::backend::Backend;
+use phalanx_engine::health::CheckResult;
+use phalanx_engine::server::{OpState, Server};
+
+use crate::cli::keyword::{Answer, Call};
+
+const STATE_HEADER: &str = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state \
+    srv_uweight srv_iweight srv_time_since_last_change srv_check_status srv_check_result srv_check_health \
+    srv_check_state srv_agent_state bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord srv_use_ssl \
+    srv_check_port srv_check_addr srv_agent_addr srv_agent_port\n";
+
+pub(super) fn backends(call: &Call<'_>) -> Answer {
+    let mut out = String::from("# name\n");
+    for backend in call.ctx.state.plan().proxies.iter().filter_map(|p| p.backend.as_ref()) {
+        let _ = writeln!(out, "{}", backend.name());
+    }
+    Answer::dump(out)
+}
+
+fn chosen(call: &Call<'_>) -> Result<Vec<Arc<Backend>>, Answer> {
+    let plan = call.ctx.state.plan_owned();
+    match call.arg(0) {
+        "" => Ok(plan.proxies.iter().filter_map(|p| p.backend.clone()).collect()),
+        name => match plan.backend(name) {
+            Some(backend) => Ok(vec![backend.clone()]),
+            None => Err(Answer::error("Can't find backend.")),
+        },
+    }
+}
+
+pub(super) fn state(call: &Call<'_>) -> Answer {
+    let backends = match chosen(call) {
+        Ok(backends) => backends,
+        Err(answer) => return answer,
+    };
+    let mut out = String::from(STATE_HEADER);
+    for backend in backends {
+        for server in backend.servers().iter() {
+            state_line(call, &backend, server, &mut out);
+        }
+    }
+    Answer::dump(out)
+}
+
+fn state_line(call: &Call<'_>, backend: &Backend, server: &Server, out: &mut String) {
+    let (check, addr, config) = (server.check(), server.addr(), server.config());
+    let since = call.now.mono.saturating_sub(server.last_change().mono).as_secs();
+    let (status, result, health) = match (check.configured, &check.last) {
+        (false, _) => (1, CheckResult::Unknown as u8, 0),
+        (true, None) => (1, CheckResult::Unknown as u8, check.health.value()),
+        (true, Some(last)) => (last.status as u8, last.status.result() as u8, check.health.value()),
+    };
+    // Bits: 2 configured, 4 enabled. A server without `check` counts as configured, as in HAProxy.
+    let state = if check.configured && check.enabled { 6 } else { 2 };
+    let op = server.op_state() as u8;
+    debug_assert!(op <= OpState::Stopping as u8);
+    let fqdn = match config.host.rsplit_once(':').map_or(&*config.host, |(host, _)| host) {
+        host if host.parse::<std::net::IpAddr>().is_ok() || host.starts_with('[') || host.is_empty() => "-",
+        host => host,
+    };
+    let check_port = config.options.check_port.unwrap_or(0);
+    let check_addr = config.options.check_addr.map_or("-".to_owned(), |a| a.to_string());
+    let _ = writeln!(
+        out,
+        "{} {} {} {} {} {op} {} {} {} {since} {status} {result} {health} {state} 0 0 0 {fqdn} {} - 0 \
+         {check_port} {check_addr} - 0",
+        backend.id(),
+        backend.name(),
+        server.id(),
+        server.name(),
+        addr.ip(),
+        server.admin().0,
+        server.weight(),
+        server.initial_weight(),
+        addr.port(),
+    );
+}
+
+pub(super) fn conn(call: &Call<'_>) -> Answer {
+    let backends = match chosen(call) {
+        Ok(backends) => backends,
+        Err(answer) => return answer,
+    };
+    let mut out = String::from(
+        "# bkname/svname bkid/svid addr port - purge_delay served used_cur used_max need_est idle_sess \
+         unsafe_nb safe_nb idle_lim idle_cur idle_per_thr[0]\n",
+    );
+    for backend in backends {
+        for server in backend.servers().iter() {
+            let (options, addr) = (server.options(), server.addr());
+            let (idle, served) = (server.idle.load(Relaxed), server.served());
+            let limit = options.pool_max_conn.map_or(-1, i64::from);
+            let _ = writeln!(
+                out,
+                "{0}/{1} {2}/{3} {4} {5} - {6} {served} {served} {7} {served} 0 0 {idle} {limit} {idle}",
+                backend.name(),
+                server.name(),
+                backend.id(),
+                server.id(),
+                addr.ip(),
+                addr.port(),
+                options.pool_purge_delay.as_millis(),
+                server.served_max(),
+            );
+        }
+    }
+    Answer::dump(out)
+}

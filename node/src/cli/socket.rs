@@ -1,0 +1,152 @@
+//! The sockets of the Runtime API: opening them, accepting, a bound on connections.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use phalanx_config::{StatsAddr, StatsSocket};
+use phalanx_sys::unix;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tracing::warn;
+
+use super::Context;
+use super::session::Session;
+
+/// Connections of one socket at a time; the next ones wait in its backlog.
+const MAX_CONNECTIONS: usize = 64;
+
+/// A `stats socket` that could not be opened.
+#[derive(Debug)]
+pub(crate) struct Error {
+    /// Its address, as in `show cli sockets`.
+    pub(crate) address: String,
+    /// Why.
+    pub(crate) error: io::Error,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot bind stats socket '{}' ({})", self.address, self.error)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// An open `stats socket`.
+pub(crate) struct Listener {
+    config: StatsSocket,
+    socket: Socket,
+}
+
+enum Socket {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    /// Its line of the configuration.
+    pub(crate) fn config(&self) -> &StatsSocket {
+        &self.config
+    }
+
+    /// The port that a TCP socket got, for `:0`.
+    pub(crate) fn port(&self) -> Option<u16> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.local_addr().ok().map(|a| a.port()),
+            Socket::Unix(_) => None,
+        }
+    }
+}
+
+/// An address as `show cli sockets` prints it.
+pub(super) fn address(addr: &StatsAddr) -> String {
+    match addr {
+        StatsAddr::Unix(path) => format!("unix@{}", path.display()),
+        StatsAddr::Tcp(addr) if addr.is_ipv4() => format!("ipv4@{addr}"),
+        StatsAddr::Tcp(addr) => format!("ipv6@{addr}"),
+    }
+}
+
+/// Opens a socket. Must be called within a tokio runtime.
+///
+/// # Errors
+/// Which socket, and why.
+pub(crate) fn listen(config: &StatsSocket) -> Result<Listener, Error> {
+    let open = || -> io::Result<Socket> {
+        match &config.addr {
+            StatsAddr::Unix(path) => {
+                let access = unix::Access { mode: config.mode, uid: config.uid, gid: config.gid };
+                UnixListener::from_std(unix::listen(path, access)?).map(Socket::Unix)
+            }
+            StatsAddr::Tcp(addr) => {
+                // Without SO_REUSEPORT: another process must not take half of the commands.
+                let socket = match addr {
+                    std::net::SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
+                    std::net::SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
+                };
+                socket.set_reuseaddr(true)?;
+                socket.bind(*addr)?;
+                socket.listen(128).map(Socket::Tcp)
+            }
+        }
+    };
+    match open() {
+        Ok(socket) => Ok(Listener { config: config.clone(), socket }),
+        Err(error) => Err(Error { address: address(&config.addr), error }),
+    }
+}
+
+/// Serves a socket until `stop` says so; commands that are under way end with it.
+pub(crate) async fn serve(listener: Listener, ctx: Arc<Context>, mut stop: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    let level = listener.config.level;
+    loop {
+        while connections.try_join_next().is_some() {}
+        let next = async {
+            // The place first: a connection that cannot be served yet stays in the backlog.
+            let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+            accept(&listener.socket).await.map(|stream| (stream, place))
+        };
+        let accepted = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => break,
+            accepted = next => accepted,
+        };
+        match accepted {
+            Ok((stream, place)) => {
+                let ctx = ctx.clone();
+                connections.spawn(async move {
+                    let _place = place;
+                    Session::new(stream, &ctx, level).run().await;
+                });
+            }
+            Err(error) => {
+                let address = address(&listener.config.addr);
+                warn!("stats socket '{address}': accept failed: {error}");
+                // Out of descriptors: trying at once again would only burn the processor.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    connections.shutdown().await;
+}
+
+/// A connection of either kind.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync> Stream for T {}
+
+async fn accept(socket: &Socket) -> io::Result<Box<dyn Stream>> {
+    match socket {
+        Socket::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
+        Socket::Tcp(listener) => {
+            let (stream, _) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream))
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! `show table`, `set table`, `clear table`.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use phalanx_config::{KeyType, Level};
+use phalanx_engine::stick::{self, Cleared, Input, Key, Row, Scratch, SetError, Table};
+
+use super::keyword::{Answer, Call, Keyword, Run};
+
+pub(super) const KEYWORDS: &[Keyword] = &[
+    Keyword {
+        words: &["show", "table"],
+        usage: "<table> [<filter>]*",
+        text: "report table usage stats or dump this table's contents (filter: data/key)",
+        level: Level::User,
+        run: Run::Now(show),
+    },
+    Keyword {
+        words: &["set", "table"],
+        usage: "<table> key <k> [data.* <v>]*",
+        text: "update or create a table entry's data",
+        level: Level::Admin,
+        run: Run::Now(set),
+    },
+    Keyword {
+        words: &["clear", "table"],
+        usage: "<table> [<filter>]*",
+        text: "remove an entry from a table (filter: data/key)",
+        level: Level::Admin,
+        run: Run::Now(clear),
+    },
+];
+
+/// `data.<type>` filters that one command may have.
+const MAX_FILTERS: usize = 4;
+
+fn find(call: &Call<'_>) -> Result<Arc<Table>, Answer> {
+    call.ctx.tables().get(call.arg(0)).ok_or_else(|| Answer::error("No such table"))
+}
+
+fn show(call: &Call<'_>) -> Answer {
+    let mut out = String::new();
+    if call.args.is_empty() {
+        for table in call.ctx.tables().list() {
+            header(&table, &mut out);
+        }
+        return Answer::dump(out);
+    }
+    let table = match find(call) {
+        Ok(table) => table,
+        Err(answer) => return answer,
+    };
+    let selection = match Selection::parse(
+        &table,
+        &call.args[1..],
+        "Optional argument only supports \"data.<store_data_type>\" <operator> <value> and key <key>",
+    ) {
+        Ok(selection) => selection,
+        Err(answer) => return answer,
+    };
+    if call.level < Level::Operator && !matches!(selection, Selection::All) {
+        return Answer::error("Permission denied");
+    }
+    match selection {
+        Selection::Key(text) => {
+            let mut scratch = Scratch::default();
+            let Some(key) = key(&table, text, &mut scratch) else { return invalid_key(&table) };
+            let mut lines = String::new();
+            if table.show(&key, call.now, |row| entry(&table, &row, &mut lines)) {
+                header(&table, &mut out);
+                out.push_str(&lines);
+            }
+        }
+        Selection::All if call.level < Level::Operator => {
+            header(&table, &mut out);
+            out.push_str("# contents not dumped due to insufficient privileges\n");
+        }
+        Selection::All => {
+            header(&table, &mut out);
+            table.dump(call.now, |row| entry(&table, &row, &mut out));
+        }
+        Selection::Filters(filters) => {
+            header(&table, &mut out);
+            table.dump(call.now, |row| {
+                if filters.iter().all(|f| f.matches(&row)) {
+                    entry(&table, &row, &mut out);
+                }
+            });
+        }
+    }
+    Answer::dump(out)
+}
+
+fn header(table: &Table, out: &mut String) {
+    let _ = writeln!(
+        out,
+        "# table: {}, type: {}, size:{}, used:{}",
+        table.name(),
+        table.type_name(),
+        table.size(),
+        table.used()
+    );
+}
+
+fn entry(table: &Table, row: &Row<'_>, out: &mut String) {
+    let exp = row.exp.map_or(0, |exp| exp.as_millis());
+    let _ = write!(out, "{:#x}: key={} use={} exp={exp} shard=0", row.ptr, Shown(&row.key), row.uses);
+    for (column, value) in table.layout().columns().iter().zip(row.values) {
+        if column.period > 0 {
+            let _ = write!(out, " {}({})={value}", column.of.name, column.period);
+        } else {
+            let _ = write!(out, " {}={value}", column.of.name);
+        }
+    }
+    out.push('\n');
+}
+
+/// A key that cannot break the line it stands in, whatever a client put into it.
+struct Shown<'a, 'k>(&'a Key<'k>);
+
+impl std::fmt::Display for Shown<'_, '_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Key::Str(text) = self.0 else { return write!(f, "{}", self.0) };
+        for &b in *text {
+            match b {
+                b' ' | b'\\' | b'=' => write!(f, "\\{}", b as char)?,
+                33..=126 => write!(f, "{}", b as char)?,
+                b'\n' => f.write_str("\\n")?,
+                b'\r' => f.write_str("\\r")?,
+                b'\t' => f.write_str("\\t")?,
+                _ => write!(f, "\\x{b:02x}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which entries are meant.
+enum Selection<'a> {
+    All,
+    Key(&'a str),
+    Filters(Vec<Filter>),
+}
+
+/// `data.<type> <operator> <value>`.
+struct Filter {
+    column: usize,
+    operator: fn(&u64, &u64) -> bool,
+    value: u64,
+}
+
+impl Filter {
+    fn matches(&self, row: &Row<'_>) -> bool {
+        row.values.get(self.column).is_some_and(|value| (self.operator)(value, &self.value))
+    }
+}
+
+impl<'a> Selection<'a> {
+    fn parse(table: &Table, args: &'a [String], usage: &str) -> Result<Selection<'a>, Answer> {
+        match args.first().map(String::as_str) {
+            None => return Ok(Selection::All),
+            Some("key") => {
+                return match args.get(1) {
+                    Some(key) if args.len() == 2 => Ok(Selection::Key(key)),
+                    Some(_) => Err(Answer::error("Only one key may be given.")),
+                    None => Err(Answer::error("Key value expected")),
+                };
+            }
+            Some(_) => {}
+        }
+        let mut filters = Vec::new();
+        for (index, words) in args.chunks(3).enumerate() {
+            let fault = |text: &str| Answer::error(format!("Filter entry #{}: {text}", index + 1));
+            let Some(name) = words[0].strip_prefix("data.") else { return Err(Answer::error(usage)) };
+            if index >= MAX_FILTERS {
+                return Err(Answer::error(format!("At most {MAX_FILTERS} filters are supported.")));
+            }
+            if stick::by_name(name).is_none() {
+                return Err(fault("Unknown data type"));
+            }
+            let column =
+                table.layout().find(name).ok_or_else(|| fault("Data type not stored in this table"))?;
+            let operator: fn(&u64, &u64) -> bool = match words.get(1).map(String::as_str) {
+                Some("eq") => u64::eq,
+                Some("ne") => u64::ne,
+                Some("le") => u64::le,
+                Some("ge") => u64::ge,
+                Some("lt") => u64::lt,
+                Some("gt") => u64::gt,
+                _ => {
+                    return Err(fault(
+                        "Require and operator among \"eq\", \"ne\", \"le\", \"ge\", \"lt\", \"gt\"",
+                    ));
+                }
+            };
+            let value = words.get(2).and_then(|v| v.parse().ok());
+            let value = value.ok_or_else(|| fault("Require a valid integer value to compare against"))?;
+            filters.push(Filter { column, operator, value });
+        }
+        Ok(Selection::Filters(filters))
+    }
+}
+
+/// A key of the table's type from the word that names it.
+fn key<'a>(table: &Table, text: &'a str, scratch: &'a mut Scratch) -> Option<Key<'a>> {
+    let input = match table.key_type() {
+        KeyType::Ip | KeyType::Ipv6 => Input::Ip(text.parse().ok()?),
+        KeyType::Integer => Input::Int(text.parse().ok()?),
+        KeyType::String(_) => Input::Bytes(text.as_bytes()),
+    };
+    table.key(input, scratch)
+}
+
+fn invalid_key(table: &Table) -> Answer {
+    Answer::error(format!("Invalid key value, the table's keys are of type '{}'.", table.type_name()))
+}
+
+fn set(call: &Call<'_>) -> Answer {
+    if call.args.is_empty() {
+        return Answer::error("Required arguments: <table> key <key> [data.<store_data_type> <value>]*");
+    }
+    let table = match find(call) {
+        Ok(table) => table,
+        Err(answer) => return answer,
+    };
+    match (call.arg(1), call.arg(2)) {
+        ("key", "") => return Answer::error("Key value expected"),
+        ("key", _) => {}
+        _ => return Answer::error("Required arguments: <table> key <key> [data.<store_data_type> <value>]*"),
+    }
+    let mut scratch = Scratch::default();
+    let Some(key) = key(&table, call.arg(2), &mut scratch) else { return invalid_key(&table) };
+    let mut data = Vec::new();
+    for pair in call.args[3..].chunks(2) {
+        let Some(name) = pair[0].strip_prefix("data.") else {
+            return Answer::error("\"data.<type>\" followed by a value expected");
+        };
+        let Some(of) = stick::by_name(name) else { return Answer::error("Unknown data type") };
+        if table.layout().find(name).is_none() {
+            return Answer::error("Data type not stored in this table");
+        }
+        let Some(value) = pair.get(1).and_then(|v| v.parse::<u32>().ok()) else {
+            return Answer::error("Require a valid integer value to store");
+        };
+        data.push((of.name, u64::from(value)));
+    }
+    match table.set(&key, &data, call.now) {
+        Ok(()) => Answer::done(),
+        Err(SetError::NotStored(_)) => Answer::error("Data type not stored in this table"),
+        Err(SetError::Full) => Answer::error("Unable to allocate a new entry"),
+    }
+}
+
+fn clear(call: &Call<'_>) -> Answer {
+    const USAGE: &str =
+        "Required arguments: <table> \"data.<store_data_type>\" <operator> <value> or <table> key <key>";
+    if call.args.is_empty() {
+        return Answer::error(USAGE);
+    }
+    let table = match find(call) {
+        Ok(table) => table,
+        Err(answer) => return answer,
+    };
+    match Selection::parse(&table, &call.args[1..], USAGE) {
+        Err(answer) => answer,
+        Ok(Selection::All) => {
+            table.clear(call.now);
+            Answer::done()
+        }
+        Ok(Selection::Key(text)) => {
+            let mut scratch = Scratch::default();
+            let Some(key) = key(&table, text, &mut scratch) else { return invalid_key(&table) };
+            match table.clear_key(&key, call.now) {
+                Cleared::InUse => Answer::error("Entry currently in use, cannot remove"),
+                Cleared::Removed | Cleared::Absent => Answer::done(),
+            }
+        }
+        Ok(Selection::Filters(filters)) => {
+            table.clear_where(call.now, |row| filters.iter().all(|f| f.matches(row)));
+            Answer::done()
+        }
+    }
+}
