@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic::service::Routes;
+use tracing::error;
 
 pub use self::identity::{Caller, PROTOCOL, node_id};
 pub use self::peer::{Known, Lane, Line, Peer, Peers};
@@ -105,7 +106,9 @@ impl fmt::Display for StartError {
                 listed.join(", ")
             ),
             StartError::Node { node, reason } => write!(f, "node '{node}': {reason}"),
-            StartError::Data { dir, reason } => write!(f, "data-dir '{}': {reason}", dir.display()),
+            StartError::Data { dir, reason } => {
+                write!(f, "data-dir '{}': {reason}", dir.display())
+            }
         }
     }
 }
@@ -117,8 +120,10 @@ impl std::error::Error for StartError {}
 pub struct Cluster(Arc<Parts>);
 
 struct Parts {
+    settings: Arc<Settings>,
     peers: Peers,
-    raft: raft::Raft,
+    /// Or why this node has no log.
+    raft: Result<raft::Raft, String>,
     vips: Option<vip::Vips>,
     sync: sync::Handle,
     stop: watch::Sender<bool>,
@@ -135,7 +140,8 @@ impl Cluster {
     /// were started before, see [`vip::Vips::start`]; their service is added to the port.
     ///
     /// # Errors
-    /// The settings or the data directory cannot be used. Peers are never the reason.
+    /// The settings or the data directory cannot be used. Peers are never the reason, and neither is
+    /// a disk that is full or broken: then the node forwards without runtime commands.
     pub async fn start(
         settings: Settings,
         tables: Arc<Tables>,
@@ -155,20 +161,32 @@ impl Cluster {
         let peers = Peers::new(&settings)?;
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        let raft = raft::Raft::start(settings.clone(), peers.clone(), on_registry).await?;
-        tasks.spawn(raft.clone().tend());
+        let raft = match raft::Raft::start(settings.clone(), peers.clone(), on_registry).await {
+            Ok(raft) => Ok(raft),
+            Err(raft::Failed::Start(error)) => return Err(error),
+            Err(raft::Failed::Disk(reason)) => {
+                error!("cluster {}: {reason}: no runtime commands on this node", settings.name);
+                Err(reason)
+            }
+        };
+        if let Ok(raft) = &raft {
+            tasks.spawn(raft.clone().tend());
+        }
         for peer in peers.iter() {
             tasks.spawn(peer.clone().probe());
         }
         let sync = sync::Handle::new(&settings.name, tables, &peers, clock, stopped.clone());
         tasks.spawn(sync.clone().run(peers.clone()));
-        let mut routes = Routes::new(raft::service::server(raft.clone())).add_service(sync.service());
+        let mut routes = Routes::new(sync.service());
+        if let Ok(raft) = &raft {
+            routes = routes.add_service(raft::service::server(raft.clone()));
+        }
         if let Some(vips) = &vips {
             routes = vips.add_to(routes);
         }
         let guard = identity::Guard::new(&settings);
         tasks.spawn(server::serve(settings.name.clone(), addr, guard, routes, stopped));
-        Ok(Cluster(Arc::new(Parts { peers, raft, sync, vips, stop, tasks: Mutex::new(tasks) })))
+        Ok(Cluster(Arc::new(Parts { settings, peers, raft, vips, sync, stop, tasks: Mutex::new(tasks) })))
     }
 
     /// Carries out a command for the whole cluster: from any node, answered after it is committed
@@ -177,12 +195,15 @@ impl Cluster {
     /// # Errors
     /// There is no majority, or this node cannot write its log.
     pub async fn propose(&self, command: Command) -> Result<Reply, ProposeError> {
-        self.0.raft.propose(command).await
+        match &self.0.raft {
+            Ok(raft) => raft.propose(command).await,
+            Err(reason) => Err(ProposeError::Refused(format!("this node has no log: {reason}"))),
+        }
     }
 
     /// What the commands so far have changed, as this node knows it.
     pub fn registry(&self) -> Arc<Registry> {
-        self.0.raft.registry()
+        self.0.raft.as_ref().map_or_else(|_| Arc::default(), raft::Raft::registry)
     }
 
     /// The floating IPs, when there are any.
@@ -192,7 +213,10 @@ impl Cluster {
 
     /// The state of the cluster as this node sees it.
     pub fn status(&self) -> Status {
-        self.0.raft.status()
+        match &self.0.raft {
+            Ok(raft) => raft.status(),
+            Err(reason) => Status::stopped(&self.0.settings, &self.0.peers, reason),
+        }
     }
 
     /// Replication of stick tables.
@@ -208,7 +232,9 @@ impl Cluster {
     /// Leaves in order: ends the calls that are under way and closes the log.
     pub async fn shutdown(&self) {
         self.0.stop.send_replace(true);
-        self.0.raft.shutdown().await;
+        if let Ok(raft) = &self.0.raft {
+            raft.shutdown().await;
+        }
         let mut tasks = std::mem::take(&mut *self.0.tasks.lock());
         // The server ends by itself, and so does what tends the membership; the probes never do.
         let endless = self.0.peers.iter().count();

@@ -23,6 +23,9 @@ use crate::{Settings, StartError};
 /// How often a peer is asked for its state.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
+/// A peer that has not answered for this long does not count as reachable.
+pub(crate) const FRESH: Duration = Duration::from_secs(3);
+
 /// Pause after the first probe.
 const PROBE_SOON: Duration = Duration::from_millis(125);
 
@@ -162,6 +165,12 @@ impl Peer {
     /// What is known of it.
     pub fn known(&self) -> Known {
         self.known.lock().clone()
+    }
+
+    /// Whether it answered lately and nothing is wrong with it.
+    pub fn reachable(&self) -> bool {
+        let known = self.known.lock();
+        known.problem.is_none() && known.seen.is_some_and(|seen| seen.elapsed() < FRESH)
     }
 
     /// Asks it for its state about once a second, for ever.

@@ -26,8 +26,8 @@ use self::machine::Machine;
 use self::network::Network;
 use self::types::{LogId, Member, Types, Vote, decode, encode};
 use crate::identity::node_id;
-use crate::peer::{Peer, Peers};
-use crate::status::{NodeStatus, State, Status};
+use crate::peer::{FRESH, Peer, Peers};
+use crate::status::{self, Status};
 use crate::{Settings, StartError};
 
 mod log;
@@ -51,9 +51,6 @@ const MAX_SNAPSHOT: usize = 256 << 20;
 /// Distance between the oldest unfinished command of this process and its newest. The registry keeps
 /// the replies in between, and no more than some thousands.
 const MAX_OPEN: u64 = 4096;
-
-/// A peer that has not answered for this long does not count as reachable.
-const FRESH: Duration = Duration::from_secs(3);
 
 /// A leader that has had no answer from a majority for this long cannot carry out commands.
 const LEADER_GONE: Duration = Duration::from_millis(1600);
@@ -105,6 +102,14 @@ impl fmt::Display for ProposeError {
 
 impl std::error::Error for ProposeError {}
 
+/// Why the agreement could not start.
+pub(crate) enum Failed {
+    /// Something has to be set right first.
+    Start(StartError),
+    /// The disk is full or broken.
+    Disk(String),
+}
+
 /// What became of a command on this node alone.
 enum Local {
     Done { index: u64, reply: Reply },
@@ -128,16 +133,21 @@ impl Raft {
     /// Opens the log and takes part. Must be called within the control runtime.
     ///
     /// # Errors
-    /// The data directory cannot be used.
+    /// The data directory or its disk cannot be used.
     pub(crate) async fn start(
         settings: Arc<Settings>,
         peers: Peers,
         on_registry: machine::OnRegistry,
-    ) -> Result<Raft, StartError> {
-        let bad = |reason: String| StartError::Data { dir: settings.data_dir.clone(), reason };
+    ) -> Result<Raft, Failed> {
+        let dir = &settings.data_dir;
+        let bad = |reason: String| Failed::Start(StartError::Data { dir: dir.clone(), reason });
+        let io = |e: io::Error| match disk_fault(&e) {
+            true => Failed::Disk(format!("data-dir '{}': {e}", dir.display())),
+            false => bad(e.to_string()),
+        };
         let owner = format!("node '{}' of cluster '{}'", settings.node, settings.name);
-        let log = LogStore::open(&settings.data_dir, &owner).map_err(|e| bad(e.to_string()))?;
-        let machine = Machine::open(&settings.data_dir, on_registry).map_err(|e| bad(e.to_string()))?;
+        let log = LogStore::open(&settings.data_dir, &owner).map_err(io)?;
+        let machine = Machine::open(&settings.data_dir, on_registry).map_err(io)?;
         let config = config(&settings).validate().map_err(|e| bad(e.to_string()))?;
         let id = node_id(&settings.node);
         let network = Network { peers: peers.clone() };
@@ -292,30 +302,6 @@ impl Raft {
             Some(acked) if metrics.state == ServerState::Leader => acked.elapsed() < LEADER_GONE,
             _ => 2 * there > all,
         };
-        let nodes = settings.nodes.iter().map(|node| {
-            let mut status = NodeStatus::unknown(node, &voters);
-            let (hello, seen) = match self.0.peers.by_name(&node.name) {
-                None => {
-                    status.local = true;
-                    (Some(self.hello()), Some(Duration::ZERO))
-                }
-                Some(peer) => {
-                    let known = peer.known();
-                    status.problem = known.problem;
-                    (known.hello, known.seen.map(|seen| seen.elapsed()))
-                }
-            };
-            status.seen = seen;
-            if let Some(hello) = hello {
-                if status.problem.is_none() && seen.is_some_and(|seen| seen < FRESH) {
-                    status.state = State::parse(&hello.state);
-                }
-                status.applied = hello.next_apply.checked_sub(1);
-                status.version = Some(hello.version);
-                status.incarnation = Some(hello.incarnation);
-            }
-            status
-        });
         Status {
             cluster: settings.name.clone(),
             node: settings.node.clone(),
@@ -329,7 +315,7 @@ impl Raft {
             snapshot: metrics.snapshot.map(|id| id.index),
             revision: self.registry().revision(),
             voters: voters.len(),
-            nodes: nodes.collect(),
+            nodes: status::nodes(settings, &self.0.peers, &voters, Some(self.hello())),
         }
     }
 
@@ -342,10 +328,7 @@ impl Raft {
     /// How many voters answer, this node included, and how many there are.
     fn reachable(&self) -> (usize, usize) {
         let voters: BTreeSet<u64> = self.metrics().membership_config.membership().voter_ids().collect();
-        let here = |p: &&Arc<Peer>| {
-            let known = p.known();
-            known.problem.is_none() && known.seen.is_some_and(|seen| seen.elapsed() < FRESH)
-        };
+        let here = |p: &&Arc<Peer>| p.reachable();
         if voters.is_empty() {
             return (1 + self.0.peers.iter().filter(here).count(), self.0.settings.nodes.len());
         }
@@ -420,11 +403,14 @@ impl Raft {
     pub(crate) async fn tend(self) {
         let mut said = String::new();
         let mut agreed_since = None;
+        let mut reported = Reported::default();
         loop {
             sleep(LOOK_EVERY).await;
-            if self.stopped().is_some() {
+            if let Some(reason) = self.stopped() {
+                info!("cluster {}: takes part no more: {reason}", self.0.settings.name);
                 return;
             }
+            reported.report(&self.status());
             self.found().await;
             self.follow_node_list(&mut said, &mut agreed_since).await;
         }
@@ -518,14 +504,43 @@ impl Raft {
     /// Whether every other configured node answers, and with the same node list.
     fn all_have_this_list(&self) -> bool {
         let ours: BTreeSet<&str> = self.0.settings.nodes.iter().map(|n| n.name.as_str()).collect();
-        self.0.peers.iter().all(|peer| {
-            let known = peer.known();
-            let fresh = known.problem.is_none() && known.seen.is_some_and(|seen| seen.elapsed() < FRESH);
-            fresh
-                && known
-                    .hello
-                    .is_some_and(|h| h.nodes.iter().map(String::as_str).collect::<BTreeSet<_>>() == ours)
-        })
+        let theirs = |h: HelloReply| h.nodes.iter().map(String::as_str).collect::<BTreeSet<_>>() == ours;
+        self.0.peers.iter().all(|peer| peer.reachable() && peer.known().hello.is_some_and(theirs))
+    }
+}
+
+/// What was said of the leader and the quorum.
+#[derive(Default)]
+struct Reported {
+    leader: Option<String>,
+    quorum: bool,
+    /// Since when there is no quorum.
+    without: Option<Instant>,
+}
+
+impl Reported {
+    /// Says what has changed. The quorum only counts as lost when an election does not bring it back.
+    fn report(&mut self, status: &Status) {
+        let name = &status.cluster;
+        if status.quorum && status.leader != self.leader {
+            info!(
+                "cluster {name}: leader is '{}', term {}",
+                status.leader.as_deref().unwrap_or("?"),
+                status.term
+            );
+            self.leader.clone_from(&status.leader);
+        }
+        if status.quorum {
+            if !self.quorum {
+                info!("cluster {name}: runtime commands are taken");
+            }
+            (self.quorum, self.without) = (true, None);
+        } else if self.without.get_or_insert_with(Instant::now).elapsed() >= FRESH && self.quorum {
+            warn!(
+                "cluster {name}: no majority of the nodes: runtime commands are refused, forwarding goes on"
+            );
+            self.quorum = false;
+        }
     }
 }
 
@@ -555,6 +570,15 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         self.raft.0.open.lock().unanswered.remove(&self.id.seq);
     }
+}
+
+/// Whether the disk is at fault, rather than the setting: full, or broken. Forwarding goes on then.
+fn disk_fault(error: &io::Error) -> bool {
+    const EIO: i32 = 5;
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem
+    ) || error.raw_os_error() == Some(EIO)
 }
 
 /// Whether the call cannot have reached the other side.

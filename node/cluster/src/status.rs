@@ -4,6 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
+use phalanx_wire::raft::HelloReply;
+
+use crate::peer::{FRESH, Peers};
 use crate::{Node, Settings};
 
 /// What a node is in the agreement.
@@ -116,6 +119,61 @@ impl Status {
         let node = settings.nodes.iter().find(|n| crate::node_id(&n.name) == id);
         node.map_or_else(|| format!("{id:016x}"), |n| n.name.clone())
     }
+}
+
+impl Status {
+    /// The state as seen by a node that cannot use its log.
+    pub(crate) fn stopped(settings: &Settings, peers: &Peers, reason: &str) -> Status {
+        Status {
+            cluster: settings.name.clone(),
+            node: settings.node.clone(),
+            leader: None,
+            term: 0,
+            quorum: false,
+            stopped: Some(reason.to_owned()),
+            last_log: None,
+            committed: None,
+            applied: None,
+            snapshot: None,
+            revision: 0,
+            voters: 0,
+            nodes: nodes(settings, peers, &BTreeSet::new(), None),
+        }
+    }
+}
+
+/// The state of each configured node; `own` is what this node would say of itself.
+pub(crate) fn nodes(
+    settings: &Settings,
+    peers: &Peers,
+    voters: &BTreeSet<u64>,
+    own: Option<HelloReply>,
+) -> Vec<NodeStatus> {
+    let of = |node: &Node| {
+        let mut status = NodeStatus::unknown(node, voters);
+        let hello = match peers.by_name(&node.name) {
+            None => {
+                (status.local, status.seen, status.state) = (true, Some(Duration::ZERO), State::Stopped);
+                own.clone()
+            }
+            Some(peer) => {
+                let known = peer.known();
+                status.problem = known.problem;
+                status.seen = known.seen.map(|seen| seen.elapsed());
+                known.hello
+            }
+        };
+        if let Some(hello) = hello {
+            if status.problem.is_none() && status.seen.is_some_and(|seen| seen < FRESH) {
+                status.state = State::parse(&hello.state);
+            }
+            status.applied = hello.next_apply.checked_sub(1);
+            status.version = Some(hello.version);
+            status.incarnation = Some(hello.incarnation);
+        }
+        status
+    };
+    settings.nodes.iter().map(of).collect()
 }
 
 impl NodeStatus {

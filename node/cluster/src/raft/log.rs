@@ -80,7 +80,7 @@ impl LogStore {
         let path = dir.join(FILE);
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE);
-        let db = builder.create(&path).map_err(io::Error::other)?;
+        let db = builder.create(&path).map_err(disk)?;
         // redb syncs the file but not the directory's entry for it.
         File::open(dir)?.sync_all()?;
         LogStore::over(db, owner)
@@ -233,45 +233,43 @@ fn write_all(db: &Database, mut waiting: mpsc::Receiver<Write>) {
 }
 
 fn commit(db: &Database, batch: &[Write]) -> io::Result<()> {
-    let mut txn = db.begin_write().map_err(io::Error::other)?;
-    txn.set_durability(Durability::Immediate).map_err(io::Error::other)?;
+    let mut txn = db.begin_write().map_err(disk)?;
+    txn.set_durability(Durability::Immediate).map_err(disk)?;
     {
-        let mut log = txn.open_table(LOG).map_err(io::Error::other)?;
-        let mut meta = txn.open_table(META).map_err(io::Error::other)?;
+        let mut log = txn.open_table(LOG).map_err(disk)?;
+        let mut meta = txn.open_table(META).map_err(disk)?;
         for write in batch {
             match write {
                 Write::Meta(key, value, _) => {
-                    meta.insert(*key, value.as_slice()).map_err(io::Error::other)?;
+                    meta.insert(*key, value.as_slice()).map_err(disk)?;
                 }
                 Write::Append(entries, _) => {
                     for (index, entry) in entries {
-                        log.insert(index, entry.as_slice()).map_err(io::Error::other)?;
+                        log.insert(index, entry.as_slice()).map_err(disk)?;
                     }
                 }
-                Write::Truncate(from, _) => {
-                    log.retain_in::<u64, _>(*from.., |_, _| false).map_err(io::Error::other)?
-                }
+                Write::Truncate(from, _) => log.retain_in::<u64, _>(*from.., |_, _| false).map_err(disk)?,
                 Write::Purge(upto, purged, _) => {
-                    log.retain_in::<u64, _>(..=*upto, |_, _| false).map_err(io::Error::other)?;
-                    meta.insert("purged", purged.as_slice()).map_err(io::Error::other)?;
+                    log.retain_in::<u64, _>(..=*upto, |_, _| false).map_err(disk)?;
+                    meta.insert("purged", purged.as_slice()).map_err(disk)?;
                 }
             }
         }
     }
-    txn.commit().map_err(io::Error::other)
+    txn.commit().map_err(disk)
 }
 
 /// Creates the tables, and makes sure that the file is this node's.
 fn prepare(db: &Database, owner: &str) -> io::Result<()> {
-    let txn = db.begin_write().map_err(io::Error::other)?;
+    let txn = db.begin_write().map_err(disk)?;
     {
-        txn.open_table(LOG).map_err(io::Error::other)?;
-        let mut meta = txn.open_table(META).map_err(io::Error::other)?;
+        txn.open_table(LOG).map_err(disk)?;
+        let mut meta = txn.open_table(META).map_err(disk)?;
         let ours = encode(&(FORMAT, owner))?;
-        let theirs = meta.get("owner").map_err(io::Error::other)?.map(|v| v.value().to_vec());
+        let theirs = meta.get("owner").map_err(disk)?.map(|v| v.value().to_vec());
         match theirs {
             None => {
-                meta.insert("owner", ours.as_slice()).map_err(io::Error::other)?;
+                meta.insert("owner", ours.as_slice()).map_err(disk)?;
             }
             Some(theirs) if theirs == ours => {}
             Some(theirs) => {
@@ -284,15 +282,15 @@ fn prepare(db: &Database, owner: &str) -> io::Result<()> {
             }
         }
     }
-    txn.commit().map_err(io::Error::other)
+    txn.commit().map_err(disk)
 }
 
 fn read(db: &Database) -> io::Result<Copy> {
-    let txn = db.begin_read().map_err(io::Error::other)?;
-    let meta = txn.open_table(META).map_err(io::Error::other)?;
-    let log = txn.open_table(LOG).map_err(io::Error::other)?;
+    let txn = db.begin_read().map_err(disk)?;
+    let meta = txn.open_table(META).map_err(disk)?;
+    let log = txn.open_table(LOG).map_err(disk)?;
     let get = |key: &str| -> io::Result<Option<Vec<u8>>> {
-        Ok(meta.get(key).map_err(io::Error::other)?.map(|v| v.value().to_vec()))
+        Ok(meta.get(key).map_err(disk)?.map(|v| v.value().to_vec()))
     };
     let mut copy = Copy::default();
     if let Some(bytes) = get("vote")? {
@@ -307,11 +305,19 @@ fn read(db: &Database) -> io::Result<Copy> {
     if let Some(bytes) = get("proven")? {
         copy.proven = decode(&bytes)?;
     }
-    for item in log.iter().map_err(io::Error::other)? {
-        let (index, bytes) = item.map_err(io::Error::other)?;
+    for item in log.iter().map_err(disk)? {
+        let (index, bytes) = item.map_err(disk)?;
         copy.log.insert(index.value(), decode(bytes.value())?);
     }
     Ok(copy)
+}
+
+/// redb's error as what the system said, where it was the system.
+fn disk(error: impl Into<redb::Error>) -> io::Error {
+    match error.into() {
+        redb::Error::Io(error) => error,
+        error => io::Error::other(error),
+    }
 }
 
 fn gone() -> io::Error {

@@ -195,16 +195,19 @@ impl Nodes {
         eventually(within, server, || self.propose(i, add(server)).is_ok());
     }
 
-    /// Many at once; every one must be taken.
+    /// Many, some hundred at once; every one must be taken.
     pub(crate) fn propose_many(&self, i: usize, count: usize, command: impl Fn(usize) -> Command) {
         let node = self.node(i);
         node.runtime.block_on(async {
-            let all = (0..count).map(|i| {
-                let (cluster, command) = (node.cluster.clone(), command(i));
-                tokio::spawn(async move { cluster.propose(command).await })
-            });
-            for one in all.collect::<Vec<_>>() {
-                assert_eq!(one.await.unwrap().unwrap(), Reply::Ok);
+            let mut left = (0..count).peekable();
+            while left.peek().is_some() {
+                let some = left.by_ref().take(250).map(|i| {
+                    let (cluster, command) = (node.cluster.clone(), command(i));
+                    tokio::spawn(async move { cluster.propose(command).await })
+                });
+                for one in some.collect::<Vec<_>>() {
+                    assert_eq!(one.await.unwrap().unwrap(), Reply::Ok);
+                }
             }
         });
     }
