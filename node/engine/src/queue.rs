@@ -260,7 +260,7 @@ impl Older for (&u64, &Arc<Node>) {
 pub(crate) enum Enqueued {
     Slot(Slot),
     Waiting(Waiting),
-    /// The server's queue is full (`maxqueue`), or the server is gone.
+    /// The server's queue is full (`maxqueue`), or the server is gone or in maintenance.
     Refused,
 }
 
@@ -270,7 +270,9 @@ impl Backend {
         let mut queues = self.queues().lock();
         if let Some(server) = server {
             let maxqueue = server.maxqueue();
-            if server.is_removed() || (maxqueue > 0 && server.queued() >= maxqueue) {
+            // Looked at under the lock, so that whoever sends the queue away misses nobody.
+            let gone = server.is_removed() || server.admin().maint();
+            if gone || (maxqueue > 0 && server.queued() >= maxqueue) {
                 return Enqueued::Refused;
             }
             server.note_queued();

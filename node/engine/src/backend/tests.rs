@@ -472,3 +472,39 @@ fn keys_map_to_the_servers_that_haproxy_picks() {
     }
     assert_eq!(lines, 28);
 }
+
+/// The file holds what HAProxy 2.6 answered to requests for these targets and hosts.
+#[test]
+fn the_parts_of_a_request_that_are_hashed_are_haproxys() {
+    use phalanx_config::model::HashFunction;
+    let uri = |len, depth, whole| Balance::Uri { len, depth, whole, path_only: false };
+    let host = |domain_only| Balance::Hdr { name: "host".into(), domain_only };
+    let mut wrong = Vec::new();
+    for line in include_str!("tests/haproxy_keys.txt").lines().filter(|l| !l.starts_with('#')) {
+        let [name, input, expected] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let balance = match name {
+            "uri" => uri(None, None, false),
+            "uri-len6" => uri(Some(6), None, false),
+            "uri-depth2" => uri(None, Some(2), false),
+            "uri-whole" => uri(None, None, true),
+            "uri-len8-depth1" => uri(Some(8), Some(1), false),
+            "url_param" => Balance::UrlParam("id".into()),
+            "hdr" => host(false),
+            "hdr-domain" => host(true),
+            other => panic!("{other}"),
+        };
+        let mut section = section(balance.clone(), weighted(&[1; 7]));
+        section.hash_type.function = HashFunction::Djb2;
+        section.hash_type.avalanche = true;
+        let backend = backend(section);
+        let key = balance::key::of(&balance, input.as_bytes(), |_| Some(input.as_bytes()));
+        let ours = match key {
+            Some(_) => slot(&backend, &Ask { key, ..ask() }).server().id().to_string(),
+            None => "rotates".to_string(),
+        };
+        if ours != expected {
+            wrong.push(format!("{line}: {ours} by {:?}", key.map(String::from_utf8_lossy)));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}

@@ -30,12 +30,12 @@ fn hdr(field: &[u8], domain_only: bool) -> Option<&[u8]> {
     Some(if domain_only { second_level(value) } else { value })
 }
 
-/// `haproxy` of `www.haproxy.org:8080`: the label before the last dot.
+/// `haproxy` of `www.haproxy.org`: the label before the last dot; all of it if there is none. As in
+/// HAProxy a port is not looked for.
 fn second_level(host: &[u8]) -> &[u8] {
-    let host = &host[..memchr(b':', host).unwrap_or(host.len())];
     let Some(dot) = memrchr(b'.', host) else { return host };
     let start = memrchr(b'.', &host[..dot]).map_or(0, |at| at + 1);
-    &host[start..dot]
+    if start == dot { host } else { &host[start..dot] }
 }
 
 fn uri(target: &[u8], len: Option<usize>, depth: Option<u32>, whole: bool, path_only: bool) -> &[u8] {
@@ -71,10 +71,7 @@ fn path(target: &[u8]) -> &[u8] {
 
 fn url_param<'a>(target: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let query = &target[memchr(b'?', target)? + 1..];
-    query
-        .split(|&c| c == b'&')
-        .find_map(|pair| pair.strip_prefix(name)?.strip_prefix(b"="))
-        .filter(|value| !value.is_empty())
+    query.split(|&c| c == b'&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix(b"="))
 }
 
 #[cfg(test)]
@@ -90,7 +87,10 @@ mod tests {
             (b" ,x", false, None),
             (b"www.haproxy.org:80", true, Some(b"haproxy")),
             (b"haproxy.org", true, Some(b"haproxy")),
-            (b"localhost", true, Some(b"localhost")),
+            (b"localhost:81", true, Some(b"localhost:81")),
+            (b"www.a:80.b", true, Some(b"a:80")),
+            (b".com", true, Some(b".com")),
+            (b"a.b.", true, Some(b"b")),
         ] {
             assert_eq!(hdr(field, domain_only), key, "{field:?}");
         }
@@ -110,7 +110,8 @@ mod tests {
     #[test]
     fn url_param_matches_the_whole_name() {
         assert_eq!(url_param(b"/p?xid=1&id=22&id=3", b"id"), Some(&b"22"[..]));
-        assert_eq!(url_param(b"/p?id=", b"id"), None);
+        assert_eq!(url_param(b"/p?id=", b"id"), Some(&b""[..]));
+        assert_eq!(url_param(b"/p?xid=1", b"id"), None);
         assert_eq!(url_param(b"/p", b"id"), None);
     }
 }

@@ -231,3 +231,63 @@ fn no_wake_up_is_lost_between_threads() {
     backend.check_queue_invariants();
     assert!(backend.servers().iter().all(|s| s.served() == 0));
 }
+
+/// Servers go and come back, weights and limits move, while threads choose, wait and give up: nobody
+/// is left waiting once all servers are back, and every place is given back.
+#[test]
+fn changes_of_servers_leave_nobody_waiting() {
+    const THREADS: usize = 4;
+    let backend = backend(section(Balance::RoundRobin, limited(&[1, 2, 1])));
+    let ends = Instant::now() + Duration::from_secs(60);
+    let running = AtomicU32::new(THREADS as u32);
+    thread::scope(|scope| {
+        for seed in 0..THREADS {
+            let (backend, running) = (&backend, &running);
+            scope.spawn(move || {
+                let waker = Waker::from(Arc::new(Unpark(thread::current())));
+                for round in 0..400 {
+                    let servers = backend.servers().clone();
+                    let server = &servers[(seed + round) % servers.len()];
+                    let directed = (round % 3 == 0).then_some(server);
+                    let mut choice = backend.choose(&Ask { directed, worker: Worker(seed), ..ask() });
+                    loop {
+                        choice = match choice {
+                            Choice::Slot(_) => break,
+                            Choice::NoServer => backend.choose(&ask()),
+                            Choice::Wait(mut waiting) => {
+                                match waiting.poll(&mut Context::from_waker(&waker)) {
+                                    Poll::Ready(Grant::Slot(_)) => break,
+                                    Poll::Ready(Grant::ChooseAgain) => backend.choose(&ask()),
+                                    Poll::Pending => {
+                                        let left = ends.saturating_duration_since(Instant::now());
+                                        thread::park_timeout(left);
+                                        Choice::Wait(waiting)
+                                    }
+                                }
+                            }
+                        };
+                        assert!(Instant::now() < ends, "left waiting: {backend:?}");
+                    }
+                }
+                running.fetch_sub(1, Relaxed);
+            });
+        }
+        let changes = [AdminChange::Maint, AdminChange::Drain, AdminChange::Ready];
+        let mut round = 0;
+        while running.load(Relaxed) > 0 && Instant::now() < ends {
+            for server in backend.servers().iter() {
+                round += 1;
+                let _ = backend.set_admin(server, changes[round % 3], at(round as u64));
+                let _ = backend.set_weight(server, 1 + round as u32 % 3, at(round as u64));
+                backend.set_maxconn(server, 1 + round as u32 % 2);
+            }
+            for server in backend.servers().iter() {
+                let _ = backend.set_admin(server, AdminChange::Ready, at(round as u64));
+            }
+            thread::yield_now();
+        }
+    });
+    backend.check_queue_invariants();
+    assert_eq!(backend.waiting(), 0);
+    assert!(backend.servers().iter().all(|s| s.served() == 0 && s.queued() == 0));
+}
