@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::Context;
 use super::session::Session;
@@ -36,10 +36,15 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// An open `stats socket`.
+/// An open `stats socket`. Opened before the process gives up its rights, served later.
 pub(crate) struct Listener {
     config: StatsSocket,
-    socket: Socket,
+    socket: Opened,
+}
+
+enum Opened {
+    Unix(std::os::unix::net::UnixListener),
+    Tcp(std::net::TcpListener),
 }
 
 enum Socket {
@@ -56,8 +61,8 @@ impl Listener {
     /// The port that a TCP socket got, for `:0`.
     pub(crate) fn port(&self) -> Option<u16> {
         match &self.socket {
-            Socket::Tcp(listener) => listener.local_addr().ok().map(|a| a.port()),
-            Socket::Unix(_) => None,
+            Opened::Tcp(listener) => listener.local_addr().ok().map(|a| a.port()),
+            Opened::Unix(_) => None,
         }
     }
 }
@@ -71,26 +76,22 @@ pub(super) fn address(addr: &StatsAddr) -> String {
     }
 }
 
-/// Opens a socket. Must be called within a tokio runtime.
+/// Opens a socket.
 ///
 /// # Errors
 /// Which socket, and why.
 pub(crate) fn listen(config: &StatsSocket) -> Result<Listener, Error> {
-    let open = || -> io::Result<Socket> {
+    let open = || -> io::Result<Opened> {
         match &config.addr {
             StatsAddr::Unix(path) => {
                 let access = unix::Access { mode: config.mode, uid: config.uid, gid: config.gid };
-                UnixListener::from_std(unix::listen(path, access)?).map(Socket::Unix)
+                unix::listen(path, access).map(Opened::Unix)
             }
             StatsAddr::Tcp(addr) => {
                 // Without SO_REUSEPORT: another process must not take half of the commands.
-                let socket = match addr {
-                    std::net::SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
-                    std::net::SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
-                };
-                socket.set_reuseaddr(true)?;
-                socket.bind(*addr)?;
-                socket.listen(128).map(Socket::Tcp)
+                let listener = std::net::TcpListener::bind(addr)?;
+                listener.set_nonblocking(true)?;
+                Ok(Opened::Tcp(listener))
             }
         }
     };
@@ -102,6 +103,15 @@ pub(crate) fn listen(config: &StatsSocket) -> Result<Listener, Error> {
 
 /// Serves a socket until `stop` says so; commands that are under way end with it.
 pub(crate) async fn serve(listener: Listener, ctx: Arc<Context>, mut stop: watch::Receiver<bool>) {
+    let address = address(&listener.config.addr);
+    let socket = match listener.socket {
+        Opened::Unix(socket) => UnixListener::from_std(socket).map(Socket::Unix),
+        Opened::Tcp(socket) => TcpListener::from_std(socket).map(Socket::Tcp),
+    };
+    let socket = match socket {
+        Ok(socket) => socket,
+        Err(error) => return error!("stats socket '{address}': {error}"),
+    };
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     let level = listener.config.level;
@@ -110,7 +120,7 @@ pub(crate) async fn serve(listener: Listener, ctx: Arc<Context>, mut stop: watch
         let next = async {
             // The place first: a connection that cannot be served yet stays in the backlog.
             let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
-            accept(&listener.socket).await.map(|stream| (stream, place))
+            accept(&socket).await.map(|stream| (stream, place))
         };
         let accepted = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
@@ -125,7 +135,6 @@ pub(crate) async fn serve(listener: Listener, ctx: Arc<Context>, mut stop: watch
                 });
             }
             Err(error) => {
-                let address = address(&listener.config.addr);
                 warn!("stats socket '{address}': accept failed: {error}");
                 // Out of descriptors: trying at once again would only burn the processor.
                 tokio::time::sleep(Duration::from_millis(100)).await;

@@ -94,7 +94,7 @@ impl Api {
             expose_fd: false,
             pos: Default::default(),
         };
-        let listener = runtime.block_on(async { listen(&socket) }).expect("a free port");
+        let listener = listen(&socket).expect("a free port");
         let port = listener.port().expect("TCP");
         runtime.spawn(serve(listener, ctx, stopped));
         runtime.spawn(async move {
