@@ -26,6 +26,7 @@ fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1).peekable();
     match words.peek().and_then(|w| w.to_str()) {
         Some("cluster") => local::run(words.skip(1)),
+        Some("guardian") => node::guardian(),
         Some("demo") => demo::run(words.skip(1)),
         _ => haproxy(words),
     }

@@ -7,6 +7,7 @@
 mod background;
 mod control;
 mod limits;
+mod vips;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -125,6 +126,12 @@ fn serve(config: Config, files: Files, options: &Options, ready: &mut Ready) -> 
     // Tasks that block on a name server or a disk must not hold up the end.
     control.shutdown_background();
     outcome
+}
+
+/// The guardian of a node's floating IPs: started by the node itself, never by hand.
+pub(crate) fn guardian() -> ExitCode {
+    trace(&Options::default());
+    ExitCode::from(phalanx_cluster::vip::guardian::main() as u8)
 }
 
 fn open_pidfile(path: PathBuf) -> Result<(PathBuf, File), String> {

@@ -441,6 +441,7 @@ impl Lease {
     pub fn withdrawn(&mut self, now: Now) {
         if let Role::Withdrawing { ballot, to } = self.role {
             self.role = Role::Idle;
+            self.freed(Free::Released { by: self.group.me, to });
             self.broadcast(Message::Release { ballot, to }, now);
         }
     }
@@ -654,9 +655,7 @@ impl Lease {
             _ => return,
         };
         self.back_off(now);
-        let candidacy = self.candidacy;
         self.broadcast(Message::Release { ballot, to: None }, now);
-        self.candidacy = candidacy;
     }
 
     /// Votes, and answers.
@@ -719,7 +718,6 @@ impl Lease {
         match message {
             Message::Release { ballot, .. } => {
                 self.acceptor.release(ballot);
-                self.freed(Free::Released { by: me, to: None });
             }
             _ => self.vote(me, message, now),
         }

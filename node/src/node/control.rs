@@ -23,6 +23,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
+use super::vips::Floating;
 use crate::args::Options;
 use crate::load::Files;
 use crate::notify::notify;
@@ -86,12 +87,17 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
     let log: check::Log = Arc::new(move |targets, level, line| sink.send(targets, level, line.as_bytes()));
     let plane = Plane { state: state.clone(), logs: logs.clone(), clock, log, checker: Arc::default() };
 
+    let floating = match &cluster {
+        Some(settings) => Floating::start(&state.plan().config, settings)?,
+        None => None,
+    };
     let cluster = match cluster {
         Some(settings) => {
+            let vips = floating.as_ref().map(Floating::handle);
             let plane = plane.clone();
             let on_registry = Box::new(move |registry: &Registry| plane.reconcile(registry));
             Some(
-                Cluster::start(settings, state.tables().clone(), clock, None, on_registry)
+                Cluster::start(settings, state.tables().clone(), clock, vips, on_registry)
                     .await
                     .map_err(|e| e.to_string())?,
             )
@@ -105,13 +111,16 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
         .map_err(|e| format!("cannot start the workers: {e}"))?
         .map_err(|e| e.to_string())?;
     let forwarder = Arc::new(forwarder);
+    if let Some(floating) = &floating {
+        floating.ready(&forwarder);
+    }
     let _ = plane.checker.set(Checker::start(state.clone(), clock, plane.log.clone()));
 
     let (_reload, mut reloads) = mpsc::channel::<ReloadRequest>(RELOADS);
     if cluster.is_none() {
         tokio::spawn(sweep(plane.clone()));
     }
-    let node = Node { files, options, plane, forwarder, cluster };
+    let node = Node { files, options, plane, forwarder, cluster, floating };
 
     if node.options.notify
         && let Err(e) = notify("READY=1")
@@ -152,6 +161,7 @@ struct Node {
     plane: Plane,
     forwarder: Arc<Forwarder>,
     cluster: Option<Cluster>,
+    floating: Option<Floating>,
 }
 
 impl Node {
@@ -219,6 +229,10 @@ impl Node {
         if self.options.notify {
             let _ = notify("STOPPING=1");
         }
+        // Others take the VIPs over while what is here ends.
+        if let Some(floating) = &self.floating {
+            floating.leave().await;
+        }
         let limit = self.plane.state.plan().config.global.hard_stop_after;
         let forwarder = self.forwarder.clone();
         let ended = tokio::task::spawn_blocking(move || forwarder.stop(limit));
@@ -240,6 +254,9 @@ impl Node {
     }
 
     async fn leave(&self) {
+        if let Some(floating) = &self.floating {
+            floating.leave().await;
+        }
         if let Some(cluster) = &self.cluster {
             cluster.shutdown().await;
         }

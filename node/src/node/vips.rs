@@ -1,0 +1,97 @@
+//! Floating IPs of the node: the cluster decides who holds them, the forwarding plane listens.
+//!
+//! The two crates never see each other; [`Gate`] is where they meet. Nothing is taken before the
+//! forwarding plane runs: until [`Floating::ready`] the node says that it is starting.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use phalanx_cluster::Settings;
+use phalanx_cluster::vip::{Announce, Announcer, GuardianCommand, Options, VipSettings, Vips};
+use phalanx_config::model;
+use phalanx_engine::lease::Timing;
+use phalanx_proxy::Forwarder;
+
+/// How long giving up all VIPs may take at the end.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// The VIPs of a node that has any.
+pub(super) struct Floating {
+    vips: Vips,
+    gate: Arc<Gate>,
+}
+
+impl Floating {
+    /// Starts what decides about them; `None` when the configuration has none.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub(super) fn start(config: &model::Config, settings: &Settings) -> Result<Option<Floating>, String> {
+        let vips: Vec<VipSettings> = config.cluster.iter().flat_map(|c| &c.vips).map(vip).collect();
+        if vips.is_empty() {
+            return Ok(None);
+        }
+        let gate = Arc::new(Gate(OnceLock::new()));
+        let guardian = GuardianCommand { program: program(), args: vec!["guardian".into()] };
+        let options =
+            Options { timing: Timing::default(), guardian: Some(guardian), seed: settings.incarnation };
+        let vips = Vips::start(settings, vips, options, gate.clone())?;
+        vips.set_behind(vec!["starting".into()]);
+        Ok(Some(Floating { vips, gate }))
+    }
+
+    /// A handle on them.
+    pub(super) fn handle(&self) -> Vips {
+        self.vips.clone()
+    }
+
+    /// The forwarding plane runs: VIPs may be taken.
+    pub(super) fn ready(&self, forwarder: &Arc<Forwarder>) {
+        let _ = self.gate.0.set(forwarder.clone());
+        self.vips.set_behind(Vec::new());
+    }
+
+    /// Gives all up; comes back when they are off this node.
+    pub(super) async fn leave(&self) {
+        let vips = self.vips.clone();
+        let _ = tokio::task::spawn_blocking(move || vips.stop(LEAVE_WITHIN)).await;
+    }
+}
+
+/// Opens and closes the listeners on VIPs of `announce listen`.
+struct Gate(OnceLock<Arc<Forwarder>>);
+
+impl Announcer for Gate {
+    fn acquire(&self, vip: &VipSettings, _: u64) -> Result<Vec<OwnedFd>, String> {
+        let forwarder = self.0.get().ok_or("the forwarding plane does not run yet")?;
+        forwarder.gate(vip.addr, true).map_err(|e| e.to_string())?;
+        Ok(forwarder.gated_listeners(vip.addr))
+    }
+
+    fn release(&self, vip: &VipSettings) -> Result<(), String> {
+        match self.0.get() {
+            Some(forwarder) => forwarder.gate(vip.addr, false).map_err(|e| e.to_string()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn vip(vip: &model::Vip) -> VipSettings {
+    VipSettings {
+        name: vip.name.clone(),
+        addr: vip.addr,
+        prefix: vip.prefix,
+        announce: match vip.announce {
+            model::Announce::Arp => Announce::Arp { interface: vip.interface.clone().unwrap_or_default() },
+            model::Announce::Listen => Announce::Listen,
+        },
+        prefer: vip.prefer.clone(),
+    }
+}
+
+/// This very program, even when its file was replaced meanwhile.
+fn program() -> PathBuf {
+    PathBuf::from("/proc/self/exe")
+}
