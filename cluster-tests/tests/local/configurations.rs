@@ -102,7 +102,7 @@ fn all_three_are_valid_as_they_are() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("haproxy.cfg");
         std::fs::write(&file, text).unwrap();
-        let out = Command::new(phalanx()).arg("-c").arg("-f").arg(&file).output().unwrap();
+        let out = Command::new(phalanx()).args(["-c", "-V", "-f"]).arg(&file).output().unwrap();
         let said = String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned();
         assert_eq!(out.status.code(), Some(0), "{said}");
         assert!(said.contains("Configuration file is valid"), "{said}");

@@ -1,7 +1,7 @@
 //! Where a cluster lives: its directory, and the lock that says that its supervisor is alive.
 
 use std::fs::{self, File, TryLockError};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -17,18 +17,20 @@ fn default_dir() -> PathBuf {
 
 /// The directory for a new cluster, made if need be and fit to be trusted.
 pub(super) fn create(dir: Option<&Path>) -> Result<PathBuf, String> {
+    let named = dir.is_some();
     let dir = dir.map_or_else(default_dir, Path::to_owned);
     let failed = |e: std::io::Error| format!("cannot create directory '{}': {e}", dir.display());
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed)?;
-    check_owner(&dir)?;
+    check_owner(&dir, named)?;
     dir.canonicalize().map_err(failed)
 }
 
 /// The directory of a cluster that should exist.
 pub(super) fn existing(dir: Option<&Path>) -> Result<PathBuf, String> {
+    let named = dir.is_some();
     let dir = dir.map_or_else(default_dir, Path::to_owned);
     let found = dir.canonicalize().map_err(|_| not_running(&dir))?;
-    check_owner(&found)?;
+    check_owner(&dir, named)?;
     Ok(found)
 }
 
@@ -37,9 +39,12 @@ pub(super) fn not_running(dir: &Path) -> String {
     format!("no cluster is running in '{}' (start one with 'phalanx cluster up')", dir.display())
 }
 
-/// /tmp is everybody's: a directory that another user made there could hold their sockets.
-fn check_owner(dir: &Path) -> Result<(), String> {
-    let meta = fs::metadata(dir).map_err(|e| format!("'{}': {e}", dir.display()))?;
+/// /tmp is everybody's: a directory that another user made there could hold their sockets, and a link
+/// that they made there could lead to a directory of ours that is not to be emptied. A directory
+/// that was named on the command line may be reached by links.
+fn check_owner(dir: &Path, named: bool) -> Result<(), String> {
+    let meta = if named { fs::metadata(dir) } else { fs::symlink_metadata(dir) };
+    let meta = meta.map_err(|e| format!("'{}': {e}", dir.display()))?;
     if !meta.is_dir() {
         return Err(format!("'{}' is not a directory", dir.display()));
     }
@@ -94,5 +99,39 @@ pub(super) fn remove(dir: &Path, keep: bool) {
     let _ = fs::remove_file(dir.join("lock"));
     if !keep {
         let _ = fs::remove_dir(dir);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kept_directory_loses_only_what_is_of_no_use_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let cluster = create(Some(&dir.path().join("c"))).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(cluster.join("n1.sock")).unwrap();
+        fs::create_dir(cluster.join("data")).unwrap();
+        for name in ["cluster.json", "n1.log", "phalanx.cfg"] {
+            fs::write(cluster.join(name), "").unwrap();
+        }
+        let held = lock(&cluster).unwrap();
+        assert!(lock(&cluster).unwrap_err().contains("already"));
+        drop(held);
+        remove(&cluster, true);
+        let mut left: Vec<_> = fs::read_dir(&cluster).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["data", "n1.log", "phalanx.cfg"]);
+        remove(&cluster, false);
+        assert!(!cluster.exists());
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_default_directory_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(dir.path(), &link).unwrap();
+        assert!(check_owner(&link, false).unwrap_err().contains("is not a directory"));
+        assert!(check_owner(&link, true).is_ok());
     }
 }
