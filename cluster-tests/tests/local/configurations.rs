@@ -116,7 +116,7 @@ fn web_sessions_stick_by_cookie_and_websockets_pass() {
     let web = base.at(1, 8080);
     let node = Node::start(&moved(WEB, &base), &web);
 
-    // Round robin without a cookie; the cookie names the server and comes with Cache-Control.
+    // Round robin without a cookie; the cookie names the server.
     let mut client = Client::connect(&web).unwrap();
     let answers: Vec<_> = (0..6).map(|_| client.get("/", &[]).unwrap()).collect();
     let order: Vec<&str> = answers.iter().map(|r| r.server()).collect();
@@ -125,7 +125,6 @@ fn web_sessions_stick_by_cookie_and_websockets_pass() {
     }
     for answer in &answers {
         assert_eq!(answer.header("set-cookie"), Some(format!("SRV={}; path=/", answer.server()).as_str()));
-        assert_eq!(answer.header("cache-control"), Some("private"));
     }
     for name in ["s2", "s2", "s3", "s2"] {
         let answer = client.get("/", &[("Cookie", &format!("a=b; SRV={name}; c=d"))]).unwrap();

@@ -89,8 +89,8 @@ pub(super) fn wait_until_free(dir: &Path) -> Result<(), String> {
 pub(super) fn remove(dir: &Path, keep: bool) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
-        let of_use =
-            path.extension().is_none_or(|e| e != "sock" && e != "pid") && entry.file_name() != "cluster.json";
+        let socket = entry.file_type().is_ok_and(|t| t.is_socket());
+        let of_use = !socket && entry.file_name() != "cluster.json";
         if entry.file_name() == "lock" || (keep && of_use) {
             continue;
         }
