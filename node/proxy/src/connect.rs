@@ -43,6 +43,8 @@ pub(crate) struct Dispatch {
     pub(crate) retries: u32,
     pub(crate) redispatched: bool,
     pub(crate) ahead: Ahead,
+    /// When it began to ask for a place.
+    pub(crate) asked: Now,
     /// When a place was had.
     pub(crate) queued: Option<Now>,
     /// When the connection was there.
@@ -86,7 +88,7 @@ pub(crate) async fn establish(
             && let Some(connection) = towards.worker.pool.take(&server)
         {
             count_reuse(towards, &server);
-            dispatch.connected = Some(towards.worker.now());
+            dispatch.connected = dispatch.queued;
             return Ok(Established { connection, reused: true });
         }
         match open(towards, front, &server).await? {
@@ -111,7 +113,7 @@ async fn take_place(
     avoid: Option<&Arc<Server>>,
 ) -> Result<(), End> {
     let mut directed = dispatch.directed.clone();
-    front.deadline.set(towards.config.timeouts.queue.or(towards.config.timeouts.connect));
+    let mut had_at = (avoid.is_none()).then_some(dispatch.asked);
     loop {
         let ask = Ask {
             key: dispatch.key.as_deref(),
@@ -127,6 +129,10 @@ async fn take_place(
             Choice::Wait(waiting) => {
                 let name = Some(towards.backend.name().clone());
                 towards.session.note(name, waiting.server().cloned(), sessions::Phase::Queue);
+                if had_at.take().is_some() || avoid.is_some() {
+                    let timeouts = &towards.config.timeouts;
+                    front.deadline.set(timeouts.queue.or(timeouts.connect));
+                }
                 match wait(towards, front, dispatch, waiting).await? {
                     Grant::Slot(slot) => slot,
                     Grant::ChooseAgain => {
@@ -139,7 +145,8 @@ async fn take_place(
         dispatch.ahead = slot.ahead();
         dispatch.server = Some(slot.server().clone());
         dispatch.slot = Some(slot);
-        dispatch.queued = Some(towards.worker.now());
+        // Without a wait no time has passed that is worth a look at the clock.
+        dispatch.queued = Some(had_at.unwrap_or_else(|| towards.worker.now()));
         return Ok(());
     }
 }
@@ -167,6 +174,7 @@ async fn wait(
     if result.is_err() {
         dispatch.ahead = waiting.ahead();
         dispatch.server = waiting.server().cloned();
+        dispatch.queued = Some(towards.worker.now());
     }
     result
 }

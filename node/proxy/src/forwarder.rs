@@ -281,7 +281,7 @@ fn open(bind: &Bind, workers: usize) -> io::Result<(SocketAddr, Vec<TcpListener>
         reuse_port: true,
         free_bind: true,
         interface: bind.interface.clone(),
-        only_v6: bind.v6only.or(bind.addr.is_ipv6().then_some(true)),
+        only_v6: bind.v6only,
         ..Listen::on(bind.addr)
     };
     if let Some(backlog) = bind.backlog {

@@ -103,6 +103,7 @@ async fn receive(
     let mut scratch: Option<Box<Scratch>> = None;
     let mut armed = false;
     let mut first_byte = None;
+    let mut waited = false;
     if front.buf.is_empty() {
         let idle = if first { request_limit } else { timeouts.http_keep_alive.or(request_limit) };
         front.deadline.set(idle);
@@ -122,12 +123,13 @@ async fn receive(
             let scratch_now = scratch.get_or_insert_with(Scratch::take);
             match parse(front, scratch_now) {
                 Ok(Some(framing)) => {
-                    let now = session.worker.now();
+                    let began = first_byte.unwrap_or(session.accepted);
                     return Ok(Request {
                         scratch: scratch.take().unwrap_or_else(Scratch::take),
                         framing,
-                        began: first_byte.unwrap_or(now),
-                        received: now,
+                        began,
+                        // Usually it came in one piece.
+                        received: if waited { session.worker.now() } else { began },
                         first,
                     });
                 }
@@ -145,6 +147,7 @@ async fn receive(
                 front.deadline.set(request_limit);
                 armed = true;
             }
+            waited = true;
         }
         read_more(session, front, first).await?;
     }
@@ -158,18 +161,14 @@ async fn read_more(session: &Session, front: &mut Front, first: bool) -> Result<
             match poll_fill(&mut front.stream, cx, &mut front.buf) {
                 Poll::Ready(Ok(0)) => front.eof = true,
                 Poll::Ready(Ok(_)) => return Poll::Ready(Ok(())),
-                Poll::Ready(Err(_)) => {
-                    front.eof = true;
-                    if idle {
-                        return Poll::Ready(Err(NoRequest::Silent));
-                    }
-                }
+                Poll::Ready(Err(_)) => front.eof = true,
                 Poll::Pending => {}
             }
         }
         if front.eof {
             let end = End::new(Cause::ClientAbort, Phase::Request);
-            let why = if idle { NoRequest::Silent } else { NoRequest::Refused(end, 400, None) };
+            let silent = idle && !first;
+            let why = if silent { NoRequest::Silent } else { NoRequest::Refused(end, 400, None) };
             return Poll::Ready(Err(why));
         }
         if session.entry.session().poll_killed(cx.waker()) {

@@ -29,7 +29,7 @@ pub(crate) async fn serve(mut session: Session, plan: Rc<View>, index: usize, mu
     session.tracked.track(&proxy.tcp_content_rules, &at, now, |tracked| tracked.conn(now));
     let target =
         proxy.default_backend.and_then(|i| Some((&plan.proxies[i], plan.proxies[i].backend.as_ref()?)));
-    let mut dispatch = Dispatch::default();
+    let mut dispatch = Dispatch { asked: now, ..Dispatch::default() };
     let Some((back, backend)) = target else {
         let end = End::new(Cause::ServerAbort, Phase::Connect);
         report(&session, &front, &proxy.config, None, &dispatch, end, (0, 0));

@@ -19,6 +19,9 @@ use super::forward::Flow;
 use crate::buffer::{Buffer, Text, poll_fill, poll_write};
 use crate::front::{Front, Gone};
 
+/// Longest body, or piece of one, that is copied behind its head to be written with it.
+const SMALL: usize = 4096;
+
 /// Why an exchange did not come to its end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Stop {
@@ -40,6 +43,8 @@ pub(crate) struct Upload {
     sent: usize,
     /// Everything that was sent is still in the buffer.
     replayable: bool,
+    /// It is sent for the second time.
+    rewound: bool,
     /// Everything was sent.
     pub(crate) done: bool,
     /// The server does not take more, or the client does not send more.
@@ -49,13 +54,29 @@ pub(crate) struct Upload {
 impl Upload {
     /// A request whose head takes the first `base` bytes of the client's buffer.
     pub(crate) fn new(head: Text, flow: Flow, base: usize) -> Upload {
-        Upload { head, head_sent: 0, flow, base, sent: 0, replayable: true, done: false, broken: false }
+        Upload {
+            head,
+            head_sent: 0,
+            flow,
+            base,
+            sent: 0,
+            replayable: true,
+            rewound: false,
+            done: false,
+            broken: false,
+        }
     }
 
     /// Begins anew with a fresh body flow; only after [`Stop::Retry`].
     pub(crate) fn rewind(&mut self, flow: Flow) {
         self.flow = flow;
         (self.head_sent, self.sent, self.done, self.broken) = (0, 0, false, false);
+        self.rewound = true;
+    }
+
+    /// Whether it was sent before, over a connection that turned out to be dead.
+    pub(crate) fn is_rewound(&self) -> bool {
+        self.rewound
     }
 
     /// Bytes of the client's buffer that belong to the request.
@@ -180,7 +201,15 @@ impl<'a> Exchange<'a> {
             self.up.broken = true;
         }
         let blocked = loop {
-            let n = self.down.sendable(self.reply.bytes()).map_err(|_| stop(Cause::Proxy, Phase::Data))?;
+            let mut n =
+                self.down.sendable(self.reply.bytes()).map_err(|_| stop(Cause::Proxy, Phase::Data))?;
+            if n > 0 && n <= SMALL && self.out_sent < self.out.len() {
+                // Cheaper than a second slice for the kernel to gather.
+                self.out.extend_from_slice(&self.reply.bytes()[..n]);
+                self.down.sent(n);
+                self.reply.consume(n);
+                n = 0;
+            }
             let head = &self.out[self.out_sent..];
             if !head.is_empty() || n > 0 {
                 match poll_write(&mut self.front.stream, cx, head, &self.reply.bytes()[..n]) {
@@ -265,13 +294,13 @@ impl<'a> Exchange<'a> {
                     self.front.buf.grow();
                 }
                 if self.front.eof {
-                    return Err(stop(Cause::ClientAbort, phase));
+                    return Err(stop(Cause::ClientAbort, Phase::Data));
                 }
                 match poll_fill(&mut self.front.stream, cx, &mut self.front.buf) {
                     Poll::Ready(Ok(n)) if n > 0 => self.client_seen = Instant::now(),
                     Poll::Ready(_) => {
                         self.front.eof = true;
-                        return Err(stop(Cause::ClientAbort, phase));
+                        return Err(stop(Cause::ClientAbort, Phase::Data));
                     }
                     Poll::Pending => return Ok(()),
                 }

@@ -119,7 +119,7 @@ pub(crate) async fn run(
         first: request.first,
         line,
         back: None,
-        dispatch: Dispatch::default(),
+        dispatch: Dispatch { asked: request.received, ..Dispatch::default() },
         responded: None,
         status: None,
         end: End::NORMAL,
@@ -240,7 +240,9 @@ impl<'a> Transaction<'a> {
             let established = establish(&towards, self.front, &mut self.dispatch)
                 .await
                 .map_err(|end| Stop::End(end, None))?;
-            self.reached(plan, backend);
+            if !up.is_rewound() {
+                self.reached(plan, backend);
+            }
             match self.exchange(plan, mode, &mut up, established).await {
                 Err(Stop::Retry) if matches!(self.method, Method::Post | Method::Other | Method::Connect) => {
                     // It may have been acted upon. As HAProxy: the client, whose connection was kept
@@ -489,11 +491,8 @@ impl<'a> Transaction<'a> {
         let status = status.or(end.status());
         match status {
             Some(0) | None => Next::Close,
-            Some(_) if end.cause == Cause::ClientAbort => {
-                // Nobody is there to be told.
-                self.status = status;
-                Next::Close
-            }
+            // Nobody may be there to be told; HAProxy tells and logs it where a server was reached.
+            Some(_) if end.cause == Cause::ClientAbort && end.phase != Phase::Headers => Next::Close,
             Some(status) => {
                 if status == 400 {
                     bump(&self.session.frontend.counters().shard(worker).ereq, 1);
@@ -576,9 +575,7 @@ impl<'a> Transaction<'a> {
                 dispatch,
                 unix_us: began.unix_us,
                 timers,
-                status: self
-                    .status
-                    .filter(|_| self.end.cause != Cause::ClientAbort || self.responded.is_some()),
+                status: self.status,
                 bytes: self.bytes_out,
                 termination: self.end.http_code(self.request_cookie, self.response_cookie),
                 request: &self.line,
