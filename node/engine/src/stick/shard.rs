@@ -98,6 +98,8 @@ pub(crate) struct Shard {
     /// `live` as the table's own count last knew it.
     pub(crate) marked: u32,
     tombs: u32,
+    /// When tracked entries are looked at next.
+    keep_at: u64,
     /// Content changes so far.
     pub(crate) changes: u64,
     pub(crate) digest: Option<Digest>,
@@ -137,6 +139,7 @@ impl Shard {
             now: 0,
             live: 0,
             marked: 0,
+            keep_at: 0,
             tombs: 0,
             changes: 0,
             digest: None,
@@ -319,7 +322,8 @@ impl Shard {
 
     /// Tracked entries whose life on the peers has half run out; they are published again.
     pub(crate) fn keep_tracked(&mut self) -> u32 {
-        let Some(ttl) = self.shape.ttl else { return 0 };
+        let Some(ttl) = self.shape.ttl.filter(|_| self.now >= self.keep_at) else { return 0 };
+        self.keep_at = self.now + ttl / 8;
         let (mut at, mut woken) = (self.lists[TRACKED].head, 0);
         while at != NIL {
             let next = self.entries[at as usize].next;
@@ -342,6 +346,7 @@ impl Shard {
             self.unlink(at);
         }
         self.shape.ttl = ttl;
+        self.keep_at = self.now;
         self.swept = self.grain().map_or(0, |grain| self.now / grain);
         let horizon = self.horizon();
         for at in all {

@@ -68,6 +68,7 @@ fn tracked_entries_neither_expire_nor_leave() {
     assert_eq!(t.used(), 2);
     assert_eq!(t.server_id(&Key::V4(2), at(20)), None, "the oldest untracked one made room");
     assert_eq!(t.clear_key(&Key::V4(1), at(20)), Cleared::InUse);
+    assert!(t.value(&Key::V4(1), "gpc0", at(4_000)).is_some(), "long after its time");
     t.sweep(at(5_000));
     assert_eq!(t.used(), 1);
     drop(tracked);
