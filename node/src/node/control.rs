@@ -185,18 +185,6 @@ impl Node {
         }
     }
 
-    /// Tells the cluster which overridden values the configuration has changed: it wins over commands
-    /// that are older. Without a majority only this node knows.
-    fn tell_cluster(&self, old: &Config, new: &Config) {
-        let Some(cluster) = self.cluster.clone() else { return };
-        let Some(command) = cluster.registry().rebase_command(old, new) else { return };
-        tokio::spawn(async move {
-            if let Err(e) = cluster.propose(command).await {
-                tracing::warn!("the other nodes were not told what the reload changed: {e}");
-            }
-        });
-    }
-
     /// Applies the files as they are now.
     ///
     /// # Errors
@@ -228,7 +216,6 @@ impl Node {
         }
         logs.reload(&config.global);
         self.plane.announce(&report.effects);
-        self.tell_cluster(&old, &config);
         let mut text = said.join("\n");
         for what in kept {
             text.push_str(&format!("\nNote: the change of {what} takes effect at the next start."));
