@@ -35,7 +35,7 @@ mod tests;
 mod words;
 
 pub(crate) use authority::{Authority, Local};
-pub(crate) use socket::{Error, Listener, listen, serve};
+pub(crate) use socket::{Listener, listen, serve};
 
 /// What the commands work on. Assembled once by the program.
 pub(crate) struct Context {

@@ -4,7 +4,6 @@
 //! are for people and for processes that the program starts of itself.
 
 mod args;
-#[allow(dead_code, unused_imports, reason = "the running node uses it")]
 mod cli;
 mod demo;
 mod load;

@@ -25,6 +25,7 @@ use phalanx_sys::process;
 
 use self::background::Ready;
 use crate::args::{self, Options};
+use crate::cli;
 use crate::load::{Files, Loaded};
 
 /// Runs a node, or checks its configuration, as HAProxy's command line says.
@@ -51,6 +52,7 @@ pub(crate) fn run(options: Options) -> ExitCode {
         }
     };
     show(&loaded, &options);
+    let messages = loaded.messages.iter().map(|m| m.text.as_str()).collect::<Vec<_>>().join("\n");
     let Some(mut config) = loaded.config else { return ExitCode::FAILURE };
     if options.check {
         if options.verbose {
@@ -72,7 +74,7 @@ pub(crate) fn run(options: Options) -> ExitCode {
         }
     }
     trace(&options);
-    match serve(config, files, &options, &mut ready) {
+    match serve(config, files, messages, &options, &mut ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(text) => {
             ready.failed(&format!("[ALERT]    ({}) : {text}", std::process::id()));
@@ -81,8 +83,20 @@ pub(crate) fn run(options: Options) -> ExitCode {
     }
 }
 
+/// The process that watches over the worker's floating IPs.
+pub(crate) fn guardian() -> ExitCode {
+    trace(&Options::default());
+    ExitCode::from(phalanx_cluster::vip::guardian::main() as u8)
+}
+
 /// Starts everything, says that it is ready, and stays until a signal ends it.
-fn serve(config: Config, files: Files, options: &Options, ready: &mut Ready) -> Result<(), String> {
+fn serve(
+    config: Config,
+    files: Files,
+    messages: String,
+    options: &Options,
+    ready: &mut Ready,
+) -> Result<(), String> {
     let clock = Clock::new();
     let (mono, unix_us) = clock.now();
     let now = Now { mono, unix_us };
@@ -93,6 +107,8 @@ fn serve(config: Config, files: Files, options: &Options, ready: &mut Ready) -> 
     let pidfile = options.pidfile.clone().or_else(|| config.global.pidfile.clone());
     let pidfile = pidfile.map(open_pidfile).transpose()?;
     limits::data_dir(&config)?;
+    let sockets = config.global.stats_sockets.iter().map(|s| cli::listen(s).map_err(|e| e.to_string()));
+    let sockets = sockets.collect::<Result<Vec<_>, _>>()?;
     limits::confine(&config)?;
 
     let workers = config.global.nbthread.map_or_else(process::cpus, |n| n as usize).max(1);
@@ -111,7 +127,16 @@ fn serve(config: Config, files: Files, options: &Options, ready: &mut Ready) -> 
         .map_err(|e| format!("cannot start the control threads: {e}"))?;
     let outcome = control.block_on(async {
         control::run(
-            control::Start { files: Arc::new(files), options: options.clone(), state, logs, clock, cluster },
+            control::Start {
+                files: Arc::new(files),
+                options: options.clone(),
+                state,
+                logs,
+                clock,
+                sockets,
+                cluster,
+                messages,
+            },
             || {
                 if let Some((path, mut file)) = pidfile
                     && let Err(e) = writeln!(file, "{}", std::process::id())
@@ -126,12 +151,6 @@ fn serve(config: Config, files: Files, options: &Options, ready: &mut Ready) -> 
     // Tasks that block on a name server or a disk must not hold up the end.
     control.shutdown_background();
     outcome
-}
-
-/// The guardian of a node's floating IPs: started by the node itself, never by hand.
-pub(crate) fn guardian() -> ExitCode {
-    trace(&Options::default());
-    ExitCode::from(phalanx_cluster::vip::guardian::main() as u8)
 }
 
 fn open_pidfile(path: PathBuf) -> Result<(PathBuf, File), String> {
@@ -167,6 +186,7 @@ fn trace(options: &Options) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .try_init();
 }
 

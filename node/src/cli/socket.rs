@@ -59,6 +59,7 @@ impl Listener {
     }
 
     /// The port that a TCP socket got, for `:0`.
+    #[cfg(test)]
     pub(crate) fn port(&self) -> Option<u16> {
         match &self.socket {
             Opened::Tcp(listener) => listener.local_addr().ok().map(|a| a.port()),

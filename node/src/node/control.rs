@@ -5,11 +5,13 @@
 //! and reload requests. A reload is all or nothing: a file with errors, or an address that can't be
 //! bound, leaves everything as it was.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use phalanx_cluster::{Cluster, Settings};
-use phalanx_config::Config;
+use phalanx_config::{Config, Env, StatsSocket};
 use phalanx_engine::backend::{Backend, Effects};
 use phalanx_engine::registry::Registry;
 use phalanx_engine::state::State;
@@ -20,12 +22,13 @@ use phalanx_proxy::log::Sink;
 use phalanx_sys::clock::Clock;
 use phalanx_sys::process;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::vips::Floating;
 use crate::args::Options;
-use crate::load::Files;
+use crate::cli;
+use crate::load::{Files, System};
 use crate::notify::notify;
 
 /// Everything that exists before the control plane runs.
@@ -35,11 +38,11 @@ pub(super) struct Start {
     pub state: Arc<State>,
     pub logs: Sink,
     pub clock: Clock,
+    pub sockets: Vec<cli::Listener>,
     pub cluster: Option<Settings>,
+    /// What the parser said at the start.
+    pub messages: String,
 }
-
-/// A request to reload, with where to put the answer for the user.
-pub(crate) type ReloadRequest = oneshot::Sender<Result<String, String>>;
 
 /// Reloads that may wait: each takes the files as they are when its turn comes.
 const RELOADS: usize = 16;
@@ -82,7 +85,7 @@ impl Plane {
 /// Starts everything, calls `ready`, and stays until a signal ends it.
 pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String> {
     let mut signals = Signals::new().map_err(|e| format!("cannot catch signals: {e}"))?;
-    let Start { files, options, state, logs, clock, cluster } = start;
+    let Start { files, options, state, logs, clock, sockets, cluster, messages } = start;
     let sink = logs.clone();
     let log: check::Log = Arc::new(move |targets, level, line| sink.send(targets, level, line.as_bytes()));
     let plane = Plane { state: state.clone(), logs: logs.clone(), clock, log, checker: Arc::default() };
@@ -94,13 +97,10 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
     let cluster = match cluster {
         Some(settings) => {
             let vips = floating.as_ref().map(Floating::handle);
-            let plane = plane.clone();
-            let on_registry = Box::new(move |registry: &Registry| plane.reconcile(registry));
-            Some(
-                Cluster::start(settings, state.tables().clone(), clock, vips, on_registry)
-                    .await
-                    .map_err(|e| e.to_string())?,
-            )
+            let following = plane.clone();
+            let on_registry = Box::new(move |registry: &Registry| following.reconcile(registry));
+            let started = Cluster::start(settings, state.tables().clone(), clock, vips, on_registry).await;
+            Some(started.map_err(|e| e.to_string())?)
         }
         None => None,
     };
@@ -111,16 +111,42 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
         .map_err(|e| format!("cannot start the workers: {e}"))?
         .map_err(|e| e.to_string())?;
     let forwarder = Arc::new(forwarder);
-    if let Some(floating) = &floating {
-        floating.ready(&forwarder);
-    }
     let _ = plane.checker.set(Checker::start(state.clone(), clock, plane.log.clone()));
-
-    let (_reload, mut reloads) = mpsc::channel::<ReloadRequest>(RELOADS);
+    if let (Some(floating), Some(cluster)) = (&floating, &cluster) {
+        floating.ready(&forwarder, cluster, state.tables());
+    }
     if cluster.is_none() {
         tokio::spawn(sweep(plane.clone()));
     }
-    let node = Node { files, options, plane, forwarder, cluster, floating };
+
+    let (reload, mut reloads) = mpsc::channel::<cli::ReloadRequest>(RELOADS);
+    let listeners = forwarder.clone();
+    let context = Arc::new(cli::Context {
+        state,
+        authority: match &cluster {
+            Some(cluster) => cli::Authority::Cluster(cluster.clone()),
+            None => {
+                let following = plane.clone();
+                cli::Authority::Local(cli::Local::new(move |registry| following.reconcile(registry)))
+            }
+        },
+        clock,
+        logs,
+        reload,
+        apply_listeners: Box::new(move || {
+            listeners.room_changed();
+            listeners.apply().map_err(|e| e.to_string())
+        }),
+        startup_logs: Arc::new(Mutex::new(messages)),
+        resolve,
+        load: cli::Load::default(),
+        warnings: AtomicU64::new(0),
+    });
+    let mut api = Api { context, open: Vec::new() };
+    for socket in sockets {
+        api.serve(socket);
+    }
+    let mut node = Node { files, options, plane, forwarder, cluster, floating, api };
 
     if node.options.notify
         && let Err(e) = notify("READY=1")
@@ -137,8 +163,11 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
                 Event::Terminate => return node.terminate().await,
             },
             Some(answer) = reloads.recv() => {
+                let outcome = node.reload().await;
+                let text = outcome.as_ref().map_or_else(|e| e.clone(), |t| t.clone());
+                *node.api.context.startup_logs.lock() = text;
                 // Whoever asked may be gone; the reload is done all the same.
-                let _ = answer.send(node.reload().await);
+                let _ = answer.send(outcome);
             }
         }
     }
@@ -154,6 +183,50 @@ async fn sweep(plane: Plane) {
     }
 }
 
+/// Resolves a host name for a runtime command.
+fn resolve(host: &str) -> Result<std::net::IpAddr, String> {
+    System { ignore_resolve: false }.resolve(host)
+}
+
+/// The Runtime API's sockets.
+struct Api {
+    context: Arc<cli::Context>,
+    open: Vec<(StatsSocket, watch::Sender<bool>)>,
+}
+
+impl Api {
+    fn serve(&mut self, listener: cli::Listener) {
+        let (stop, stopped) = watch::channel(false);
+        self.open.push((listener.config().clone(), stop));
+        tokio::spawn(cli::serve(listener, self.context.clone(), stopped));
+    }
+
+    /// Brings the sockets in line with a reloaded configuration; connections of sockets that are
+    /// gone end, whoever asked for the reload is answered first.
+    fn follow(&mut self, wanted: &[StatsSocket]) -> Vec<String> {
+        let same = |a: &StatsSocket, b: &StatsSocket| StatsSocket { pos: b.pos, ..a.clone() } == *b;
+        self.open.retain(|(open, stop)| {
+            let keep = wanted.iter().any(|w| same(w, open));
+            if !keep {
+                // Dropping it would end the connections as well, but not before the answer is out.
+                stop.send_replace(true);
+            }
+            keep
+        });
+        let mut failed = Vec::new();
+        for socket in wanted {
+            if self.open.iter().any(|(open, _)| same(socket, open)) {
+                continue;
+            }
+            match cli::listen(socket) {
+                Ok(listener) => self.serve(listener),
+                Err(e) => failed.push(e.to_string()),
+            }
+        }
+        failed
+    }
+}
+
 /// The parts that reloads and the end concern.
 struct Node {
     files: Arc<Files>,
@@ -162,6 +235,7 @@ struct Node {
     forwarder: Arc<Forwarder>,
     cluster: Option<Cluster>,
     floating: Option<Floating>,
+    api: Api,
 }
 
 impl Node {
@@ -178,7 +252,7 @@ impl Node {
         }
     }
 
-    async fn reload_logged(&self) {
+    async fn reload_logged(&mut self) {
         match self.reload().await {
             Ok(text) => tracing::info!("{text}"),
             Err(text) => tracing::error!("{text}"),
@@ -189,7 +263,7 @@ impl Node {
     ///
     /// # Errors
     /// Why nothing was changed: the parser's messages, or the address that can't be bound.
-    async fn reload(&self) -> Result<String, String> {
+    async fn reload(&mut self) -> Result<String, String> {
         let files = self.files.clone();
         let loaded = tokio::task::spawn_blocking(move || files.load())
             .await
@@ -217,6 +291,15 @@ impl Node {
         logs.reload(&config.global);
         self.plane.announce(&report.effects);
         let mut text = said.join("\n");
+        let registry = self.api.context.authority.registry();
+        if let Some(command) = registry.rebase_command(&old, &config)
+            && let Err(e) = self.api.context.authority.propose(command).await
+        {
+            text.push_str(&format!("\nThe cluster could not be told of the changed values: {e}"));
+        }
+        for failed in self.api.follow(&config.global.stats_sockets) {
+            text.push_str(&format!("\n{failed}"));
+        }
         for what in kept {
             text.push_str(&format!("\nNote: the change of {what} takes effect at the next start."));
         }
@@ -229,10 +312,8 @@ impl Node {
         if self.options.notify {
             let _ = notify("STOPPING=1");
         }
-        // Others take the VIPs over while what is here ends.
-        if let Some(floating) = &self.floating {
-            floating.leave().await;
-        }
+        // New connections are to go to another node at once.
+        self.give_up_vips().await;
         let limit = self.plane.state.plan().config.global.hard_stop_after;
         let forwarder = self.forwarder.clone();
         let ended = tokio::task::spawn_blocking(move || forwarder.stop(limit));
@@ -253,10 +334,14 @@ impl Node {
         Ok(())
     }
 
-    async fn leave(&self) {
+    async fn give_up_vips(&self) {
         if let Some(floating) = &self.floating {
             floating.leave().await;
         }
+    }
+
+    async fn leave(&self) {
+        self.give_up_vips().await;
         if let Some(cluster) = &self.cluster {
             cluster.shutdown().await;
         }

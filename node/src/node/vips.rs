@@ -6,16 +6,23 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use phalanx_cluster::Settings;
 use phalanx_cluster::vip::{Announce, Announcer, GuardianCommand, Options, VipSettings, Vips};
+use phalanx_cluster::{Cluster, Settings};
 use phalanx_config::model;
 use phalanx_engine::lease::Timing;
+use phalanx_engine::stick::Tables;
 use phalanx_proxy::Forwarder;
 
 /// How long giving up all VIPs may take at the end.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// How often a starting node looks whether it has caught up.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A peer that answers but never finishes teaching must not keep a VIP without any holder.
+const TAUGHT_WITHIN: Duration = Duration::from_secs(10);
 
 /// The VIPs of a node that has any.
 pub(super) struct Floating {
@@ -47,10 +54,10 @@ impl Floating {
         self.vips.clone()
     }
 
-    /// The forwarding plane runs: VIPs may be taken.
-    pub(super) fn ready(&self, forwarder: &Arc<Forwarder>) {
+    /// The forwarding plane runs: VIPs may be taken as soon as the node knows what the cluster knows.
+    pub(super) fn ready(&self, forwarder: &Arc<Forwarder>, cluster: &Cluster, tables: &Arc<Tables>) {
         let _ = self.gate.0.set(forwarder.clone());
-        self.vips.set_behind(Vec::new());
+        tokio::spawn(catch_up(self.vips.clone(), cluster.clone(), tables.clone()));
     }
 
     /// Gives all up; comes back when they are off this node.
@@ -75,6 +82,31 @@ impl Announcer for Gate {
             Some(forwarder) => forwarder.gate(vip.addr, false).map_err(|e| e.to_string()),
             None => Ok(()),
         }
+    }
+}
+
+/// Lets the node take VIPs once the log is applied up to what was committed when it joined, and the
+/// stick tables have been taught.
+async fn catch_up(vips: Vips, cluster: Cluster, tables: Arc<Tables>) {
+    let started = Instant::now();
+    loop {
+        let mut reasons = Vec::new();
+        let status = cluster.status();
+        if !status.quorum {
+            reasons.push("no leader and majority seen since the start".to_owned());
+        } else if status.applied < status.committed {
+            reasons.push("the log is not applied yet".to_owned());
+        }
+        let untaught = tables.list().into_iter().find(|t| t.is_shared() && !t.is_learned());
+        if let Some(table) = untaught.filter(|_| started.elapsed() < TAUGHT_WITHIN) {
+            reasons.push(format!("stick table '{}' is not taught yet", table.name()));
+        }
+        let done = reasons.is_empty();
+        vips.set_behind(reasons);
+        if done {
+            return;
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
