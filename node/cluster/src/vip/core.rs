@@ -410,7 +410,14 @@ impl Shared {
             };
             if ballot.node == from {
                 info!("vip '{}': the guardian of {} took it off: {reason}", vip.vip, self.names.name(from));
-                self.decide(i, |lease, now| lease.handle(from, Message::Release { ballot, to: None }, now));
+                let mut core = self.core.lock();
+                if core.vips[i].seen.epoch == Some(ballot.epoch()) {
+                    core.vips[i].reason = Some(format!("{}: {reason}", self.names.name(from)));
+                }
+                let now = now();
+                core.vips[i].lease.handle(from, Message::Release { ballot, to: None }, now);
+                self.carry_out(&mut core, i, now);
+                self.wake.notify_all();
             }
         }
     }
