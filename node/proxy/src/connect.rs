@@ -162,7 +162,7 @@ async fn wait(
             return Poll::Ready(Ok(grant));
         }
         if towards.session.poll_killed(cx.waker()) {
-            return Poll::Ready(Err(End::new(Cause::Killed, Phase::Queue)));
+            return Poll::Ready(Err(End::new(towards.session.kill_cause(), Phase::Queue)));
         }
         if front.poll_abort(cx, towards.config.abortonclose).is_ready() {
             return Poll::Ready(Err(End::new(Cause::ClientAbort, Phase::Queue)));
@@ -213,7 +213,7 @@ async fn open(
             return Poll::Ready(Ok(error.map_or(Ok(()), |_| Err(Failure::Refused))));
         }
         if towards.session.poll_killed(cx.waker()) {
-            return Poll::Ready(Err(End::new(Cause::Killed, Phase::Connect)));
+            return Poll::Ready(Err(End::new(towards.session.kill_cause(), Phase::Connect)));
         }
         if front.poll_abort(cx, towards.config.abortonclose).is_ready() {
             return Poll::Ready(Err(End::new(Cause::ClientAbort, Phase::Connect)));
@@ -290,7 +290,7 @@ async fn turn_around(towards: &Towards<'_>, front: &mut Front) -> Result<(), End
     front.deadline.set(Some(pause));
     poll_fn(|cx| {
         if towards.session.poll_killed(cx.waker()) {
-            return Poll::Ready(Err(End::new(Cause::Killed, Phase::Connect)));
+            return Poll::Ready(Err(End::new(towards.session.kill_cause(), Phase::Connect)));
         }
         if front.poll_abort(cx, towards.config.abortonclose).is_ready() {
             return Poll::Ready(Err(End::new(Cause::ClientAbort, Phase::Connect)));

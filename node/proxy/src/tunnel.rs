@@ -145,7 +145,7 @@ pub(crate) async fn run(
     let mut server_seen = client_seen;
     poll_fn(|cx| {
         if session.poll_killed(cx.waker()) {
-            return Poll::Ready(End::new(Cause::Killed, Phase::Data));
+            return Poll::Ready(End::new(session.kill_cause(), Phase::Data));
         }
         let (upward, downward) = match move_both(cx, client, server, up, down) {
             Ok(moved) => moved,

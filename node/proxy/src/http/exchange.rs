@@ -183,7 +183,7 @@ impl<'a> Exchange<'a> {
             }
         }
         if self.session.poll_killed(cx.waker()) {
-            return Poll::Ready(Err(stop(Cause::Killed, Phase::Headers)));
+            return Poll::Ready(Err(stop(self.session.kill_cause(), Phase::Headers)));
         }
         if self.up.done && self.front.poll_abort(cx, self.abortonclose).is_ready() {
             return Poll::Ready(Err(stop(Cause::ClientAbort, Phase::Headers)));
@@ -252,7 +252,7 @@ impl<'a> Exchange<'a> {
             }
         };
         if self.session.poll_killed(cx.waker()) {
-            return Poll::Ready(Err(stop(Cause::Killed, Phase::Data)));
+            return Poll::Ready(Err(stop(self.session.kill_cause(), Phase::Data)));
         }
         if (self.up.done || self.up.broken) && self.front.poll_gone(cx) == Poll::Ready(Gone::Reset) {
             return Poll::Ready(Err(stop(Cause::ClientAbort, Phase::Data)));
