@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 
 use crate::listener::{Key, Target};
 use crate::log::Sink;
+use crate::room::Limit;
 use crate::worker::{self, Order, Shared, Wanted};
 
 /// How long a worker may take to carry out an order; it needs microseconds.
@@ -47,6 +48,7 @@ struct Inner {
 
 struct Open {
     addr: SocketAddr,
+    limit: Arc<Limit>,
     duplicates: Vec<TcpListener>,
 }
 
@@ -206,9 +208,16 @@ impl Forwarder {
         inner.open.retain(|key, _| lines.iter().any(|l| l.key == *key));
         for (key, (addr, sockets)) in &opened {
             let duplicates = sockets.iter().filter_map(|s| s.try_clone().ok()).collect();
-            inner.open.insert(key.clone(), Open { addr: *addr, duplicates });
+            inner.open.insert(key.clone(), Open { addr: *addr, limit: Arc::default(), duplicates });
+        }
+        for line in &lines {
+            if let Some(open) = inner.open.get(&line.key) {
+                open.limit.set(line.bind.maxconn);
+            }
         }
         self.order(inner, &lines, opened);
+        // Limits may have been raised.
+        self.shared.room.wake();
         Ok(())
     }
 
@@ -224,10 +233,14 @@ impl Forwarder {
             let listeners = lines
                 .iter()
                 .map(|line| {
-                    let addr = inner.open.get(&line.key).map_or(line.key.addr, |o| o.addr);
+                    let mut target = line.target.clone();
+                    if let Some(open) = inner.open.get(&line.key) {
+                        target.addr = open.addr;
+                        target.limit = open.limit.clone();
+                    }
                     Wanted {
                         key: line.key.clone(),
-                        target: Target { addr, ..line.target.clone() },
+                        target,
                         socket: opened.get_mut(&line.key).and_then(|(_, sockets)| sockets.pop()),
                     }
                 })
@@ -267,8 +280,12 @@ fn lines<'a>(plan: &'a Plan, held: &HashSet<IpAddr>) -> Vec<Line<'a>> {
             while lines.iter().any(|l| l.key == key) {
                 key.nth += 1;
             }
-            let target =
-                Target { frontend: frontend.clone(), addr: bind.addr, keepalive: proxy.config.clitcpka };
+            let target = Target {
+                frontend: frontend.clone(),
+                addr: bind.addr,
+                limit: Arc::default(),
+                keepalive: proxy.config.clitcpka,
+            };
             lines.push(Line { key, bind, target, proxy: &proxy.config.name });
         }
     }
@@ -290,6 +307,9 @@ fn open(bind: &Bind, workers: usize) -> io::Result<(SocketAddr, Vec<TcpListener>
     let mut sockets = Vec::with_capacity(workers);
     for _ in 0..workers {
         let socket = listen.open()?;
+        if bind.transparent {
+            phalanx_sys::net::set_transparent(&socket)?;
+        }
         listen.addr = socket.local_addr()?;
         sockets.push(socket);
     }

@@ -230,7 +230,8 @@ async fn refuse(
     let began = began.unwrap_or(session.accepted);
     report::log(&Report {
         session,
-        front,
+        client: front.src,
+        destination: front.dst,
         config,
         backend: None,
         dispatch: &Dispatch::default(),
@@ -241,6 +242,7 @@ async fn refuse(
         termination: end.http_code(Default::default(), Default::default()),
         request: b"",
         server: None,
+        asap: false,
     });
 }
 

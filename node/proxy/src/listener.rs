@@ -13,7 +13,7 @@ use phalanx_engine::frontend::{Frontend, Status};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 
-use crate::room::Place;
+use crate::room::{Limit, Place};
 use crate::session;
 use crate::worker::Worker;
 
@@ -34,6 +34,8 @@ pub(crate) struct Target {
     pub(crate) frontend: Arc<Frontend>,
     /// Where the socket is bound.
     pub(crate) addr: SocketAddr,
+    /// `maxconn` of the `bind` line.
+    pub(crate) limit: Arc<Limit>,
     /// `clitcpka`.
     pub(crate) keepalive: bool,
 }
@@ -73,7 +75,9 @@ impl Listener {
         let target = self.target.borrow().clone();
         let mut cx = Context::from_waker(Waker::noop());
         while let Poll::Ready(Ok((stream, peer))) = self.socket.poll_accept(&mut cx) {
-            if let Some(place) = worker.shared.room.enter(&target.frontend, worker.shared.state.process()) {
+            if let Some(place) =
+                worker.shared.room.enter(&target.limit, &target.frontend, worker.shared.state.process())
+            {
                 begin(worker, stream, peer, &target, place);
             }
         }
@@ -110,7 +114,11 @@ async fn accept(worker: Rc<Worker>, socket: Rc<TcpListener>, target: Rc<RefCell<
 
 fn poll_room(worker: &Worker, target: &Target, cx: &mut Context<'_>) -> Poll<()> {
     let (frontend, process) = (&target.frontend, worker.shared.state.process());
-    let free = || frontend.conns() < frontend.maxconn() && process.conns() < process.maxconn();
+    let free = || {
+        target.limit.has_room()
+            && frontend.conns() < frontend.maxconn()
+            && process.conns() < process.maxconn()
+    };
     if free() {
         return Poll::Ready(());
     }
@@ -120,11 +128,11 @@ fn poll_room(worker: &Worker, target: &Target, cx: &mut Context<'_>) -> Poll<()>
 
 fn poll_place(worker: &Worker, target: &Target, cx: &mut Context<'_>) -> Poll<Place> {
     let (room, process) = (&worker.shared.room, worker.shared.state.process());
-    if let Some(place) = room.enter(&target.frontend, process) {
+    if let Some(place) = room.enter(&target.limit, &target.frontend, process) {
         return Poll::Ready(place);
     }
     room.wait(cx.waker());
-    match room.enter(&target.frontend, process) {
+    match room.enter(&target.limit, &target.frontend, process) {
         Some(place) => Poll::Ready(place),
         None => Poll::Pending,
     }

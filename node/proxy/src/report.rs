@@ -1,5 +1,6 @@
 //! The end of a session or request: counters and the log line.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use phalanx_config::Proxy;
@@ -12,13 +13,13 @@ use phalanx_engine::time::Now;
 
 use crate::buffer::Text;
 use crate::connect::Dispatch;
-use crate::front::Front;
 use crate::session::Session;
 
 /// What a log line is made of.
 pub(crate) struct Report<'a> {
     pub(crate) session: &'a Session,
-    pub(crate) front: &'a Front,
+    pub(crate) client: SocketAddr,
+    pub(crate) destination: SocketAddr,
     /// The frontend's section.
     pub(crate) config: &'a Proxy,
     pub(crate) backend: Option<&'a Arc<Backend>>,
@@ -31,6 +32,8 @@ pub(crate) struct Report<'a> {
     pub(crate) request: &'a [u8],
     /// In place of the server's name.
     pub(crate) server: Option<&'a str>,
+    /// `option logasap`: before the end.
+    pub(crate) asap: bool,
 }
 
 /// Writes the line to the frontend's log targets.
@@ -44,8 +47,8 @@ pub(crate) fn log(report: &Report<'_>) {
     // Connections in use are counted without the one that this line is about only where HAProxy has
     // already let it go: its place on the server is still held when it logs a request.
     let record = Record {
-        client: report.front.src,
-        destination: report.front.dst,
+        client: report.client,
+        destination: report.destination,
         mode: config.mode,
         unix_us: report.unix_us,
         frontend: &config.name,
@@ -66,7 +69,7 @@ pub(crate) fn log(report: &Report<'_>) {
         srv_queue: dispatch.ahead.server,
         backend_queue: dispatch.ahead.backend,
         request: report.request,
-        asap: false,
+        asap: report.asap,
     };
     let mut line = Text::take();
     log::line(config.log_format, &record, &mut line);

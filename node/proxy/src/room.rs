@@ -5,7 +5,7 @@
 //! as no listener waits.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::Waker;
 
 use parking_lot::Mutex;
@@ -19,19 +19,37 @@ pub(crate) struct Room {
     wakers: Mutex<Vec<Waker>>,
 }
 
+/// `maxconn` of one `bind` line, over all workers.
+#[derive(Debug, Default)]
+pub(crate) struct Limit {
+    /// 0 = no limit.
+    max: AtomicU32,
+    used: AtomicU32,
+}
+
 /// The place of one connection.
 #[derive(Debug)]
 pub(crate) struct Place {
     held: Option<(Connection, ProcessPlace)>,
+    limit: Arc<Limit>,
     room: Arc<Room>,
 }
 
 impl Room {
     /// A place for one more connection, if there is one.
-    pub(crate) fn enter(self: &Arc<Self>, frontend: &Arc<Frontend>, process: &Arc<Process>) -> Option<Place> {
-        let connection = frontend.enter()?;
-        let place = process.enter()?;
-        Some(Place { held: Some((connection, place)), room: self.clone() })
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        limit: &Arc<Limit>,
+        frontend: &Arc<Frontend>,
+        process: &Arc<Process>,
+    ) -> Option<Place> {
+        if !limit.enter() {
+            return None;
+        }
+        // From here on a failure gives the limit back by dropping the place.
+        let mut place = Place { held: None, limit: limit.clone(), room: self.clone() };
+        place.held = frontend.enter().and_then(|connection| Some((connection, process.enter()?)));
+        place.held.is_some().then_some(place)
     }
 
     /// Has `waker` called when a place may have become free. The caller tries once more after this.
@@ -56,9 +74,29 @@ impl Room {
     }
 }
 
+impl Limit {
+    /// Sets the limit; `None` = none.
+    pub(crate) fn set(&self, max: Option<u32>) {
+        self.max.store(max.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Whether there is room for one more.
+    pub(crate) fn has_room(&self) -> bool {
+        let max = self.max.load(Ordering::Relaxed);
+        max == 0 || self.used.load(Ordering::SeqCst) < max
+    }
+
+    fn enter(&self) -> bool {
+        let max = self.max.load(Ordering::Relaxed);
+        let grown = |used| (max == 0 || used < max).then_some(used + 1);
+        self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, grown).is_ok()
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         self.held = None;
+        self.limit.used.fetch_sub(1, Ordering::SeqCst);
         self.room.wake();
     }
 }

@@ -70,7 +70,13 @@ async fn forward(
         }
         session.entry.session().note(Some(backend.name().clone()), Some(server), sessions::Phase::Data);
     }
-    let limits = Limits::new(&session.frontend.config().timeouts, &config.timeouts);
+    let own = session.frontend.config();
+    if own.logasap {
+        let timers = timers(session, dispatch);
+        log(session, front, &own, Some(backend), dispatch, timers, End::NORMAL, None);
+    }
+    let limits = Limits::new(&own.timeouts, &config.timeouts);
+    drop(own);
     let ahead = std::mem::replace(&mut front.buf, Buffer::new(SIZE));
     let (mut up, mut down) = (Pipe::new(ahead, front.eof), Pipe::new(Buffer::new(SIZE), false));
     let end = tunnel::run(
@@ -96,16 +102,7 @@ fn report(
     end: End,
     (up, down): (u64, u64),
 ) {
-    let worker = &session.worker;
-    let now = worker.now();
-    let ms = report::since(session.accepted);
-    let timers = Timers {
-        request: None,
-        queue: dispatch.queued.map(&ms),
-        connect: dispatch.connected.map(report::since(dispatch.queued.unwrap_or(now))),
-        response: None,
-        total: ms(now),
-    };
+    let timers = timers(session, dispatch);
     for shard in report::shards(session, back, dispatch.server.as_ref()) {
         bump(&shard.bin, up);
         bump(&shard.bout, down);
@@ -121,19 +118,50 @@ fn report(
     if config.dontlog_normal && end == End::NORMAL && dispatch.retries == 0 && !dispatch.redispatched {
         return;
     }
+    if !(config.logasap && dispatch.connected.is_some()) {
+        log(session, front, config, back, dispatch, timers, end, Some(down));
+    }
+}
+
+fn timers(session: &Session, dispatch: &Dispatch) -> Timers {
+    let now = session.worker.now();
+    let ms = report::since(session.accepted);
+    Timers {
+        request: None,
+        queue: dispatch.queued.map(&ms),
+        connect: dispatch.connected.map(report::since(dispatch.queued.unwrap_or(now))),
+        response: None,
+        total: ms(now),
+    }
+}
+
+/// Logs the session; without `bytes` it has only begun (`option logasap`).
+#[allow(clippy::too_many_arguments, reason = "what a log line is made of")]
+fn log(
+    session: &Session,
+    front: &Front,
+    config: &Proxy,
+    backend: Option<&Arc<Backend>>,
+    dispatch: &Dispatch,
+    timers: Timers,
+    end: End,
+    bytes: Option<u64>,
+) {
     let [cause, phase] = end.code();
     report::log(&Report {
         session,
-        front,
+        client: front.src,
+        destination: front.dst,
         config,
-        backend: back,
+        backend,
         dispatch,
         unix_us: session.accepted.unix_us,
         timers,
         status: None,
-        bytes: down,
+        bytes: bytes.unwrap_or(0),
         termination: [cause, phase, b'-', b'-'],
         request: b"",
         server: None,
+        asap: bytes.is_none(),
     });
 }

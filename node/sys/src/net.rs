@@ -172,6 +172,20 @@ impl Tuning {
     }
 }
 
+/// `IP_TRANSPARENT`: a listener takes connections to addresses that are not this machine's, as TPROXY
+/// rules send them.
+///
+/// # Errors
+/// What `setsockopt` said (it needs `CAP_NET_ADMIN`); IPv6 is not supported.
+pub fn set_transparent(socket: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    if socket.domain()? == Domain::IPV6 {
+        let message = "'transparent' is supported on IPv4 addresses only";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, message));
+    }
+    socket.set_ip_transparent_v4(true)
+}
+
 /// Makes `close` send a RST in place of a FIN, dropping what is unsent (`option nolinger`, `reject`).
 ///
 /// # Errors

@@ -420,6 +420,27 @@ impl<'a> Transaction<'a> {
             exchange.down = Flow::new(framing.body);
             break (framing, keep);
         };
+        if self.proxy.config.logasap && !self.silent {
+            self.silent = true;
+            let dispatch = &self.dispatch;
+            let now = self.responded.unwrap_or(self.received);
+            report::log(&Report {
+                session,
+                client: exchange.front.src,
+                destination: exchange.front.dst,
+                config: &self.proxy.config,
+                backend: self.back.map(|b| b.1),
+                dispatch,
+                unix_us: self.began.unix_us,
+                timers: timers(self.began, self.received, self.responded, dispatch, now),
+                status: self.status,
+                bytes: exchange.out.len() as u64,
+                termination: self.end.http_code(self.request_cookie, self.response_cookie),
+                request: &self.line,
+                server: None,
+                asap: true,
+            });
+        }
         let result = exchange.body().await;
         self.bytes_in += exchange.bytes_up;
         self.bytes_out += exchange.bytes_down;
@@ -534,21 +555,31 @@ impl<'a> Transaction<'a> {
         keeps(self.session, &self.framing, mode)
     }
 
+    fn log(&self, timers: Timers) {
+        report::log(&Report {
+            session: self.session,
+            client: self.front.src,
+            destination: self.front.dst,
+            config: &self.proxy.config,
+            backend: self.back.map(|b| b.1),
+            dispatch: &self.dispatch,
+            unix_us: self.began.unix_us,
+            timers,
+            status: self.status,
+            bytes: self.bytes_out,
+            termination: self.end.http_code(self.request_cookie, self.response_cookie),
+            request: &self.line,
+            server: self.answered_by,
+            asap: false,
+        });
+    }
+
     /// Counts, gives the place back, logs.
     fn finish(&mut self, stream: Option<backend::Stream>) {
         self.dispatch.slot = None;
+        let now = self.session.worker.now();
+        let timers = timers(self.began, self.received, self.responded, &self.dispatch, now);
         let (session, dispatch) = (self.session, &self.dispatch);
-        let worker = &session.worker;
-        let now = worker.now();
-        let (began, received) = (self.began, self.received);
-        let ms = report::since;
-        let timers = Timers {
-            request: Some(ms(began)(received)),
-            queue: dispatch.queued.map(ms(received)),
-            connect: dispatch.connected.map(ms(dispatch.queued.unwrap_or(received))),
-            response: self.responded.map(ms(dispatch.connected.unwrap_or(received))),
-            total: ms(began)(now),
-        };
         let backend = self.back.map(|b| b.1);
         for shard in report::shards(session, backend, dispatch.server.as_ref()) {
             bump(&shard.bin, self.bytes_in);
@@ -567,22 +598,21 @@ impl<'a> Transaction<'a> {
         let normal = self.end == End::NORMAL && dispatch.retries == 0 && !dispatch.redispatched;
         let fine = normal && self.status.is_some_and(|s| s < 500);
         if !(self.silent || config.dontlog_normal && fine) {
-            report::log(&Report {
-                session,
-                front: self.front,
-                config,
-                backend,
-                dispatch,
-                unix_us: began.unix_us,
-                timers,
-                status: self.status,
-                bytes: self.bytes_out,
-                termination: self.end.http_code(self.request_cookie, self.response_cookie),
-                request: &self.line,
-                server: self.answered_by,
-            });
+            self.log(timers);
         }
         drop(stream);
+    }
+}
+
+/// The timers as they stand at `now`.
+fn timers(began: Now, received: Now, responded: Option<Now>, dispatch: &Dispatch, now: Now) -> Timers {
+    let ms = report::since;
+    Timers {
+        request: Some(ms(began)(received)),
+        queue: dispatch.queued.map(ms(received)),
+        connect: dispatch.connected.map(ms(dispatch.queued.unwrap_or(received))),
+        response: responded.map(ms(dispatch.connected.unwrap_or(received))),
+        total: ms(began)(now),
     }
 }
 

@@ -464,3 +464,76 @@ fn a_client_that_leaves_frees_its_place() {
     assert_eq!(plane.ended(), "CH--");
     until("the place is free", || server.served() == 0);
 }
+
+#[test]
+fn logasap_logs_the_head_of_a_response() {
+    let plane = Plane::start(Proxy { logasap: true, ..listen(Mode::Http, &[web("s1")]) });
+    get(&mut plane.client(), "/");
+    let line = plane.log_line();
+    assert!(line.contains("/+") && line.contains(" 200 +") && line.ends_with("\"GET / HTTP/1.1\""), "{line}");
+}
+
+#[test]
+fn the_statistics_page_is_served() {
+    let stats = Stats {
+        uri: "/haproxy?stats".into(),
+        realm: "Strictly Private".into(),
+        auth: vec![("A_Username".into(), "YourPassword".into())],
+        refresh: None,
+        hide_version: false,
+        show_legends: false,
+        show_node: None,
+        scope: vec![],
+    };
+    let plane = Plane::start(Proxy { stats: Some(stats), ..listen(Mode::Http, &[web("s1")]) });
+    let mut client = plane.client();
+    assert!(get(&mut client, "/haproxy?stats").0.starts_with("HTTP/1.1 401 "));
+    let key = "Authorization: Basic QV9Vc2VybmFtZTpZb3VyUGFzc3dvcmQ=";
+    send(&mut client, &format!("GET /haproxy?stats;csv HTTP/1.1\r\nHost: x\r\n{key}\r\n\r\n"));
+    let (head, body) = response(&mut client);
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && body.contains("\nl,s1,"), "{head}{body}");
+    assert!(plane.log_line().contains(" l/<STATS> "));
+    assert!(get(&mut client, "/").1.starts_with("s1"));
+}
+
+/// Whatever a client or a server sends, the plane goes on.
+#[test]
+fn mangled_messages_do_not_stop_the_plane() {
+    use rand::{RngExt, SeedableRng};
+    let seeds = 0..150u64;
+    let server = serve(|mut stream, n| {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(n as u64);
+        while read_head(&mut stream).is_some() {
+            let mut answer =
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n".to_vec();
+            for _ in 0..rng.random_range(0..3) {
+                let at = rng.random_range(0..answer.len());
+                answer[at] = rng.random();
+            }
+            if stream.write_all(&answer).is_err() || rng.random_range(0..3) == 0 {
+                return;
+            }
+        }
+    });
+    let mut proxy = Proxy { retries: 0, ..listen(Mode::Http, &[server]) };
+    let short = Some(Duration::from_millis(30));
+    (proxy.timeouts.client, proxy.timeouts.server) = (short, short);
+    let plane = Plane::start(proxy);
+    for seed in seeds {
+        let mut rng = rand::rngs::StdRng::seed_from_u64(seed);
+        let mut request = b"POST /p HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n\
+            2\r\nab\r\n0\r\n\r\nGET / HTTP/1.1\r\nConnection: close\r\n\r\n"
+            .to_vec();
+        for _ in 0..rng.random_range(0..4) {
+            let at = rng.random_range(0..request.len());
+            request[at] = rng.random();
+        }
+        let mut client = plane.client();
+        let cut = rng.random_range(0..request.len());
+        let _ = client.write_all(&request[..cut]).and_then(|()| client.write_all(&request[cut..]));
+        let _ = client.read_to_end(&mut Vec::new());
+    }
+    let server = plane.state.plan().backend("l").unwrap().server("s1").unwrap();
+    let frontend = plane.state.plan().frontend("l").unwrap().clone();
+    until("all places are given back", || server.served() == 0 && frontend.conns() == 0);
+}

@@ -162,3 +162,41 @@ fn a_stopping_plane_finishes_its_sessions() {
     drop(client);
     assert_eq!(plane.forwarder.stop(Some(LIMIT)), 0);
 }
+
+#[test]
+fn a_bind_line_has_its_own_maxconn() {
+    let mut proxy = listen(Mode::Tcp, &[echo("s1;")]);
+    proxy.binds[0].maxconn = Some(1);
+    let plane = Plane::start(proxy);
+    let mut first = plane.client();
+    read_until(&mut first, ";");
+    let mut second = plane.client();
+    second.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    assert!(second.read(&mut [0; 1]).is_err());
+    plane.reload(|proxy| proxy.binds[0].maxconn = Some(2));
+    second.set_read_timeout(Some(LIMIT)).unwrap();
+    assert_eq!(read_until(&mut second, ";"), "s1;");
+}
+
+#[test]
+fn logasap_logs_when_the_server_is_reached() {
+    let plane = Plane::start(Proxy { logasap: true, ..listen(Mode::Tcp, &[echo("s1;")]) });
+    let mut client = plane.client();
+    read_until(&mut client, ";");
+    let line = plane.log_line();
+    assert!(line.contains("/+") && line.contains(" +0 -- "), "{line}");
+}
+
+#[test]
+fn an_address_in_use_changes_nothing_and_is_named() {
+    let plane = Plane::start(listen(Mode::Tcp, &[echo("s1;")]));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = taken.local_addr().unwrap();
+    let mut config = (*plane.state.plan().config).clone();
+    Arc::make_mut(&mut config.proxies[0]).binds.push(bind(addr));
+    let _ = plane.state.load(config, phalanx_engine::time::Now::default());
+    let error = plane.forwarder.apply().unwrap_err().to_string();
+    assert!(error.starts_with(&format!("proxy 'l': cannot bind {addr}: ")), "{error}");
+    assert_eq!(plane.forwarder.addresses(), [plane.addr]);
+    assert_eq!(read_until(&mut plane.client(), ";"), "s1;");
+}
