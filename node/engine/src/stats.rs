@@ -312,7 +312,7 @@ fn check(row: &mut Row, server: &Server, now: Now) {
     row.set(Chkfail, failed);
     row.set(Chkdown, down);
     row.set(Downtime, number(server.downtime(now)));
-    if !check.enabled {
+    if !check.enabled || server.admin().maint() {
         return;
     }
     row.set(CheckRise, check.health.rise());

@@ -297,7 +297,11 @@ impl Backend {
         self.settle_downtime(server, now);
         server.set_admin(admin);
         server.set_op(OpState::Stopped);
-        server.control.lock().last_change = now;
+        {
+            let mut control = server.control.lock();
+            control.last_change = now;
+            control.check.health.force(false);
+        }
         self.publish(standing, now, effects);
         let requeued = self.redistribute(server);
         let subject = lines::subject(server);
