@@ -228,12 +228,14 @@ fn frontend_row(config: &model::Proxy, frontend: &Frontend, now: Now) -> Row {
     row.set(Ereq, sum.ereq);
     row.set(Dcon, sum.dcon);
     row.set(Dses, sum.dses);
-    row.set(SessOther, sum.sess_other);
-    row.set(H1sess, sum.h1sess);
+    // HTTP/1 is the only HTTP so far, so what is HTTP is HTTP/1.
+    let (http, other) = if config.mode == Mode::Http { (sum.stot, 0) } else { (0, sum.stot) };
+    row.set(SessOther, other);
+    row.set(H1sess, http);
     row.set(H2sess, 0u64);
     row.set(H3sess, 0u64);
-    row.set(ReqOther, 0u64);
-    row.set(H1req, sum.h1req);
+    row.set(ReqOther, other);
+    row.set(H1req, sum.req_tot);
     row.set(H2req, 0u64);
     row.set(H3req, 0u64);
     if config.mode == Mode::Http {
@@ -380,10 +382,9 @@ fn common(row: &mut Row, sum: &Snapshot, mode: Mode) {
     row.set(Dresp, sum.dresp);
     row.set(Wrew, sum.wrew);
     row.set(Eint, sum.eint);
-    row.set(Reqbin, sum.reqbin);
-    row.set(Reqbout, sum.reqbout);
-    row.set(Resbin, sum.resbin);
-    row.set(Resbout, sum.resbout);
+    // `bin` and `bout` are what the client sent and was sent.
+    row.set(Reqbin, sum.bin);
+    row.set(Resbout, sum.bout);
     if mode == Mode::Http {
         row.set(Hrsp1xx, sum.hrsp_1xx);
         row.set(Hrsp2xx, sum.hrsp_2xx);

@@ -103,8 +103,6 @@ fn process(ctx: &Context) -> info::Process {
         plan.proxies.iter().filter(|p| p.frontend.is_some()).map(|p| p.config.binds.len()).sum()
     };
     info::Process {
-        version: info::VERSION.to_owned(),
-        release_date: option_env!("PHALANX_RELEASE_DATE").unwrap_or("").to_owned(),
         pid: std::process::id(),
         ulimit_n: phalanx_sys::process::nofile().map_or(0, |(soft, _)| soft),
         memory: resident_bytes(),

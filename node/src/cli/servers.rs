@@ -136,7 +136,7 @@ const ADD_HELP: &str = "List of keywords supported for dynamic servers:\n\
     rise <count>\nslowstart <time>\nweight <number>";
 
 /// How long `del server` waits for pooled connections that are being closed.
-const POOL_DRAIN: Duration = Duration::from_secs(1);
+const POOL_DRAIN: Duration = Duration::from_millis(2500);
 
 /// A backend and a server of it.
 pub(super) type Found = (Arc<Backend>, Arc<Server>);

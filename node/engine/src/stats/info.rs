@@ -16,13 +16,12 @@ use super::{Value, number};
 /// they may ask for, so it starts with the HAProxy version whose interface this is.
 pub const VERSION: &str = concat!("3.4.0-phalanx-", env!("CARGO_PKG_VERSION"));
 
+/// Date of that version.
+pub const RELEASE_DATE: &str = "2026/11/21";
+
 /// What the program knows about itself and the engine does not.
 #[derive(Clone, Debug, Default)]
 pub struct Process {
-    /// `Version`.
-    pub version: String,
-    /// `Release_date`, `yyyy/mm/dd`.
-    pub release_date: String,
     /// Process id.
     pub pid: u32,
     /// Limit of file descriptors.
@@ -72,6 +71,8 @@ pub fn fields(state: &State, process: &Process, now: Now) -> Vec<Field> {
     let sum = p.counters().sum(now);
     let up = now.mono.saturating_sub(p.started.mono).as_secs();
     let plan = state.plan_owned();
+    let frontends = plan.proxies.iter().filter_map(|p| p.frontend.as_ref());
+    let bytes_out: u64 = frontends.map(|f| f.counters().sum(now).bout).sum();
     let global = &plan.config.global;
     let maxconn = p.maxconn();
     let megabytes = |n: u64| number(n / (1 << 20));
@@ -80,8 +81,8 @@ pub fn fields(state: &State, process: &Process, now: Now) -> Vec<Field> {
     let u64 = Value::U64;
 
     add(0, "Name", "POS", str("HAProxy"), "product that the interface is that of");
-    add(1, "Version", "POS", str(&process.version), "version");
-    add(2, "Release_date", "POS", str(&process.release_date), "date of the version");
+    add(1, "Version", "POS", str(VERSION), "version");
+    add(2, "Release_date", "POS", str(RELEASE_DATE), "date of the version");
     add(3, "Nbthread", "CGS", u32(number(state.workers() as u64)), "worker threads");
     add(4, "Nbproc", "CGS", u32(1), "processes, always 1");
     add(5, "Process_num", "KGP", u32(1), "number of this process, always 1");
@@ -124,7 +125,7 @@ pub fn fields(state: &State, process: &Process, now: Now) -> Vec<Field> {
     add(58, "DroppedLogs", "MGP", u32(number(process.dropped_logs)), "log lines that could not be sent");
     add(59, "BusyPolling", "MGP", u32(0), "1 if the workers never sleep");
     add(60, "FailedResolutions", "MGP", u32(0), "failed name resolutions");
-    add(61, "TotalBytesOut", "MGP", u64(sum.bout), "bytes sent to clients");
+    add(61, "TotalBytesOut", "MGP", u64(bytes_out), "bytes sent to clients");
     let spliced = p.spliced.load(std::sync::atomic::Ordering::Relaxed);
     add(62, "TotalSplicedBytesOut", "MGP", u64(spliced), "bytes sent without passing through the process");
     add(65, "CumRecvLogs", "MCP", u32(0), "log lines received");

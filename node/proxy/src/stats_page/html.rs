@@ -129,7 +129,6 @@ fn process(state: &State, stats: &Stats, now: Now, out: &mut String) {
     field("connections/s", &format!("{} (max {})", sum.conn_rate, sum.conn_rate_max));
     field("sessions/s", &format!("{} (max {})", sum.sess_rate, sum.sess_rate_max));
     field("requests", &sum.req_tot);
-    field("bytes out", &sum.bout);
     out.push_str("</dl>\n");
 }
 
