@@ -81,6 +81,9 @@ impl Listener {
                 begin(worker, stream, peer, &target, place);
             }
         }
+        // The guardian may hold duplicates, and the aborted task is dropped only at its next turn:
+        // closing alone would leave the port open for a while.
+        let _ = phalanx_sys::net::shutdown(&*self.socket);
     }
 }
 

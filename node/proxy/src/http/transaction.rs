@@ -581,8 +581,10 @@ impl<'a> Transaction<'a> {
         let timers = timers(self.began, self.received, self.responded, &self.dispatch, now);
         let (session, dispatch) = (self.session, &self.dispatch);
         let backend = self.back.map(|b| b.1);
+        // A request that reached no server was received all the same.
+        let received = self.bytes_in.max(self.scratch.request.len as u64);
         for shard in report::shards(session, backend, dispatch.server.as_ref()) {
-            bump(&shard.bin, self.bytes_in);
+            bump(&shard.bin, received);
             bump(&shard.bout, self.bytes_out);
             match self.status {
                 Some(status) => shard.response(status),

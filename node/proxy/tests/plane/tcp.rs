@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx_config::{Mode, Proxy};
+use phalanx_config::{Announce, Cluster, Mode, Pos, Proxy, Vip};
 
 use crate::harness::*;
 
@@ -199,4 +199,40 @@ fn an_address_in_use_changes_nothing_and_is_named() {
     assert!(error.starts_with(&format!("proxy 'l': cannot bind {addr}: ")), "{error}");
     assert_eq!(plane.forwarder.addresses(), [plane.addr]);
     assert_eq!(read_until(&mut plane.client(), ";"), "s1;");
+}
+
+#[test]
+fn a_gated_address_is_listened_on_only_while_the_gate_is_open() {
+    let proxy = listen(Mode::Tcp, &[echo("s1;")]);
+    let plane = Plane::start(proxy);
+    let vip: std::net::IpAddr = "127.0.9.9".parse().unwrap();
+    let port = std::net::TcpListener::bind((vip, 0)).unwrap().local_addr().unwrap().port();
+    let addr = std::net::SocketAddr::new(vip, port);
+    let mut config = (*plane.state.plan().config).clone();
+    Arc::make_mut(&mut config.proxies[0]).binds.push(bind(addr));
+    config.cluster = Some(Cluster {
+        name: "c".into(),
+        nodes: vec![],
+        data_dir: Default::default(),
+        vips: vec![Vip {
+            name: "v".into(),
+            addr: vip,
+            prefix: 32,
+            interface: None,
+            announce: Announce::Listen,
+            prefer: None,
+            pos: Pos::default(),
+        }],
+        pos: Pos::default(),
+    });
+    let _ = plane.state.load(config, phalanx_engine::time::Now::default());
+    plane.forwarder.apply().unwrap();
+    for _ in 0..2 {
+        assert!(std::net::TcpStream::connect(addr).is_err());
+        assert!(plane.forwarder.gated_listeners(vip).is_empty());
+        plane.forwarder.gate(vip, true).unwrap();
+        assert_eq!(plane.forwarder.gated_listeners(vip).len(), 2);
+        assert_eq!(read_until(&mut std::net::TcpStream::connect(addr).unwrap(), ";"), "s1;");
+        plane.forwarder.gate(vip, false).unwrap();
+    }
 }
