@@ -62,7 +62,7 @@ pub(super) const KEYWORDS: &[Keyword] = &[
         usage: "",
         text: "list the options that a new server may have",
         level: Level::User,
-        run: Run::Now(|_| Answer::info(ADD_HELP)),
+        run: Run::Now(|_| Answer::info(add_help())),
     },
     Keyword {
         words: &["del", "server"],
@@ -128,12 +128,6 @@ pub(super) const KEYWORDS: &[Keyword] = &[
         run: Run::Now(shutdown_sessions),
     },
 ];
-
-const ADD_HELP: &str = "List of keywords supported for dynamic servers:\n\
-    addr <ip>\nbackup\ncheck\ncookie <value>\ndisabled\ndowninter <time>\nfall <count>\nfastinter <time>\n\
-    id <number>\ninter <time>\nmaxconn <number>\nmaxqueue <number>\nminconn <number>\n\
-    on-marked-down shutdown-sessions\npool-max-conn <number>\npool-purge-delay <time>\nport <number>\n\
-    rise <count>\nslowstart <time>\nweight <number>";
 
 /// How long `del server` waits for pooled connections that are being closed.
 const POOL_DRAIN: Duration = Duration::from_millis(2500);
@@ -241,6 +235,25 @@ async fn add(call: &Call<'_>) -> Answer {
         id_hint,
     };
     propose(call.ctx, command).await
+}
+
+/// The options of the configuration's own table that a server may have that is added at run time.
+fn add_help() -> String {
+    let refused = |option: &str| {
+        let parsed = phalanx_config::server_from_args(
+            "s",
+            "127.0.0.1:1",
+            &[option],
+            &ServerOptions::default(),
+            &|_| Err(String::new()),
+        );
+        parsed.is_err_and(|why| why.contains("not accepted for dynamic server"))
+    };
+    let mut out = String::from("List of keywords supported for dynamic servers:\n");
+    for option in phalanx_config::option_keywords().filter(|o| o.of == "server" && !refused(o.name)) {
+        let _ = writeln!(out, "\t{}", format!("{} {}", option.name, option.usage).trim_end());
+    }
+    out
 }
 
 async fn del(call: &Call<'_>) -> Answer {

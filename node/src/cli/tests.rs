@@ -166,6 +166,11 @@ fn servers_come_and_go_at_run_time() {
     assert_eq!(server.id(), 3, "above the configured ids");
     assert_eq!(api.ask("disable server webservers/s4; del server webservers/s4"), "\nServer deleted.\n\n");
     assert!(backend.server("s4").is_none());
+    let help = api.ask("add server help");
+    assert!(
+        help.contains("\n\tcheck\n") && help.contains("\n\tcookie ") && !help.contains("\tnon-stick"),
+        "{help}"
+    );
 }
 
 #[test]

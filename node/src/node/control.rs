@@ -50,6 +50,9 @@ const RELOADS: usize = 16;
 /// How often expired entries of stick tables are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// How long the last log lines may take to be written to standard output.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
 /// What changes of servers and configurations have to tell.
 #[derive(Clone)]
 struct Plane {
@@ -345,6 +348,8 @@ impl Node {
         if let Some(cluster) = &self.cluster {
             cluster.shutdown().await;
         }
+        let logs = self.plane.logs.clone();
+        let _ = tokio::task::spawn_blocking(move || logs.flush(LAST_LINES)).await;
     }
 }
 
