@@ -36,7 +36,12 @@ pub(crate) struct Pool {
 struct Idle {
     server: Arc<Server>,
     connections: Vec<(Connection, Instant)>,
+    /// Requests that were lately on the server at once: more idle connections are of no use.
+    need: u32,
 }
+
+/// Idle connections kept however few requests a server has at once.
+const KEPT: u32 = 4;
 
 impl Pool {
     /// A live idle connection to `server`.
@@ -57,16 +62,24 @@ impl Pool {
     pub(crate) fn put(&self, server: &Arc<Server>, mut connection: Connection) {
         connection.requests += 1;
         let options = server.options();
+        // The request that brought it here is still counted.
+        let busy = server.served();
+        let mut servers = self.servers.borrow_mut();
+        let idle = servers.entry(key(server)).or_insert_with(|| Idle {
+            server: server.clone(),
+            connections: Vec::new(),
+            need: 0,
+        });
+        idle.need = idle.need.max(busy).max(KEPT);
+        if server.idle.load(Relaxed) >= idle.need {
+            return;
+        }
         let worn = options.max_reuse.is_some_and(|max| connection.requests > max);
         let full = options.pool_max_conn.is_some_and(|max| server.idle.load(Relaxed) >= max);
         if worn || full || server.is_removed() || connection.addr != server.addr() {
             return;
         }
         server.idle.fetch_add(1, Relaxed);
-        let mut servers = self.servers.borrow_mut();
-        let idle = servers
-            .entry(key(server))
-            .or_insert_with(|| Idle { server: server.clone(), connections: Vec::new() });
         idle.connections.push((connection, Instant::now()));
     }
 
@@ -85,6 +98,8 @@ impl Pool {
                     && connection.addr == addr
                     && is_quiet(&connection.stream)
             });
+            // Forgotten slowly: a lull of a second must not cost the connections of the next burst.
+            idle.need -= idle.need / 4;
             let closed = before - idle.connections.len();
             idle.server.idle.fetch_sub(closed as u32, Relaxed);
             !idle.connections.is_empty()

@@ -537,3 +537,15 @@ fn mangled_messages_do_not_stop_the_plane() {
     let frontend = plane.state.plan().frontend("l").unwrap().clone();
     until("all places are given back", || server.served() == 0 && frontend.conns() == 0);
 }
+
+#[test]
+fn no_more_idle_connections_are_kept_than_were_needed_at_once() {
+    let plane = Plane::start(listen(Mode::Http, &[web("s1")]));
+    let server = plane.state.plan().backend("l").unwrap().server("s1").unwrap();
+    let mut clients: Vec<_> = (0..20).map(|_| plane.client()).collect();
+    clients.iter_mut().for_each(|c| drop(get(c, "/")));
+    until("all places are given back", || server.served() == 0);
+    let idle = server.idle.load(Ordering::Relaxed);
+    assert!((1..=4).contains(&idle), "{idle} idle connections");
+    clients.iter_mut().for_each(|c| drop(get(c, "/")));
+}
