@@ -275,7 +275,7 @@ fn tcp_connections_wait_for_a_free_server_and_get_it() {
     let _servers = Demo::start(&[], &[("nc1", base.at(1, 9001)), ("nc2", base.at(1, 9002))]);
     let chat = base.at(1, 9000);
     let _node = Node::start(&moved(CHAT, &base), "DIR/sock");
-    let mut one = connect(&chat);
+    let mut one = connect_first(&chat);
     let first = line(&mut one).unwrap();
     let mut two = connect(&chat);
     let second = line(&mut two).unwrap();
@@ -297,6 +297,13 @@ fn tcp_connections_wait_for_a_free_server_and_get_it() {
     let mut rest = String::new();
     two.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "last words\n");
+}
+
+/// A connection to a node that has just started: its Runtime API answers a moment before it listens.
+pub(crate) fn connect_first(addr: &str) -> BufReader<TcpStream> {
+    let stream = eventually("it listens", Duration::from_secs(5), || TcpStream::connect(addr).ok());
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    BufReader::new(stream)
 }
 
 /// A TCP connection that is read with a deadline.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cluster_tests::{Base, Demo, Node, Signal, line, until};
 
-use crate::configurations::{CHAT, connect, moved};
+use crate::configurations::{CHAT, connect, connect_first, moved};
 
 /// The ways to ask for a reload.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +41,7 @@ fn story(way: Way) {
     let pid = node.pid();
 
     // Two connections are up.
-    let mut one = connect(&chat);
+    let mut one = connect_first(&chat);
     let first = line(&mut one).unwrap();
     let mut two = connect(&chat);
     line(&mut two).unwrap();

@@ -299,7 +299,10 @@ impl Raft {
         let stopped = self.stopped();
         // A leader knows it first hand, another node from whom it can reach.
         let majority = match metrics.last_quorum_acked {
-            Some(acked) if metrics.state == ServerState::Leader => acked.elapsed() < LEADER_GONE,
+            // One that has nobody to ask acknowledges only what it writes.
+            Some(acked) if metrics.state == ServerState::Leader && voters.len() > 1 => {
+                acked.elapsed() < LEADER_GONE
+            }
             _ => 2 * there > all,
         };
         Status {
