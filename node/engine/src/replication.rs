@@ -471,7 +471,11 @@ impl Peer {
         }
         if complete {
             table.set_taught();
+        } else {
+            table.heard_from(self.index, self.tables.peer_count());
         }
+        // The next teacher's turn.
+        self.tables.wake();
     }
 
     fn handle_floor(&mut self, id: u32, at: u64, now: Now) -> Result<(), Error> {

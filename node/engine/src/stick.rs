@@ -38,7 +38,8 @@ pub const MAX_PEERS: usize = 16;
 const MAX_SHARDS: usize = 64;
 /// Entries per shard below which a table is not split: eviction order is exact within a shard.
 const SHARD_ENTRIES: usize = 4096;
-/// A table that nobody has begun to teach for so long knows all there is.
+/// A table that nobody has begun to teach for so long knows all that can be known: the peers that it has
+/// not heard from are dead or cut off.
 const LEARN_LIMIT: Duration = Duration::from_secs(5);
 /// Entries handled under one lock by walks over a whole table.
 const WALK: u32 = 256;
@@ -62,10 +63,12 @@ pub struct Table {
     asked: AtomicU64,
     /// Ready: taught by a peer, or none was there to teach it.
     learned: AtomicBool,
-    /// A peer that knew all has taught it.
+    /// A peer that knew all has taught it, or every peer what it knew.
     taught: AtomicBool,
     /// The peer that teaches it now, plus one.
     teacher: AtomicUsize,
+    /// Peers that have told all that they knew, one bit each.
+    heard: AtomicU64,
     born: Duration,
     shared: Arc<Shared>,
 }
@@ -137,6 +140,7 @@ impl Table {
             learned: AtomicBool::new(!spec.shared),
             taught: AtomicBool::new(false),
             teacher: AtomicUsize::new(0),
+            heard: AtomicU64::new(0),
             born: now.mono,
             shared: shared.clone(),
         }
@@ -496,7 +500,7 @@ impl Table {
         self.learned.load(Relaxed)
     }
 
-    /// Whether a peer that knew all has taught it.
+    /// Whether a peer that knew all has taught it, or every peer what it knew.
     pub(crate) fn is_taught(&self) -> bool {
         self.taught.load(Relaxed)
     }
@@ -504,6 +508,16 @@ impl Table {
     pub(crate) fn set_taught(&self) {
         self.taught.store(true, Relaxed);
         self.learned.store(true, Relaxed);
+    }
+
+    /// A peer has told all that it knew, which need not be all there is. Once each of them has, nobody
+    /// knows more: so nodes that start together are ready at once.
+    pub(crate) fn heard_from(&self, peer: usize, peers: usize) {
+        let bit = 1 << peer;
+        let heard = self.heard.fetch_or(bit, Relaxed) | bit;
+        if heard.count_ones() as usize >= peers {
+            self.set_taught();
+        }
     }
 
     /// Makes a peer the one that teaches this table; `false` while another is at it.

@@ -455,6 +455,56 @@ fn cleared_entries_do_not_come_back() {
     }
 }
 
+#[test]
+fn nodes_that_start_together_are_ready_at_once() {
+    for seed in seeds() {
+        let mut w = World::new(seed, None);
+        w.run(2_000, 10);
+        for i in 0..w.nodes.len() {
+            assert!(w.table(i).is_learned(), "seed {seed}: n{i} waits for nobody");
+        }
+    }
+}
+
+/// However it is cut off and whoever starts with it: a node that says it knows all does.
+#[test]
+fn a_late_node_is_ready_when_it_is_taught_and_not_before() {
+    for seed in seeds() {
+        let mut w = World::new(seed, None);
+        w.run(2_000, 10);
+        for _ in 0..40 {
+            w.count();
+        }
+        w.settle();
+        let known = w.parts(0);
+        let count = w.nodes.len();
+        // One keeps what all know; the others start anew, and may not reach it for a while.
+        let keeper = w.rng.random_range(0..count);
+        let late: Vec<usize> = (0..count).filter(|&i| i != keeper && w.rng.random_bool(0.7)).collect();
+        for &i in &late {
+            w.restart(i);
+            if w.rng.random_bool(0.5) {
+                w.cut.insert((i.min(keeper), i.max(keeper)));
+            }
+        }
+        for step in 0..450 {
+            if step == 400 {
+                w.cut.clear();
+            }
+            w.run(10, 10);
+            for &i in &late {
+                if w.table(i).is_learned() {
+                    assert_eq!(w.parts(i), known, "seed {seed}: n{i} after {step} steps");
+                }
+            }
+        }
+        w.run(500, 10);
+        for &i in &late {
+            assert!(w.table(i).is_learned(), "seed {seed}: n{i} is taught in the end");
+        }
+    }
+}
+
 /// What a peer sends is outside bytes: whatever they are, they cost it its stream and no more.
 #[test]
 fn mangled_messages_never_panic() {

@@ -205,6 +205,16 @@ impl Tables {
         Some(peers.len() - 1)
     }
 
+    /// How many peers there are.
+    pub(crate) fn peer_count(&self) -> usize {
+        self.peers.lock().len()
+    }
+
+    /// Has the senders look, though no entry has changed.
+    pub(crate) fn wake(&self) {
+        self.shared.wake();
+    }
+
     pub(crate) fn origins(&self) -> &Origins {
         &self.shared.origins
     }
