@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use phalanx_config::{Announce, Bind};
+use phalanx_engine::frontend::Status;
 use phalanx_engine::plan::Plan;
 use phalanx_engine::server::Server;
 use phalanx_engine::state::State;
@@ -273,7 +274,8 @@ fn lines<'a>(plan: &'a Plan, held: &HashSet<IpAddr>) -> Vec<Line<'a>> {
     };
     let mut lines: Vec<Line<'a>> = Vec::new();
     for proxy in plan.proxies.iter().filter(|p| !p.config.disabled) {
-        let Some(frontend) = &proxy.frontend else { continue };
+        // `disable frontend` releases the ports.
+        let Some(frontend) = proxy.frontend.as_ref().filter(|f| f.status() == Status::Open) else { continue };
         for bind in proxy.config.binds.iter().filter(|b| !gated(b.addr.ip())) {
             let mut key =
                 Key { addr: bind.addr, interface: bind.interface.clone(), v6only: bind.v6only, nth: 0 };
