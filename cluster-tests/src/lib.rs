@@ -18,7 +18,7 @@ pub use base::Base;
 pub use binary::phalanx;
 pub use cluster::{Builder, Cluster, NodeStatus, Status, VipStatus};
 pub use http::{Client, Response, get};
-pub use load::{Load, Outcome};
+pub use load::{Load, Outcome, summary};
 pub use node::{Demo, Node, api, line, try_api};
 pub use wait::{eventually, seed, until};
 

@@ -1,5 +1,6 @@
 //! HTTP load in the background, and what became of each request.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -50,6 +51,16 @@ impl Load {
         all.sort_by_key(|o| o.at);
         all
     }
+}
+
+/// How many requests ended in what way, for messages.
+pub fn summary(outcomes: &[Outcome]) -> String {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for outcome in outcomes {
+        let what = outcome.result.as_ref().map_or_else(Clone::clone, ToString::to_string);
+        *counts.entry(what).or_default() += 1;
+    }
+    format!("{counts:?}")
 }
 
 fn run(addr: &str, path: &str, limit: Duration, stop: &AtomicBool, began: Instant) -> Vec<Outcome> {

@@ -183,10 +183,9 @@ fn down(which: &Which) -> Result<ExitCode, String> {
         Ok(_) => place::wait_until_free(&dir),
         // The supervisor was killed: sweep up what it could not.
         Err(e) => {
+            let Ok(layout) = Layout::load(&dir) else { return Err(e) };
             let _lock = place::lock(&dir).map_err(|_| e)?;
-            let layout = Layout::load(&dir)?;
-            supervisor::sweep(&layout)?;
-            Ok(())
+            supervisor::sweep(&layout)
         }
     }?;
     println!("down");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cluster_tests::{Cluster, Load, eventually, get, until};
+use cluster_tests::{Cluster, Load, eventually, get, summary, until};
 
 /// Longest that the address may be without an answer when its holder dies: detection, lease,
 /// takeover, on a busy machine.
@@ -50,6 +50,7 @@ fn kill_of_each_node_in_turn_under_load_moves_the_address() {
     let times: Vec<Duration> = outcomes.iter().filter(|o| o.result.is_ok()).map(|o| o.at).collect();
     let gap = times.windows(2).map(|w| w[1] - w[0]).max().unwrap();
     println!("{good} good answers, longest gap {gap:?}, kills {killed:?}");
+    println!("{}", summary(&outcomes));
     assert!(gap < MOST, "the address was silent for {gap:?}");
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cluster_tests::{Load, eventually, get, until};
+use cluster_tests::{Load, eventually, get, summary, until};
 
 use super::{MOST, Netns, forwarded_by, inside};
 
@@ -39,6 +39,7 @@ fn kill_of_each_node_in_turn_under_load_moves_the_address_for_a_client() {
     let times: Vec<Duration> = outcomes.iter().filter(|o| o.result.is_ok()).map(|o| o.at).collect();
     let gap = times.windows(2).map(|w| w[1] - w[0]).max().unwrap();
     println!("{} good answers, longest gap {gap:?}, {holders_killed} holders killed", times.len());
+    println!("{}", summary(&outcomes));
     assert!(holders_killed > 0, "some victim held the address");
     assert!(gap < MOST, "the address was silent for {gap:?}");
 }
