@@ -1,5 +1,6 @@
 //! Tests on loopback, without special rights.
 
+mod bad_peers;
 mod cluster_command;
 mod configurations;
 mod failover;

@@ -32,6 +32,9 @@ const PROBE_SOON: Duration = Duration::from_millis(125);
 /// A peer that cannot be reached is reported after this time.
 const SILENT_FOR: Duration = Duration::from_secs(1);
 
+/// Problems of one peer that are told before it answers again.
+const REPORTED: usize = 8;
+
 /// How long a probe may take; also how long a connection may take to come about.
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -80,8 +83,8 @@ pub struct Known {
     pub problem: Option<String>,
     /// Since when it cannot.
     since: Option<Instant>,
-    /// The problem that was reported.
-    reported: Option<String>,
+    /// The problems reported since it last answered: each is told once, however they alternate.
+    reported: Vec<String>,
 }
 
 impl Peers {
@@ -194,7 +197,7 @@ impl Peer {
         known.seen = Some(Instant::now());
         let restarted = known.hello.as_ref().is_some_and(|h| h.incarnation != hello.incarnation);
         (known.problem, known.since) = (None, None);
-        if known.reported.take().is_some() || known.hello.is_none() || restarted {
+        if !std::mem::take(&mut known.reported).is_empty() || known.hello.is_none() || restarted {
             let what = if restarted { "was started again" } else { "is there" };
             info!("cluster {}: node '{}' at {} {what}", self.cluster, self.name, self.addr);
         }
@@ -206,9 +209,9 @@ impl Peer {
         let since = *known.since.get_or_insert_with(Instant::now);
         // Nodes are often started together: the first moments of silence say nothing.
         let tell = problem.refused || since.elapsed() >= SILENT_FOR;
-        if tell && known.reported.as_ref() != Some(&problem.text) {
+        if tell && known.reported.len() < REPORTED && !known.reported.contains(&problem.text) {
             warn!("cluster {}: node '{}' at {}: {}", self.cluster, self.name, self.addr, problem.text);
-            known.reported = Some(problem.text.clone());
+            known.reported.push(problem.text.clone());
         }
         known.problem = Some(problem.text);
     }
@@ -236,7 +239,20 @@ fn problem(status: &Status) -> Problem {
             }
             let own = std::ptr::addr_eq(cause, status);
             let text = if own { status.message().to_owned() } else { cause.to_string() };
-            Problem { text: format!("unreachable: {text}"), refused: false }
+            Problem { text: plain(&text), refused: false }
         }
+    }
+}
+
+/// What a library says, in words that help to set it right.
+fn plain(cause: &str) -> String {
+    const LOOKUP: &str = "failed to lookup address information: ";
+    const PROTOCOL: &str = "connection error detected: ";
+    if let Some(why) = cause.strip_prefix(LOOKUP) {
+        return format!("unreachable: its name cannot be resolved: {why}");
+    }
+    match cause.strip_prefix(PROTOCOL) {
+        Some(why) => format!("what answers is not a Phalanx node: {why}"),
+        None => format!("unreachable: {cause}"),
     }
 }
