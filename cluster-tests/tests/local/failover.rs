@@ -60,10 +60,27 @@ fn a_planned_failover_moves_the_address_to_the_node_asked_for() {
     let vip = cluster.base().at(100, 8080);
     let holder = cluster.wait_for_holder(Duration::from_secs(10));
     let target = cluster.names().into_iter().find(|n| *n != holder).unwrap();
-    cluster.must(&["failover", "web", "--to", &target]);
+    // A node that is not caught up yet is refused, so soon after the start.
+    let mut refusal = String::new();
+    until("it is moved", Duration::from_secs(10), || {
+        let out = cluster.run(&["failover", "web", "--to", &target]);
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        if said != refusal {
+            println!("{said}");
+            refusal = said;
+        }
+        out.status.success()
+    });
     until("it is there", Duration::from_secs(5), || cluster.status().holder() == Some(&target));
     until("it serves", Duration::from_secs(5), || get(&vip, "/", &[]).is_ok_and(|r| r.status == 200));
     // No preemption: it stays.
+    assert_eq!(cluster.status().holder(), Some(target.as_str()));
+
+    // A node that is not there is refused, and nothing moves.
+    let absent = cluster.names().into_iter().find(|n| *n != target).unwrap();
+    cluster.must(&["kill", &absent]);
+    let out = cluster.run(&["failover", "web", "--to", &absent]);
+    assert!(!out.status.success(), "{out:?}");
     assert_eq!(cluster.status().holder(), Some(target.as_str()));
 
     let out = cluster.run(&["failover", "nosuch"]);

@@ -296,7 +296,9 @@ impl Supervisor {
         let place = status.nodes.iter().find(|n| n.state == State::Running).and_then(|n| n.cli.clone());
         let place = place.ok_or("no node is running and reachable")?;
         let command = format!("failover vip {vip} {}", to.unwrap_or_default());
-        runtime_api::command(&place, command.trim_end(), FAILOVER_LIMIT).await
+        let answer = runtime_api::command(&place, command.trim_end(), FAILOVER_LIMIT).await?;
+        let answer = answer.trim().to_owned();
+        if answer.contains("is now held by") { Ok(answer) } else { Err(answer) }
     }
 
     fn find(&self, names: &[String]) -> Result<Vec<usize>, String> {
