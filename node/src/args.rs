@@ -156,7 +156,8 @@ const UNSUPPORTED: [&str; 20] = [
 pub(crate) const HELP: &str = "\
 Usage: phalanx -f FILE [-f FILE ...] [OPTIONS] [-- FILE ...]
        phalanx cluster up|status|kill|start|pause|resume|partition|heal|failover|down
-       phalanx keywords
+       phalanx keywords [WORD]...
+       phalanx demo --http NAME=ADDR:PORT | --echo NAME=ADDR:PORT
 
 HAProxy's options:
   -f FILE      read a configuration file, or all *.cfg of a directory; may be repeated

@@ -40,6 +40,13 @@ pub(crate) struct Loaded {
     pub messages: Vec<Message>,
 }
 
+impl Loaded {
+    /// How many warnings there were.
+    pub(crate) fn warnings(&self) -> u64 {
+        self.messages.iter().filter(|m| m.severity == Severity::Warning).count() as u64
+    }
+}
+
 /// One message about the configuration.
 pub(crate) struct Message {
     pub severity: Severity,

@@ -6,6 +6,7 @@
 mod args;
 mod cli;
 mod demo;
+mod keywords;
 mod load;
 mod local;
 mod node;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Some("cluster") => local::run(words.skip(1)),
         Some("guardian") => node::guardian(),
         Some("demo") => demo::run(words.skip(1)),
+        Some("keywords") => keywords::run(words.skip(1)),
         _ => haproxy(words),
     }
 }

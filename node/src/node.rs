@@ -52,6 +52,7 @@ pub(crate) fn run(options: Options) -> ExitCode {
         }
     };
     show(&loaded, &options);
+    let warnings = loaded.warnings();
     let messages = loaded.messages.iter().map(|m| m.text.as_str()).collect::<Vec<_>>().join("\n");
     let Some(mut config) = loaded.config else { return ExitCode::FAILURE };
     if options.check {
@@ -74,13 +75,19 @@ pub(crate) fn run(options: Options) -> ExitCode {
         }
     }
     trace(&options);
-    match serve(config, files, messages, &options, &mut ready) {
+    match serve(config, files, Said { messages, warnings }, &options, &mut ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(text) => {
             ready.failed(&format!("[ALERT]    ({}) : {text}", std::process::id()));
             ExitCode::FAILURE
         }
     }
+}
+
+/// What the parser said at the start.
+struct Said {
+    messages: String,
+    warnings: u64,
 }
 
 /// The process that watches over the worker's floating IPs.
@@ -93,7 +100,7 @@ pub(crate) fn guardian() -> ExitCode {
 fn serve(
     config: Config,
     files: Files,
-    messages: String,
+    said: Said,
     options: &Options,
     ready: &mut Ready,
 ) -> Result<(), String> {
@@ -135,7 +142,7 @@ fn serve(
                 clock,
                 sockets,
                 cluster,
-                messages,
+                said,
             },
             || {
                 if let Some((path, mut file)) = pidfile

@@ -6,6 +6,7 @@
 //! bound, leaves everything as it was.
 
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -41,7 +42,7 @@ pub(super) struct Start {
     pub sockets: Vec<cli::Listener>,
     pub cluster: Option<Settings>,
     /// What the parser said at the start.
-    pub messages: String,
+    pub said: super::Said,
 }
 
 /// Reloads that may wait: each takes the files as they are when its turn comes.
@@ -88,7 +89,7 @@ impl Plane {
 /// Starts everything, calls `ready`, and stays until a signal ends it.
 pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String> {
     let mut signals = Signals::new().map_err(|e| format!("cannot catch signals: {e}"))?;
-    let Start { files, options, state, logs, clock, sockets, cluster, messages } = start;
+    let Start { files, options, state, logs, clock, sockets, cluster, said } = start;
     let sink = logs.clone();
     let log: check::Log = Arc::new(move |targets, level, line| sink.send(targets, level, line.as_bytes()));
     let plane = Plane { state: state.clone(), logs: logs.clone(), clock, log, checker: Arc::default() };
@@ -140,10 +141,10 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
             listeners.room_changed();
             listeners.apply().map_err(|e| e.to_string())
         }),
-        startup_logs: Arc::new(Mutex::new(messages)),
+        startup_logs: Arc::new(Mutex::new(said.messages)),
         resolve,
         load: cli::Load::default(),
-        warnings: AtomicU64::new(0),
+        warnings: AtomicU64::new(said.warnings),
     });
     let mut api = Api { context, open: Vec::new() };
     for socket in sockets {
@@ -167,8 +168,6 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
             },
             Some(answer) = reloads.recv() => {
                 let outcome = node.reload().await;
-                let text = outcome.as_ref().map_or_else(|e| e.clone(), |t| t.clone());
-                *node.api.context.startup_logs.lock() = text;
                 // Whoever asked may be gone; the reload is done all the same.
                 let _ = answer.send(outcome);
             }
@@ -262,16 +261,24 @@ impl Node {
         }
     }
 
-    /// Applies the files as they are now.
+    /// Applies the files as they are now; what there is to say of it is kept for `show startup-logs`.
     ///
     /// # Errors
     /// Why nothing was changed: the parser's messages, or the address that can't be bound.
     async fn reload(&mut self) -> Result<String, String> {
+        let outcome = self.try_reload().await;
+        let text = outcome.as_ref().map_or_else(String::clone, String::clone);
+        *self.api.context.startup_logs.lock() = text;
+        outcome
+    }
+
+    async fn try_reload(&mut self) -> Result<String, String> {
         let files = self.files.clone();
         let loaded = tokio::task::spawn_blocking(move || files.load())
             .await
             .map_err(|e| format!("Reload failed, nothing changed: {e}"))?
             .map_err(|e| format!("Reload failed, nothing changed: {e}"))?;
+        self.api.context.warnings.fetch_add(loaded.warnings(), Relaxed);
         let mut said: Vec<&str> = loaded.messages.iter().map(|m| m.text.as_str()).collect();
         let Some(mut config) = loaded.config else {
             said.push("Reload failed, nothing changed.");
