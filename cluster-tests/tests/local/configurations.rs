@@ -25,7 +25,7 @@ listen chat
 ";
 
 /// Sticky web sessions.
-const WEB: &str = "\
+pub(crate) const WEB: &str = "\
 global
     log stdout format raw local0
     stats socket ipv4@127.0.0.1:9999 level admin
@@ -87,7 +87,8 @@ pub(crate) fn moved(text: &str, base: &Base) -> String {
     text.replace("127.0.0.1:", &base.at(1, 0).replace(":0", ":")).replace("/tmp/phalanx.sock", "DIR/sock")
 }
 
-fn web_servers(base: &Base) -> Demo {
+/// Four of them, s1 to s4.
+pub(crate) fn web_servers(base: &Base) -> Demo {
     let web: Vec<_> = ["s1", "s2", "s3", "s4"].into_iter().zip((9801..).map(|p| base.at(1, p))).collect();
     Demo::start(&web, &[])
 }

@@ -2,11 +2,13 @@
 
 use std::io::{BufReader, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
-use cluster_tests::{Base, Demo, Node, Signal, line, until};
+use cluster_tests::{Base, Client, Demo, Load, Node, Signal, line, summary, until};
 
-use crate::configurations::{CHAT, connect, connect_first, moved};
+use crate::configurations::{CHAT, WEB, connect, connect_first, moved, web_servers};
 
 /// The ways to ask for a reload.
 #[derive(Clone, Copy, Debug)]
@@ -106,4 +108,51 @@ fn by_sigusr2() {
 #[test]
 fn by_the_runtime_api() {
     story(Way::RuntimeApi);
+}
+
+/// Reloads under load, each with another server less or more, refuse and cut nothing: neither kept
+/// connections nor new ones.
+#[test]
+fn nothing_is_refused_or_cut_under_load() {
+    let base = Base::free();
+    let _servers = web_servers(&base);
+    let web = base.at(1, 8080);
+    let full = moved(WEB, &base);
+    let without = full.lines().filter(|l| !l.contains("server s3 ")).collect::<Vec<_>>().join("\n") + "\n";
+    let node = Node::start(&full, &web);
+    let api = base.at(1, 9999);
+    let kept = Load::start(&web, "/", 2, Duration::from_secs(10));
+    let (stop, refused) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let fresh = thread::scope(|scope| {
+        let fresh = scope.spawn(|| {
+            let mut done = 0;
+            while !stop.load(Ordering::Relaxed) {
+                match Client::connect(&web).and_then(|mut c| c.get("/", &[])) {
+                    Ok(response) if response.status == 200 => done += 1,
+                    other => {
+                        println!("{other:?}");
+                        refused.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+            done
+        });
+        let mut rounds = 0..;
+        while rounds.start < 6 || kept.elapsed() < Duration::from_secs(3) {
+            let round = rounds.next().unwrap_or_default();
+            let (text, has_s3) = if round % 2 == 0 { (&without, false) } else { (&full, true) };
+            node.rewrite(text);
+            node.signal(Signal::SIGUSR2);
+            until("it is applied", Duration::from_secs(10), || {
+                cluster_tests::api(&api, "show servers state webservers").contains(" s3 ") == has_s3
+            });
+        }
+        stop.store(true, Ordering::Relaxed);
+        fresh.join().unwrap()
+    });
+    let outcomes = kept.finish();
+    println!("kept {}, fresh {fresh}", summary(&outcomes));
+    assert!(fresh > 20 && outcomes.len() > 20, "there was load");
+    assert_eq!(refused.into_inner(), 0);
+    assert!(outcomes.iter().all(|o| o.result == Ok(200)), "{}", summary(&outcomes));
 }
