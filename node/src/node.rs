@@ -116,7 +116,7 @@ fn serve(
     limits::data_dir(&config)?;
     let sockets = config.global.stats_sockets.iter().map(|s| cli::listen(s).map_err(|e| e.to_string()));
     let sockets = sockets.collect::<Result<Vec<_>, _>>()?;
-    limits::confine(&config)?;
+    limits::confine(&config, now)?;
 
     let workers = config.global.nbthread.map_or_else(process::cpus, |n| n as usize).max(1);
     let seed = rand_seed();

@@ -13,7 +13,7 @@ mod date;
 #[cfg(test)]
 mod tests;
 
-pub use date::{bracketed, iso8601, syslog};
+pub use date::{bracketed, iso8601, remember_zone, syslog};
 
 /// Syslog severity: the system is unusable.
 pub const EMERG: u8 = 0;

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 
 use phalanx_config::{Announce, Config};
+use phalanx_engine::log;
+use phalanx_engine::time::Now;
 use phalanx_sys::process::{self, Capability, Identity};
 
 /// Descriptors that a node needs besides those of its connections.
@@ -58,9 +60,11 @@ pub(super) fn data_dir(config: &Config) -> Result<(), String> {
 ///
 /// # Errors
 /// One line naming the step.
-pub(super) fn confine(config: &Config) -> Result<(), String> {
+pub(super) fn confine(config: &Config, now: Now) -> Result<(), String> {
     let global = &config.global;
     if let Some(dir) = &global.chroot {
+        // Log lines are in local time, and the zone's data lies outside.
+        log::remember_zone(now.unix_us / 1_000_000);
         process::chroot(dir).map_err(|e| format!("cannot chroot to '{}': {e}", dir.display()))?;
     }
     let mut keep = Vec::new();

@@ -4,6 +4,7 @@
 //! only), the text of a second is made once. The same moment gives the same text on every thread.
 
 use std::cell::Cell;
+use std::sync::OnceLock;
 
 use chrono::{Offset, TimeZone};
 
@@ -41,15 +42,59 @@ fn local(unix_us: u64) -> Local {
     fresh
 }
 
+/// Seconds in which offsets change at most once, and the grid on which they change.
+const DAY: u64 = 86_400;
+const QUARTER: u64 = 900;
+
+/// How far ahead [`remember_zone`] looks.
+const YEARS: u64 = 20;
+
+/// Offsets of the time zone from their moments on, in order.
+static ZONE: OnceLock<Vec<(u64, i32)>> = OnceLock::new();
+
+/// Reads the time zone once and for all, for the years after `unix_s`: after `chroot` the system's
+/// data can't be read any more.
+pub fn remember_zone(unix_s: u64) {
+    let _ = ZONE.set(changes(unix_s - unix_s % DAY, YEARS * 365, asked));
+}
+
+/// The offset at `from`, and each change of it in the `days` that follow.
+fn changes(from: u64, days: u64, offset_at: impl Fn(u64) -> i32) -> Vec<(u64, i32)> {
+    let mut all = vec![(from, offset_at(from))];
+    for day in 0..days {
+        let (mut before, mut after) = (from + day * DAY, from + (day + 1) * DAY);
+        let (old, new) = (offset_at(before), offset_at(after));
+        if old == new {
+            continue;
+        }
+        while after - before > QUARTER {
+            let middle = before + (after - before) / QUARTER / 2 * QUARTER;
+            if offset_at(middle) == old { before = middle } else { after = middle }
+        }
+        all.push((after, new));
+    }
+    all
+}
+
+fn remembered(zone: &[(u64, i32)], second: u64) -> i32 {
+    let later = zone.partition_point(|(from, _)| *from <= second);
+    zone.get(later.saturating_sub(1)).map_or(0, |(_, offset)| *offset)
+}
+
+/// The offset as the system has it.
+fn asked(second: u64) -> i32 {
+    i64::try_from(second)
+        .ok()
+        .and_then(|s| chrono::Local.timestamp_opt(s, 0).single())
+        .map_or(0, |t| t.offset().fix().local_minus_utc())
+}
+
 fn offset(second: u64) -> i32 {
-    let quarter = second / 900;
+    let quarter = second / QUARTER;
     if let Some((_, offset)) = OFFSET.get().filter(|(q, _)| *q == quarter) {
         return offset;
     }
-    let offset = i64::try_from(second)
-        .ok()
-        .and_then(|s| chrono::Local.timestamp_opt(s, 0).single())
-        .map_or(0, |t| t.offset().fix().local_minus_utc());
+    let offset = ZONE.get().map_or_else(|| asked(second), |zone| remembered(zone, second));
     OFFSET.set(Some((quarter, offset)));
     offset
 }
@@ -204,6 +249,30 @@ mod tests {
             iso8601(us, &mut out);
             assert_eq!(String::from_utf8_lossy(&out), t.format("%Y-%m-%dT%H:%M:%S%.6f%:z").to_string());
         }
+    }
+
+    #[test]
+    fn remembered_offsets_are_those_of_the_zone() {
+        use chrono::{NaiveDate, TimeZone as _};
+        // Summer time of central Europe, by its rule.
+        let summer = |second: u64| {
+            let t = chrono::DateTime::from_timestamp(second as i64, 0).expect("in range").naive_utc();
+            let turn = |month: u32| {
+                let last = NaiveDate::from_ymd_opt(chrono::Datelike::year(&t), month, 31).expect("31 days");
+                let back = chrono::Datelike::weekday(&last).num_days_from_sunday();
+                (last - chrono::Days::new(u64::from(back))).and_hms_opt(1, 0, 0).expect("01:00")
+            };
+            if (turn(3)..turn(10)).contains(&t) { 7200 } else { 3600 }
+        };
+        let from = 1_795_132_800;
+        let zone = changes(from, 3 * 365, summer);
+        assert_eq!(zone.len(), 7);
+        for second in (from..from + 3 * 365 * DAY).step_by(1800) {
+            assert_eq!(remembered(&zone, second), summer(second), "{second}");
+        }
+        assert_eq!(remembered(&zone, 0), 3600, "before the first entry");
+        let berlin = chrono::Utc.timestamp_opt(zone[1].0 as i64, 0).single().expect("in range");
+        assert_eq!(berlin.to_string(), "2027-03-28 01:00:00 UTC");
     }
 
     #[test]
