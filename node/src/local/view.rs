@@ -17,20 +17,21 @@ pub(super) fn opening(layout: &Layout, status: &Status) -> String {
     if !layout.own_config
         && let (Some((_, vip)), Some(first)) = (layout.vips.first(), layout.nodes.first())
     {
-        out += &hints(&vip.to_string(), &first.name, &first.addr.to_string());
+        let dir = if layout.keep { format!(" --dir {}", layout.dir.display()) } else { String::new() };
+        out += &hints(&vip.to_string(), &first.name, &first.addr.to_string(), &dir);
     }
     out
 }
 
 /// What to try first with the built-in configuration.
-fn hints(vip: &str, name: &str, addr: &str) -> String {
+fn hints(vip: &str, name: &str, addr: &str, dir: &str) -> String {
     let mut out = String::new();
     for (label, command, what) in [
         ("try", format!("curl http://{vip}:8080/"), "whoever holds the address answers"),
         ("", format!("curl -H 'X-Session-ID: me' http://{addr}:8081/"), "the same server on every node"),
         ("", format!("nc {vip} 9000"), "TCP; a third client waits for a free server"),
         ("", format!("echo 'show cluster; show vip' | nc {addr} 9999"), "the Runtime API"),
-        ("", format!("phalanx cluster kill {name}"), "or pause, start, failover web, status"),
+        ("", format!("phalanx cluster kill {name}{dir}"), "or pause, start, failover web, status"),
     ] {
         let _ = writeln!(out, "{label:<7} {command:<52} {what}");
     }
