@@ -74,6 +74,8 @@ pub enum ErrorKind {
     Host,
     /// A WebSocket upgrade without `Sec-WebSocket-Key`.
     Upgrade,
+    /// A body with a method of HTTP/1.0 that has none.
+    OldBody,
     /// A chunk's size or end is malformed.
     Chunk,
     /// The head is larger than the buffer.
@@ -89,6 +91,7 @@ impl Error {
     pub fn status(self) -> u16 {
         match self.kind {
             ErrorKind::TransferCoding => 422,
+            ErrorKind::OldBody => 413,
             _ => 400,
         }
     }
@@ -112,6 +115,7 @@ impl std::fmt::Display for Error {
             ErrorKind::BothLengths => "both content-length and transfer-encoding",
             ErrorKind::Host => "contradictory host",
             ErrorKind::Upgrade => "websocket upgrade without sec-websocket-key",
+            ErrorKind::OldBody => "HTTP/1.0 request with a body that its method does not have",
             ErrorKind::Chunk => "invalid chunk",
             ErrorKind::TooLong => "headers larger than the buffer",
         };

@@ -17,7 +17,7 @@ use phalanx_config::Proxy;
 use phalanx_engine::counters::bump;
 use phalanx_engine::end::{Cause, End, Phase};
 use phalanx_engine::frontend::CapturedError;
-use phalanx_engine::h1::{self, Error, ErrorKind, Parsed, RequestFraming};
+use phalanx_engine::h1::{self, Body, Chunked, Error, ErrorKind, Parsed, RequestFraming};
 use phalanx_engine::log::Timers;
 use phalanx_engine::state::sessions;
 use phalanx_engine::time::Now;
@@ -185,7 +185,16 @@ async fn read_more(session: &Session, front: &mut Front, first: bool) -> Result<
 fn parse(front: &mut Front, scratch: &mut Scratch) -> Result<Option<RequestFraming>, Error> {
     match h1::request(front.buf.bytes_mut(), &mut scratch.request)? {
         Parsed::Partial => Ok(None),
-        Parsed::Complete(_) => h1::request_framing(front.buf.bytes(), &scratch.request).map(Some),
+        Parsed::Complete(len) => {
+            let buf = front.buf.bytes();
+            let framing = h1::request_framing(buf, &scratch.request)?;
+            // A body that came with its head and is no body makes this no request.
+            if framing.body == Body::Chunked {
+                let body = buf.get(len..).unwrap_or(&[]);
+                Chunked::default().scan(body).map_err(|e| Error { at: e.at + len, ..e })?;
+            }
+            Ok(Some(framing))
+        }
     }
 }
 

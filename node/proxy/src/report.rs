@@ -46,6 +46,7 @@ pub(crate) fn log(report: &Report<'_>) {
     let server = dispatch.server.as_ref();
     // Connections in use are counted without the one that this line is about only where HAProxy has
     // already let it go: its place on the server is still held when it logs a request.
+    let let_go = u32::from(!report.asap);
     let record = Record {
         client: report.client,
         destination: report.destination,
@@ -62,8 +63,10 @@ pub(crate) fn log(report: &Report<'_>) {
         termination: report.termination,
         actconn: session.worker.shared.state.process().conns(),
         feconn: session.frontend.conns(),
-        beconn: report.backend.map_or(0, |b| b.conns()).saturating_sub(1),
-        srvconn: server.map_or(0, |s| s.served()).saturating_sub(u32::from(dispatch.slot.is_some())),
+        beconn: report.backend.map_or(0, |b| b.conns()).saturating_sub(let_go),
+        srvconn: server
+            .map_or(0, |s| s.served())
+            .saturating_sub(let_go.min(u32::from(dispatch.slot.is_some()))),
         retries: dispatch.retries,
         redispatched: dispatch.redispatched,
         srv_queue: dispatch.ahead.server,

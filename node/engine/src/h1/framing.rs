@@ -51,7 +51,8 @@ pub struct ResponseFraming {
     pub body: Body,
     /// `Connection`, or the version's default.
     pub persistence: Persistence,
-    /// A `Content-Length` that `Transfer-Encoding` overrides and that must not be sent on.
+    /// A `Content-Length` that must not be sent on: `Transfer-Encoding` overrides it, or it stands where
+    /// none may be.
     pub drop_length: bool,
 }
 
@@ -174,6 +175,11 @@ pub fn request_framing(buf: &[u8], head: &Head) -> Result<RequestFraming, Error>
         None | Some(0) => Body::None,
         Some(n) => Body::Length(n),
     };
+    // An old agent may not look for a body there, and take it for the next request.
+    let bodiless = matches!(head.method(buf), b"GET" | b"HEAD" | b"DELETE");
+    if body != Body::None && bodiless && !head.is_11() {
+        return Err(Error::new(ErrorKind::OldBody, head.block.start as usize));
+    }
     Ok(RequestFraming {
         body,
         persistence: said.persistence(head.is_11()),
@@ -220,7 +226,10 @@ pub fn response_framing(
     // other one and closes the connection it came on.
     let both = said.encoded && said.lengths > 0;
     let persistence = if both { Persistence::Close } else { said.persistence(head.is_11()) };
-    Ok(ResponseFraming { body, persistence, drop_length: both })
+    // Nor may a response that never has a body announce one (RFC 9110 section 8.6).
+    let never = status < 200 || status == 204;
+    let drop_length = both || never && said.lengths > 0;
+    Ok(ResponseFraming { body, persistence, drop_length })
 }
 
 /// An authority in the target must be that of `Host`.

@@ -272,7 +272,8 @@ fn status_line(buf: &[u8], end: usize, head: &mut Head) -> Result<(), Error> {
     if let Some(n) = line[reason..].iter().position(|b| matches!(b, 0 | b'\r')) {
         return Err(Error::new(ErrorKind::FieldValue, reason + n));
     }
-    head.canonical = matches!(number, 10 | 11);
+    // Without the space before a missing reason it is written anew.
+    head.canonical = matches!(number, 10 | 11) && line.len() > code + 3;
     head.start = Start {
         first: Span::new(0, version_end),
         second: Span::new(code, code + 3),

@@ -185,8 +185,15 @@ impl<'a> Exchange<'a> {
         if self.session.poll_killed(cx.waker()) {
             return Poll::Ready(Err(stop(self.session.kill_cause(), Phase::Headers)));
         }
-        if self.up.done && self.front.poll_abort(cx, self.abortonclose).is_ready() {
-            return Poll::Ready(Err(stop(Cause::ClientAbort, Phase::Headers)));
+        if self.up.done {
+            match self.front.poll_gone(cx) {
+                Poll::Ready(Gone::HalfClosed) if self.abortonclose => {
+                    return Poll::Ready(Err(stop(Cause::ClientAbort, Phase::Headers)));
+                }
+                // Nobody is there to be told; HAProxy's code for it.
+                Poll::Ready(Gone::Reset) => return Poll::Ready(Err(stop(Cause::ClientAbort, Phase::Data))),
+                _ => {}
+            }
         }
         let uploading = !(self.up.done || self.up.broken);
         let for_client = uploading && self.nothing_to_send();

@@ -57,16 +57,40 @@ pub(crate) fn edit_request(
     mode: ConnectionMode,
     edits: &mut Edits,
 ) {
-    edits.drop_named(buf, head, b"connection");
+    connection_tokens(buf, head, edits);
     if framing.duplicates {
         drop_doubles(buf, head, edits);
     }
     if framing.upgrade {
-        edits.add(b"connection", &[b"upgrade"]);
-    } else if mode != ConnectionMode::KeepAlive {
-        edits.add(b"connection", &[b"close"]);
-    } else if !head.is_11() {
-        edits.add(b"connection", &[b"keep-alive"]);
+        return;
+    }
+    match (mode, head.is_11()) {
+        (ConnectionMode::KeepAlive, true) => {}
+        (ConnectionMode::KeepAlive, false) => edits.add(b"connection", &[b"keep-alive"]),
+        (_, true) => edits.add(b"connection", &[b"close"]),
+        // The version says it.
+        (_, false) => {}
+    }
+}
+
+/// What `Connection` says of keeping the connection is ours to say; other names that it lists go on.
+fn connection_tokens(buf: &[u8], head: &Head, edits: &mut Edits) {
+    for (index, field) in head.fields.iter().enumerate() {
+        if field.name.of(buf) != b"connection" {
+            continue;
+        }
+        let value = field.value.of(buf);
+        let ours = |t: &&[u8]| t.eq_ignore_ascii_case(b"close") || t.eq_ignore_ascii_case(b"keep-alive");
+        let tokens = || value.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|t| !t.is_empty());
+        if !tokens().any(|t| ours(&t)) {
+            continue;
+        }
+        let kept: Vec<&[u8]> = tokens().filter(|t| !ours(t)).collect();
+        if kept.is_empty() {
+            edits.drop_field(index);
+        } else {
+            edits.replace(index, &kept.join(&b","[..]));
+        }
     }
 }
 
@@ -123,8 +147,8 @@ pub(crate) fn response_connection(
     keep: bool,
 ) -> Option<&'static str> {
     if !keep {
-        // An HTTP/1.0 client that did not ask for more expects the close, but HAProxy says so.
-        return Some("close");
+        // The version of an HTTP/1.0 response says it.
+        return response_11.then_some("close");
     }
     debug_assert!(framing.persistence == Persistence::KeepAlive);
     (!request_11 || !response_11).then_some("keep-alive")

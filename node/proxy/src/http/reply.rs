@@ -21,6 +21,12 @@ pub(crate) fn refusal(status: u16) -> Option<&'static [u8]> {
               <html><body><h1>408 Request Time-out</h1>\n\
               Your browser didn't send a complete request in time.\n</body></html>\n"
         }
+        413 => {
+            b"HTTP/1.1 413 Payload Too Large\r\nContent-length: 106\r\nCache-Control: no-cache\r\n\
+              Content-Type: text/html\r\n\r\n\
+              <html><body><h1>413 Payload Too Large</h1>\n\
+              The request entity exceeds the maximum allowed.\n</body></html>\n"
+        }
         422 => {
             b"HTTP/1.1 422 Unprocessable Content\r\nContent-length: 116\r\nCache-Control: no-cache\r\n\
               Content-Type: text/html\r\n\r\n\
@@ -36,7 +42,7 @@ fn page(status: u16) -> (&'static str, &'static str) {
     match status {
         200 => ("OK", "<html><body><h1>200 OK</h1>\nService ready.\n</body></html>\n"),
         400 => (
-            "Bad Request",
+            "Bad request",
             "<html><body><h1>400 Bad request</h1>\nYour browser sent an invalid request.\n</body></html>\n",
         ),
         408 => (
@@ -91,7 +97,7 @@ mod tests {
 
     #[test]
     fn lengths_are_those_of_the_bodies() {
-        for status in [400, 408, 422] {
+        for status in [400, 408, 413, 422] {
             let text = std::str::from_utf8(refusal(status).unwrap()).unwrap();
             let (head, body) = text.split_once("\r\n\r\n").unwrap();
             assert!(head.contains(&format!("Content-length: {}\r\n", body.len())), "{text}");

@@ -104,7 +104,11 @@ pub(crate) async fn run(
 ) -> Next {
     let mut line = Text::take();
     let head = &request.scratch.request;
-    line.extend_from_slice(head.start.line.of(front.buf.bytes()));
+    let (buf, start) = (front.buf.bytes(), &head.start);
+    // As it is sent on: with single spaces.
+    for part in [start.first.of(buf), b" ", start.second.of(buf), b" ", start.third.of(buf)] {
+        line.extend_from_slice(part);
+    }
     let mut transaction = Transaction {
         session,
         plan,
@@ -199,7 +203,7 @@ impl<'a> Transaction<'a> {
         let worker = &self.session.worker;
         let page =
             stats_page::respond(&worker.shared.state, stats, proxy, target, authorization, self.received);
-        let keep = self.keeps(config.connection_mode) && self.framing.body == Body::None;
+        let keep = self.keeps(config.connection_mode) && self.whole();
         let mut text = Text::take();
         text.extend_from_slice(format!("HTTP/1.1 {} {}\r\n", page.status, page.reason).as_bytes());
         let length = ("content-length", page.body.len().to_string());
@@ -310,7 +314,7 @@ impl<'a> Transaction<'a> {
         if let Some(cookie) = &plan.config.cookie {
             cookie::clean(cookie, buf, head, edits);
         }
-        let option = self.proxy.config.forwardfor.as_ref().or(plan.config.forwardfor.as_ref());
+        let option = plan.config.forwardfor.as_ref().or(self.proxy.config.forwardfor.as_ref());
         if let Some(option) = option {
             message::forward_for(option, buf, head, self.front, edits);
         }
@@ -374,6 +378,9 @@ impl<'a> Transaction<'a> {
                 Err(stop) => {
                     self.bytes_in += exchange.bytes_up;
                     self.bytes_out += exchange.bytes_down;
+                    if !matches!(stop, Stop::End(End { cause: Cause::Proxy, .. }, _)) {
+                        give_up(&connection.stream);
+                    }
                     return Err(stop);
                 }
             };
@@ -397,7 +404,8 @@ impl<'a> Transaction<'a> {
             }
             self.responded = Some(session.worker.now());
             self.status = Some(status);
-            let keep = keeps(session, &self.framing, mode)
+            // The backend's own mode is about the server's connection.
+            let keep = keeps(session, &self.framing, self.proxy.config.connection_mode)
                 && !matches!(framing.body, Body::UntilClose | Body::Tunnel);
             exchange.out = response_head(
                 &mut self.scratch,
@@ -449,6 +457,7 @@ impl<'a> Transaction<'a> {
         if let Err(Stop::End(end, _)) = result {
             // The response has begun: all that is left is to close.
             self.end = end;
+            give_up(&connection.stream);
             return Ok(Next::Close);
         }
         self.front.buf.consume(up.used());
@@ -526,10 +535,7 @@ impl<'a> Transaction<'a> {
     /// Sends one of the proxy's own pages.
     async fn reply(&mut self, status: u16) -> Next {
         self.status = Some(status);
-        let mode = self.back.map_or(self.proxy.config.connection_mode, |b| {
-            message::mode(self.proxy.config.connection_mode, b.0.config.connection_mode)
-        });
-        let keep = self.framing.body == Body::None && self.keeps(mode);
+        let keep = self.whole() && !self.front.eof && self.keeps(self.proxy.config.connection_mode);
         let mut text = Text::take();
         let connection = message::response_connection(&self.framing, self.is_11, true, keep);
         reply::write(status, self.method != Method::Head, connection, &mut text);
@@ -544,11 +550,25 @@ impl<'a> Transaction<'a> {
         }
         self.bytes_out += text.len() as u64;
         if keep {
-            self.front.buf.consume(self.scratch.request.len);
+            self.front.buf.consume(self.scratch.request.len + self.body_length());
             return Next::Request;
         }
         self.front.abandoned |= self.framing.body != Body::None;
         Next::Close
+    }
+
+    /// Length of a body of known length.
+    fn body_length(&self) -> usize {
+        match self.framing.body {
+            Body::Length(n) => usize::try_from(n).unwrap_or(usize::MAX),
+            _ => 0,
+        }
+    }
+
+    /// Whether the request lies in the buffer with its whole body, so that what follows is the next one.
+    fn whole(&self) -> bool {
+        let end = self.scratch.request.len.saturating_add(self.body_length());
+        matches!(self.framing.body, Body::None | Body::Length(_)) && self.front.buf.len() >= end
     }
 
     fn keeps(&self, mode: ConnectionMode) -> bool {
@@ -616,6 +636,13 @@ fn timers(began: Now, received: Now, responded: Option<Now>, dispatch: &Dispatch
         response: responded.map(ms(dispatch.connected.unwrap_or(received))),
         total: ms(began)(now),
     }
+}
+
+/// Makes the close of a server connection in the middle of an exchange a reset, as HAProxy does: the
+/// server sees that nobody waits any more, and no port is left in TIME_WAIT.
+fn give_up(server: &tokio::net::TcpStream) {
+    // A connection that is already gone cannot be told.
+    let _ = server.set_zero_linger();
 }
 
 /// Whether the client connection may carry another request after this one.

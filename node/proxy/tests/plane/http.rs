@@ -194,7 +194,7 @@ fn expect_100_continue_passes_through() {
 fn an_upgrade_becomes_a_tunnel() {
     let server = serve(|mut stream, _| {
         let head = read_head(&mut stream).unwrap();
-        assert!(head.contains("connection: upgrade\r\n") && head.contains("upgrade: websocket"), "{head}");
+        assert!(head.contains("connection: Upgrade\r\n") && head.contains("upgrade: websocket"), "{head}");
         let answer =
             "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nfirst";
         send(&mut stream, answer);
