@@ -3,6 +3,7 @@
 mod bad_peers;
 mod cluster_command;
 mod configurations;
+mod durability;
 mod failover;
 mod hash;
 mod layers;

@@ -37,7 +37,7 @@ pub(crate) mod service;
 pub(crate) mod types;
 
 /// A command is answered or refused within this time.
-const PROPOSE_WITHIN: Duration = Duration::from_secs(2);
+const PROPOSE_WITHIN: Duration = Duration::from_millis(1900);
 
 /// Pause before a command is tried again.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
