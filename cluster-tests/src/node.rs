@@ -39,9 +39,18 @@ impl Node {
     /// # Panics
     /// When it ends or does not listen in time; with its output.
     pub fn start(config: &str, ready: &str) -> Node {
+        Node::start_with(config, ready, |_| Ok(()))
+    }
+
+    /// As [`Node::start`], in a directory that `prepare` has filled.
+    ///
+    /// # Panics
+    /// As [`Node::start`].
+    pub fn start_with(config: &str, ready: &str, prepare: impl FnOnce(&Path) -> io::Result<()>) -> Node {
         let dir = tempfile::tempdir().expect("a temporary directory");
         // A configuration may change the user before it opens its files again.
         let _ = std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755));
+        prepare(dir.path()).expect("the directory is prepared");
         let file = dir.path().join("phalanx.cfg");
         let log = dir.path().join("log");
         let out = File::create(&log).expect("a log file");

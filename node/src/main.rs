@@ -26,7 +26,9 @@ fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1).peekable();
     match words.peek().and_then(|w| w.to_str()) {
         Some("cluster") => local::run(words.skip(1)),
-        Some("guardian") => node::guardian(),
+        Some("guardian") => {
+            node::guardian(&words.skip(1).filter_map(|w| w.into_string().ok()).collect::<Vec<_>>())
+        }
         Some("demo") => demo::run(words.skip(1)),
         Some("keywords") => keywords::run(words.skip(1)),
         _ => haproxy(words),

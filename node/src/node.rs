@@ -91,14 +91,14 @@ struct Said {
 }
 
 /// The process that watches over the worker's floating IPs.
-pub(crate) fn guardian() -> ExitCode {
+pub(crate) fn guardian(words: &[String]) -> ExitCode {
     trace(&Options::default());
-    ExitCode::from(phalanx_cluster::vip::guardian::main() as u8)
+    vips::guardian(words)
 }
 
 /// Starts everything, says that it is ready, and stays until a signal ends it.
 fn serve(
-    config: Config,
+    mut config: Config,
     files: Files,
     said: Said,
     options: &Options,
@@ -113,9 +113,10 @@ fn serve(
     let default_maxconn = limits::descriptors(&config)?;
     let pidfile = options.pidfile.clone().or_else(|| config.global.pidfile.clone());
     let pidfile = pidfile.map(open_pidfile).transpose()?;
-    limits::data_dir(&config)?;
+    limits::data_dir(&mut config)?;
     let sockets = config.global.stats_sockets.iter().map(|s| cli::listen(s).map_err(|e| e.to_string()));
     let sockets = sockets.collect::<Result<Vec<_>, _>>()?;
+    let guardian = vips::guardians(&config)?;
     limits::confine(&config, now)?;
 
     let workers = config.global.nbthread.map_or_else(process::cpus, |n| n as usize).max(1);
@@ -142,6 +143,7 @@ fn serve(
                 clock,
                 sockets,
                 cluster,
+                guardian,
                 said,
             },
             || {

@@ -22,7 +22,6 @@ mod wire;
 use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +32,7 @@ use phalanx_wire::cluster::lease_server::LeaseServer;
 use tonic::service::Routes;
 
 use self::core::Shared;
+pub use self::guardian::GuardianCommand;
 use crate::Settings;
 
 /// A `vip` line.
@@ -78,15 +78,6 @@ pub trait Announcer: Send + Sync {
     /// # Errors
     /// Why not; it is tried again.
     fn release(&self, vip: &VipSettings) -> Result<(), String>;
-}
-
-/// How to start the guardian: a program that calls [`guardian::main`].
-#[derive(Clone, Debug)]
-pub struct GuardianCommand {
-    /// Usually `/proc/self/exe`.
-    pub program: PathBuf,
-    /// Usually `guardian`.
-    pub args: Vec<String>,
 }
 
 /// Options of the process, beside the configuration.

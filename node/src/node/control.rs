@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use phalanx_cluster::vip::GuardianCommand;
 use phalanx_cluster::{Cluster, Settings};
 use phalanx_config::{Config, Env, StatsSocket};
 use phalanx_engine::backend::{Backend, Effects};
@@ -41,6 +42,7 @@ pub(super) struct Start {
     pub clock: Clock,
     pub sockets: Vec<cli::Listener>,
     pub cluster: Option<Settings>,
+    pub guardian: GuardianCommand,
     /// What the parser said at the start.
     pub said: super::Said,
 }
@@ -89,13 +91,13 @@ impl Plane {
 /// Starts everything, calls `ready`, and stays until a signal ends it.
 pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String> {
     let mut signals = Signals::new().map_err(|e| format!("cannot catch signals: {e}"))?;
-    let Start { files, options, state, logs, clock, sockets, cluster, said } = start;
+    let Start { files, options, state, logs, clock, sockets, cluster, guardian, said } = start;
     let sink = logs.clone();
     let log: check::Log = Arc::new(move |targets, level, line| sink.send(targets, level, line.as_bytes()));
     let plane = Plane { state: state.clone(), logs: logs.clone(), clock, log, checker: Arc::default() };
 
     let floating = match &cluster {
-        Some(settings) => Floating::start(&state.plan().config, settings)?,
+        Some(settings) => Floating::start(&state.plan().config, settings, guardian)?,
         None => None,
     };
     let cluster = match cluster {

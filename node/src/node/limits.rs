@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use phalanx_config::{Announce, Config};
 use phalanx_engine::log;
@@ -39,18 +40,33 @@ pub(super) fn descriptors(config: &Config) -> Result<u32, String> {
     Ok(derived as u32)
 }
 
-/// Creates what must exist before the process gives up its rights: the data directory.
+/// Creates what must exist before the process gives up its rights: the data directory. With `chroot`,
+/// `config` names it from then on as the process will see it.
 ///
 /// # Errors
 /// One line naming what could not be made.
-pub(super) fn data_dir(config: &Config) -> Result<(), String> {
-    let Some(cluster) = &config.cluster else { return Ok(()) };
-    let dir = &cluster.data_dir;
-    fs::create_dir_all(dir).map_err(|e| format!("data-dir '{}': {e}", dir.display()))?;
+pub(super) fn data_dir(config: &mut Config) -> Result<(), String> {
+    let Some(cluster) = &mut config.cluster else { return Ok(()) };
+    let dir = cluster.data_dir.clone();
+    fs::create_dir_all(&dir).map_err(|e| format!("data-dir '{}': {e}", dir.display()))?;
     if process::effective_uid() == 0 && (config.global.uid.is_some() || config.global.gid.is_some()) {
-        std::os::unix::fs::chown(dir, config.global.uid, config.global.gid).map_err(|e| {
+        std::os::unix::fs::chown(&dir, config.global.uid, config.global.gid).map_err(|e| {
             format!("data-dir '{}': cannot give it to the configured user: {e}", dir.display())
         })?;
+    }
+    if let Some(root) = &config.global.chroot {
+        let real = |path: &Path| path.canonicalize().map_err(|e| format!("'{}': {e}", path.display()));
+        let (real_dir, real_root) = (real(&dir)?, real(root)?);
+        let below = real_dir.strip_prefix(&real_root).map_err(|_| {
+            format!(
+                "data-dir '{}' lies outside chroot '{}', where the process cannot reach it: expects a \
+                 directory below, such as '{}'",
+                dir.display(),
+                root.display(),
+                root.join("data").display()
+            )
+        })?;
+        cluster.data_dir = Path::new("/").join(below);
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use phalanx_config::model;
 use phalanx_engine::lease::Timing;
 use phalanx_engine::stick::Tables;
 use phalanx_proxy::Forwarder;
+use phalanx_sys::process::{self, Capability, Identity};
 
 /// How long giving up all VIPs may take at the end.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
@@ -23,6 +25,9 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// A peer that answers but never finishes teaching must not keep a VIP without any holder.
 const TAUGHT_WITHIN: Duration = Duration::from_secs(10);
+
+/// Guardians started before `chroot`: the first, and others for when it is killed.
+const GUARDIANS_AHEAD: usize = 3;
 
 /// The VIPs of a node that has any.
 pub(super) struct Floating {
@@ -35,13 +40,16 @@ impl Floating {
     ///
     /// # Errors
     /// A thread cannot be started.
-    pub(super) fn start(config: &model::Config, settings: &Settings) -> Result<Option<Floating>, String> {
+    pub(super) fn start(
+        config: &model::Config,
+        settings: &Settings,
+        guardian: GuardianCommand,
+    ) -> Result<Option<Floating>, String> {
         let vips: Vec<VipSettings> = config.cluster.iter().flat_map(|c| &c.vips).map(vip).collect();
         if vips.is_empty() {
             return Ok(None);
         }
         let gate = Arc::new(Gate(OnceLock::new()));
-        let guardian = GuardianCommand { program: program(), args: vec!["guardian".into()] };
         let options =
             Options { timing: Timing::default(), guardian: Some(guardian), seed: settings.incarnation };
         let vips = Vips::start(settings, vips, options, gate.clone())?;
@@ -123,7 +131,32 @@ fn vip(vip: &model::Vip) -> VipSettings {
     }
 }
 
-/// This very program, even when its file was replaced meanwhile.
-fn program() -> PathBuf {
-    PathBuf::from("/proc/self/exe")
+/// How guardians are started; where `chroot` will hide the program, some are started now. They become
+/// the configured user themselves.
+///
+/// # Errors
+/// One line, when they cannot be started.
+pub(super) fn guardians(config: &model::Config) -> Result<GuardianCommand, String> {
+    let global = &config.global;
+    let id = |id: Option<u32>| id.map_or_else(|| "-".to_owned(), |id| id.to_string());
+    // This very program, even when its file was replaced meanwhile.
+    let program = PathBuf::from("/proc/self/exe");
+    let command = GuardianCommand::new(program, vec!["guardian".into(), id(global.uid), id(global.gid)]);
+    if global.chroot.is_some() && config.cluster.iter().any(|c| !c.vips.is_empty()) {
+        command.start_ahead(GUARDIANS_AHEAD).map_err(|e| format!("cannot start the guardian: {e}"))?;
+    }
+    Ok(command)
+}
+
+/// The guardian's process: becomes the user that `words` name, and watches over the worker's VIPs.
+pub(super) fn guardian(words: &[String]) -> ExitCode {
+    let id = |at: usize| words.get(at).and_then(|w| w.parse().ok());
+    let identity = Identity { uid: id(0), gid: id(1) };
+    if process::effective_uid() == 0
+        && let Err(e) = process::become_identity(identity, &[Capability::NetAdmin, Capability::NetRaw])
+    {
+        tracing::error!("guardian: cannot change the user: {e}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::from(phalanx_cluster::vip::guardian::main() as u8)
 }

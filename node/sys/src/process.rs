@@ -42,9 +42,7 @@ impl Capability {
 
     /// Whether the calling thread has it in effect.
     pub fn effective(self) -> bool {
-        status_field("CapEff:")
-            .and_then(|v| u64::from_str_radix(&v, 16).ok())
-            .is_some_and(|v| v & self.bit() != 0)
+        effective_capabilities().is_ok_and(|mask| mask & self.bit() != 0)
     }
 }
 
@@ -287,24 +285,38 @@ fn status_field(name: &str) -> Option<String> {
     status.lines().find_map(|l| l.strip_prefix(name)).map(|v| v.trim().to_owned())
 }
 
+/// What `capget` and `capset` take: version 3, the calling thread.
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+const CAP_HEADER: CapHeader = CapHeader { version: 0x2008_0522, pid: 0 };
+
+/// Asked of the kernel and not of `/proc`, which a process after `chroot` does not see.
+fn effective_capabilities() -> io::Result<u64> {
+    let mut header = CAP_HEADER;
+    let mut data = [CapData::default(); 2];
+    // SAFETY: version 3 reads one header and writes exactly two data words, which both outlive the call.
+    let rc = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) };
+    check(rc as libc::c_int)?;
+    Ok(u64::from(data[0].effective) | u64::from(data[1].effective) << 32)
+}
+
 fn set_capabilities(mask: u64) -> io::Result<()> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    #[repr(C)]
-    #[derive(Clone, Copy)]
-    struct Data {
-        effective: u32,
-        permitted: u32,
-        inheritable: u32,
-    }
-    const VERSION_3: u32 = 0x2008_0522;
-    let mut header = Header { version: VERSION_3, pid: 0 };
-    let half = |word: u32| Data { effective: word, permitted: word, inheritable: word };
+    let mut header = CAP_HEADER;
+    let half = |word: u32| CapData { effective: word, permitted: word, inheritable: word };
     let data = [half(mask as u32), half((mask >> 32) as u32)];
-    // SAFETY: version 3 reads one header and exactly two data words pairs, which both outlive the call.
+    // SAFETY: version 3 reads one header and exactly two data words, which both outlive the call.
     let rc = unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) };
     check(rc as libc::c_int)
 }

@@ -14,7 +14,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -26,9 +28,67 @@ use phalanx_wire::cluster::lease_client::LeaseClient;
 use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
-use super::{GuardianCommand, arp, link};
+use super::{arp, link};
 use crate::identity::Stamp;
 use crate::{Node, Settings};
+
+/// How to start the guardian: a program that calls [`main`].
+#[derive(Clone, Debug)]
+pub struct GuardianCommand {
+    program: PathBuf,
+    args: Vec<String>,
+    ahead: Arc<Mutex<Ahead>>,
+}
+
+/// Guardians that wait for a worker.
+#[derive(Debug, Default)]
+struct Ahead {
+    waiting: Vec<(Child, UnixStream)>,
+    used: bool,
+}
+
+impl GuardianCommand {
+    /// Usually `/proc/self/exe` and `guardian`.
+    pub fn new(program: PathBuf, args: Vec<String>) -> GuardianCommand {
+        GuardianCommand { program, args, ahead: Arc::default() }
+    }
+
+    /// Starts `count` guardians ahead, for a process that will no longer be able to (`chroot`). They
+    /// end with the process, used or not.
+    ///
+    /// # Errors
+    /// The program cannot be started.
+    pub fn start_ahead(&self, count: usize) -> Result<(), String> {
+        let waiting = (0..count).map(|_| self.spawn()).collect::<Result<_, _>>()?;
+        *self.ahead.lock() = Ahead { waiting, used: true };
+        Ok(())
+    }
+
+    fn launch(&self) -> Result<(Child, UnixStream), String> {
+        let mut ahead = self.ahead.lock();
+        match ahead.waiting.pop() {
+            Some(waiting) => Ok(waiting),
+            None if ahead.used => {
+                Err("every guardian that was started before chroot has ended: restart the node".into())
+            }
+            None => self.spawn(),
+        }
+    }
+
+    fn spawn(&self) -> Result<(Child, UnixStream), String> {
+        let (mine, theirs) = unix::message_pair().map_err(|e| e.to_string())?;
+        let child = Command::new(&self.program)
+            .args(&self.args)
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(|e| format!("{}: {e}", self.program.display()))?;
+        let stream = UnixStream::from(mine);
+        // A guardian that does not read must not hold the worker up.
+        stream.set_nonblocking(true).map_err(|e| e.to_string())?;
+        Ok((child, stream))
+    }
+}
 
 /// Longest message between worker and guardian.
 const MESSAGE: usize = 64 * 1024;
@@ -167,16 +227,7 @@ impl Guardian {
             }
             self.end(state);
         }
-        let (mine, theirs) = unix::message_pair().map_err(|e| e.to_string())?;
-        let child = Command::new(&self.command.program)
-            .args(&self.command.args)
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(|e| format!("{}: {e}", self.command.program.display()))?;
-        let stream = UnixStream::from(mine);
-        // A guardian that does not read must not hold the worker up.
-        stream.set_nonblocking(true).map_err(|e| e.to_string())?;
+        let (child, stream) = self.command.launch()?;
         if std::mem::replace(&mut state.started_before, true) {
             info!("another guardian runs, pid {}", child.id());
         }

@@ -223,7 +223,7 @@ fn guardian_process() {
 
 fn guardian() -> Guardian {
     let args = ["vip::tests::guardian_process", "--exact", "--ignored"].map(str::to_owned).to_vec();
-    let command = GuardianCommand { program: std::env::current_exe().unwrap(), args };
+    let command = GuardianCommand::new(std::env::current_exe().unwrap(), args);
     Guardian::new(command, &Settings { name: "test".into(), node: "n1".into(), ..Settings::default() })
 }
 
