@@ -5,6 +5,7 @@ mod cluster_command;
 mod configurations;
 mod durability;
 mod failover;
+mod full_disk;
 mod hash;
 mod layers;
 mod membership;

@@ -20,12 +20,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic::service::Routes;
-use tracing::error;
 
 pub use self::identity::{Caller, PROTOCOL, node_id};
 pub use self::peer::{Known, Lane, Line, Peer, Peers};
 pub use self::raft::ProposeError;
 pub use self::raft::machine::OnRegistry;
+use self::raft::seat::Seat;
 pub use self::status::{NodeStatus, State, Status};
 
 mod identity;
@@ -122,8 +122,7 @@ pub struct Cluster(Arc<Parts>);
 struct Parts {
     settings: Arc<Settings>,
     peers: Peers,
-    /// Or why this node has no log.
-    raft: Result<raft::Raft, String>,
+    seat: Seat,
     vips: Option<vip::Vips>,
     sync: sync::Handle,
     stop: watch::Sender<bool>,
@@ -141,7 +140,7 @@ impl Cluster {
     ///
     /// # Errors
     /// The settings or the data directory cannot be used. Peers are never the reason, and neither is
-    /// a disk that is full or broken: then the node forwards without runtime commands.
+    /// a disk that is full or broken: then the node forwards without runtime commands, until it works.
     pub async fn start(
         settings: Settings,
         tables: Arc<Tables>,
@@ -161,32 +160,20 @@ impl Cluster {
         let peers = Peers::new(&settings)?;
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        let raft = match raft::Raft::start(settings.clone(), peers.clone(), on_registry).await {
-            Ok(raft) => Ok(raft),
-            Err(raft::Failed::Start(error)) => return Err(error),
-            Err(raft::Failed::Disk(reason)) => {
-                error!("cluster {}: {reason}: no runtime commands on this node", settings.name);
-                Err(reason)
-            }
-        };
-        if let Ok(raft) = &raft {
-            tasks.spawn(raft.clone().tend());
-        }
+        let seat = Seat::take(settings.clone(), peers.clone(), on_registry).await?;
+        tasks.spawn(seat.clone().tend(stopped.clone()));
         for peer in peers.iter() {
             tasks.spawn(peer.clone().probe());
         }
         let sync = sync::Handle::new(&settings.name, tables, &peers, clock, stopped.clone());
         tasks.spawn(sync.clone().run(peers.clone()));
-        let mut routes = Routes::new(sync.service());
-        if let Ok(raft) = &raft {
-            routes = routes.add_service(raft::service::server(raft.clone()));
-        }
+        let mut routes = Routes::new(sync.service()).add_service(raft::service::server(seat.clone()));
         if let Some(vips) = &vips {
             routes = vips.add_to(routes);
         }
         let guard = identity::Guard::new(&settings);
         tasks.spawn(server::serve(settings.name.clone(), addr, guard, routes, stopped));
-        Ok(Cluster(Arc::new(Parts { settings, peers, raft, vips, sync, stop, tasks: Mutex::new(tasks) })))
+        Ok(Cluster(Arc::new(Parts { settings, peers, seat, vips, sync, stop, tasks: Mutex::new(tasks) })))
     }
 
     /// Carries out a command for the whole cluster: from any node, answered after it is committed
@@ -195,15 +182,15 @@ impl Cluster {
     /// # Errors
     /// There is no majority, or this node cannot write its log.
     pub async fn propose(&self, command: Command) -> Result<Reply, ProposeError> {
-        match &self.0.raft {
+        match self.0.seat.raft() {
             Ok(raft) => raft.propose(command).await,
-            Err(reason) => Err(ProposeError::Refused(format!("this node has no log: {reason}"))),
+            Err(reason) => Err(ProposeError::Refused(format!("this node has no log for now: {reason}"))),
         }
     }
 
     /// What the commands so far have changed, as this node knows it.
     pub fn registry(&self) -> Arc<Registry> {
-        self.0.raft.as_ref().map_or_else(|_| Arc::default(), raft::Raft::registry)
+        self.0.seat.registry()
     }
 
     /// The floating IPs, when there are any.
@@ -213,9 +200,9 @@ impl Cluster {
 
     /// The state of the cluster as this node sees it.
     pub fn status(&self) -> Status {
-        match &self.0.raft {
+        match self.0.seat.raft() {
             Ok(raft) => raft.status(),
-            Err(reason) => Status::stopped(&self.0.settings, &self.0.peers, reason),
+            Err(reason) => Status::stopped(&self.0.settings, &self.0.peers, &reason),
         }
     }
 
@@ -232,7 +219,7 @@ impl Cluster {
     /// Leaves in order: ends the calls that are under way and closes the log.
     pub async fn shutdown(&self) {
         self.0.stop.send_replace(true);
-        if let Ok(raft) = &self.0.raft {
+        if let Ok(raft) = self.0.seat.raft() {
             raft.shutdown().await;
         }
         let mut tasks = std::mem::take(&mut *self.0.tasks.lock());

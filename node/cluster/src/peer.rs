@@ -230,6 +230,7 @@ fn problem(status: &Status) -> Problem {
         Code::FailedPrecondition | Code::Unauthenticated => {
             Problem { text: format!("refuses us: {}", status.message()), refused: true }
         }
+        Code::Aborted => Problem { text: status.message().to_owned(), refused: true },
         Code::Unimplemented => Problem { text: "is not a Phalanx node".to_owned(), refused: true },
         _ => {
             // The innermost cause says it: refused, no route, name not known.

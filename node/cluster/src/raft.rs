@@ -19,7 +19,7 @@ use phalanx_engine::registry::{Command, CommandId, Registry, Reply, Request};
 use phalanx_wire::raft::propose_reply::Outcome;
 use phalanx_wire::raft::{HelloReply, ProposeRequest};
 use tokio::time::{sleep, timeout, timeout_at};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::log::LogStore;
 use self::machine::Machine;
@@ -33,6 +33,7 @@ use crate::{Settings, StartError};
 mod log;
 pub(crate) mod machine;
 mod network;
+pub(crate) mod seat;
 pub(crate) mod service;
 pub(crate) mod types;
 
@@ -72,12 +73,13 @@ struct Inner {
     log: LogStore,
     machine: Machine,
     peers: Peers,
-    open: Mutex<Open>,
+    open: Arc<Mutex<Open>>,
 }
 
-/// Commands of this process that have no answer yet.
+/// Commands of this process that have no answer yet. Outlives a raft that has failed: the numbers of
+/// commands are never used again.
 #[derive(Default)]
-struct Open {
+pub(crate) struct Open {
     last: u64,
     unanswered: BTreeSet<u64>,
 }
@@ -138,6 +140,7 @@ impl Raft {
         settings: Arc<Settings>,
         peers: Peers,
         on_registry: machine::OnRegistry,
+        open: Arc<Mutex<Open>>,
     ) -> Result<Raft, Failed> {
         let dir = &settings.data_dir;
         let bad = |reason: String| Failed::Start(StartError::Data { dir: dir.clone(), reason });
@@ -153,7 +156,7 @@ impl Raft {
         let network = Network { peers: peers.clone() };
         let core = Core::new(id, Arc::new(config), network, log.clone(), machine.clone());
         let core = core.await.map_err(|e| bad(e.to_string()))?;
-        let inner = Inner { settings, id, core, log, machine, peers, open: Mutex::default() };
+        let inner = Inner { settings, id, core, log, machine, peers, open };
         Ok(Raft(Arc::new(inner)))
     }
 
@@ -286,7 +289,12 @@ impl Raft {
         match self.metrics().running_state {
             Ok(()) => None,
             Err(Fatal::Stopped) => Some("it is shutting down".to_owned()),
-            Err(error) => Some(error.to_string()),
+            Err(error) => {
+                let text = error.to_string();
+                // What the system said; before it stands what openraft was about to do.
+                let cause = text.rsplit_once("Error: ").map_or(text.as_str(), |(_, cause)| cause);
+                Some(format!("data-dir '{}': {cause}", self.0.settings.data_dir.display()))
+            }
         }
     }
 
@@ -401,7 +409,7 @@ impl Raft {
         self.0.log.prove().await
     }
 
-    /// Looks after the membership, until the node stops: founds the cluster, and follows changes of
+    /// Looks after the membership, until raft stops on this node: founds the cluster, and follows changes of
     /// the node list.
     pub(crate) async fn tend(self) {
         let mut said = String::new();
@@ -410,7 +418,7 @@ impl Raft {
         loop {
             sleep(LOOK_EVERY).await;
             if let Some(reason) = self.stopped() {
-                info!("cluster {}: takes part no more: {reason}", self.0.settings.name);
+                debug!("cluster {}: takes part no more: {reason}", self.0.settings.name);
                 return;
             }
             reported.report(&self.status());

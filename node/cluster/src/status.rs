@@ -65,7 +65,7 @@ pub struct Status {
     pub term: u64,
     /// Whether commands can be taken: there is a leader, and a majority answers.
     pub quorum: bool,
-    /// Why this node takes no part any more, if so.
+    /// Why this node takes no part now, if so.
     pub stopped: Option<String>,
     /// Index of the last entry of this node's log.
     pub last_log: Option<u64>,

@@ -117,7 +117,11 @@ fn table_of(status: &Status) -> String {
         index(status.snapshot),
     );
     if let Some(why) = &status.stopped {
-        let _ = writeln!(out, "# this node takes no part any more: {}", one_line(why));
+        let _ = writeln!(
+            out,
+            "# this node takes no runtime commands for now, it tries again by itself: {}",
+            one_line(why)
+        );
     }
     let header = ["# name", "addr", "state", "votes", "seen", "applied", "version", "problem"];
     let mut rows = vec![header.map(str::to_owned)];

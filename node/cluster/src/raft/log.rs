@@ -6,7 +6,7 @@
 //! cover), so a copy in memory serves all reads.
 //!
 //! After a disk error every later write fails with it: raft stops on this node, commands are refused,
-//! and the forwarding plane does not notice.
+//! and the forwarding plane does not notice. The `seat` opens the log anew when the disk works again.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -213,7 +213,7 @@ fn write_all(db: &Database, mut waiting: mpsc::Receiver<Write>) {
         if failed.is_none()
             && let Err(error) = commit(db, &batch)
         {
-            error!("the raft log cannot be written, this node takes no more commands: {error}");
+            error!("the raft log cannot be written: {error}");
             failed = Some(error);
         }
         for write in batch.drain(..) {

@@ -16,49 +16,57 @@ use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::network::MAX_MESSAGE;
+use super::seat::Seat;
 use super::types::{Snapshot, SnapshotMeta, Types, Vote, decode, encode};
 use super::{Local, MAX_SNAPSHOT, PROPOSE_WITHIN, Raft};
 use crate::identity::Caller;
 
 /// The service as it is served.
-pub(crate) fn server(raft: Raft) -> RaftServer<Service> {
-    RaftServer::new(Service(raft))
+pub(crate) fn server(seat: Seat) -> RaftServer<Service> {
+    RaftServer::new(Service(seat))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE)
 }
 
-pub(crate) struct Service(Raft);
+pub(crate) struct Service(Seat);
+
+impl Service {
+    /// `Aborted` tells a peer that the node is there, but takes no part.
+    fn raft(&self) -> Result<Raft, Status> {
+        self.0.raft().map_err(|why| Status::aborted(format!("it cannot use its log: {why}")))
+    }
+}
 
 #[tonic::async_trait]
 impl raft_server::Raft for Service {
     async fn hello(&self, _: Request<HelloRequest>) -> Result<Response<HelloReply>, Status> {
-        Ok(Response::new(self.0.hello()))
+        Ok(Response::new(self.raft()?.hello()))
     }
 
     async fn append(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
         let append: AppendEntriesRequest<Types> = read(request)?;
         let (leader, committed) = (append.vote, append.leader_commit);
         let last = append.entries.last().map(|e| e.log_id).or(append.prev_log_id);
-        let result = self.0.core().append_entries(append).await;
+        let result = self.raft()?.core().append_entries(append).await;
         if matches!(result, Ok(AppendEntriesResponse::Success)) {
-            let noted = self.0.note_taught(leader, committed, last).await;
+            let noted = self.raft()?.note_taught(leader, committed, last).await;
             noted.map_err(|error| Status::unavailable(error.to_string()))?;
         }
         answer(result)
     }
 
     async fn vote(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
-        self.0.may_vote_for(Caller::of(&request)?.id).await.map_err(Status::unavailable)?;
-        answer(self.0.core().vote(read(request)?).await)
+        self.raft()?.may_vote_for(Caller::of(&request)?.id).await.map_err(Status::unavailable)?;
+        answer(self.raft()?.core().vote(read(request)?).await)
     }
 
     async fn pre_vote(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
-        self.0.may_vote_for(Caller::of(&request)?.id).await.map_err(Status::unavailable)?;
-        answer(self.0.core().pre_vote(read(request)?).await)
+        self.raft()?.may_vote_for(Caller::of(&request)?.id).await.map_err(Status::unavailable)?;
+        answer(self.raft()?.core().pre_vote(read(request)?).await)
     }
 
     async fn transfer_leader(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
-        answer(self.0.core().handle_transfer_leader(read(request)?).await)
+        answer(self.raft()?.core().handle_transfer_leader(read(request)?).await)
     }
 
     async fn snapshot(
@@ -77,12 +85,14 @@ impl raft_server::Raft for Service {
         }
         // openraft stops for good on a snapshot that it cannot install: look at it first.
         decode::<phalanx_engine::registry::Registry>(&data).map_err(malformed)?;
-        answer(self.0.core().install_full_snapshot(vote, Snapshot { meta, snapshot: data.into() }).await)
+        answer(
+            self.raft()?.core().install_full_snapshot(vote, Snapshot { meta, snapshot: data.into() }).await,
+        )
     }
 
     async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {
         let command: Command = decode(&request.into_inner().request).map_err(malformed)?;
-        let outcome = match timeout(PROPOSE_WITHIN, self.0.propose_here(&command)).await {
+        let outcome = match timeout(PROPOSE_WITHIN, self.raft()?.propose_here(&command)).await {
             Ok(Local::Done { index, reply }) => {
                 Outcome::Done(Done { index, reply: encode(&reply).map_err(malformed)?.into() })
             }
