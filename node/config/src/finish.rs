@@ -271,7 +271,7 @@ impl Parser<'_> {
             persist: settings.persist,
             clitcpka: kind.is_frontend() && (settings.tcpka || settings.clitcpka),
             srvtcpka: kind.is_backend() && (settings.tcpka || settings.srvtcpka),
-            httpchk: settings.httpchk.map(|check| sent(check, settings.http_check_send)),
+            httpchk: settings.httpchk.map(|check| sent(check, settings.http_check_send.unwrap_or_default())),
             monitor_uri: settings.monitor_uri,
             stats: settings.stats,
             stick_table: table,
@@ -323,6 +323,14 @@ impl Parser<'_> {
 
     /// In TCP mode, what needs HTTP is ignored with a warning, as in HAProxy.
     fn drop_what_needs_http(&mut self, draft: &mut ProxyDraft) {
+        if draft.kind.is_backend()
+            && draft.settings.httpchk.is_none()
+            && draft.settings.http_check_send.is_some()
+        {
+            let (kind, name) = (draft.kind_name(), &draft.name);
+            let message = format!("'http-check send' ignored for {kind} '{name}' without 'option httpchk'");
+            self.report_at(Severity::Warning, draft.pos, message, None);
+        }
         if draft.settings.mode == Mode::Http {
             return;
         }
@@ -411,7 +419,7 @@ fn drop_the_other_side(draft: &mut ProxyDraft) {
         settings.retries = None;
         settings.redispatch = None;
         settings.httpchk = None;
-        settings.http_check_send = HttpCheckSend::default();
+        settings.http_check_send = None;
         settings.log_health_checks = false;
         settings.allbackups = false;
         settings.persist = false;
@@ -435,7 +443,7 @@ fn sent(mut check: HttpCheck, send: HttpCheckSend) -> HttpCheck {
     check.method = send.method.unwrap_or(check.method);
     check.uri = send.uri.unwrap_or(check.uri);
     check.version = send.version.unwrap_or(check.version);
-    check.host = send.host;
+    check.host = send.host.or(check.host);
     check
 }
 

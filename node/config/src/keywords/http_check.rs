@@ -12,9 +12,9 @@ use crate::parser::Parser;
 pub(crate) const KEYWORDS: &[Keyword] = &[
     Keyword::new(
         "option httpchk",
-        "[<method>] [<uri> [<version>]]",
+        "[<method>] [<uri> [<version> [<host>]]]",
         BACK,
-        Arity::Between(0, 3),
+        Arity::Between(0, 4),
         "Checks servers with an HTTP request.",
         httpchk,
     )
@@ -44,12 +44,9 @@ fn httpchk(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
     check_uri(uri).map_err(|err| args.named(args.words.len().min(2).saturating_sub(1), err))?;
     // Before there was `http-check send`, header lines were put after the version.
     check_version(version.split("\r\n").next().unwrap_or_default()).map_err(|err| args.named(2, err))?;
-    parser.settings().httpchk = Some(HttpCheck {
-        method: method.to_owned(),
-        uri: uri.to_owned(),
-        version: version.to_owned(),
-        host: None,
-    });
+    let host = (args.words.len() > 3).then(|| host_value(args, 3)).transpose()?;
+    parser.settings().httpchk =
+        Some(HttpCheck { method: method.to_owned(), uri: uri.to_owned(), version: version.to_owned(), host });
     Ok(())
 }
 
@@ -108,13 +105,13 @@ fn http_check_send(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault
         }
         next += 2;
     }
-    parser.settings().http_check_send = send;
+    parser.settings().http_check_send = Some(send);
     Ok(())
 }
 
 /// `Host <value>`: the one header that is built.
 fn host(args: &Args<'_>, index: usize) -> Result<String, Fault> {
-    let (name, value) = (args.text(index), args.text(index + 1));
+    let name = args.text(index);
     if name.is_empty() {
         return Err(args.named(index, "'hdr' expects <name> <value>"));
     }
@@ -122,12 +119,17 @@ fn host(args: &Args<'_>, index: usize) -> Result<String, Fault> {
         let message = known::unsupported(&format!("'http-check send' with the header '{name}'"));
         return Err(args.fault(index, message).hint("'hdr Host <value>' is"));
     }
-    // It goes into the request as it is.
+    host_value(args, index + 1)
+}
+
+/// The value of a Host header, which goes into the request as it is.
+fn host_value(args: &Args<'_>, index: usize) -> Result<String, Fault> {
+    let value = args.text(index);
     if value.is_empty() || value.bytes().any(|b| b <= b' ' || b == 0x7f) {
-        return Err(args.named(index + 1, "'hdr Host' expects a value without space or control character"));
+        return Err(args.named(index, "the Host header expects a value without space or control character"));
     }
     if value.contains('%') {
-        return Err(args.fault(index + 1, known::unsupported("a log-format in 'http-check send'")));
+        return Err(args.fault(index, known::unsupported("a log-format in the Host header of a check")));
     }
     Ok(value.to_owned())
 }
