@@ -370,7 +370,7 @@ fn fullconn(config: &Config, section: &model::Proxy, global_maxconn: u32) -> u32
             .sum();
         u32::try_from(sum.div_ceil(10)).unwrap_or(u32::MAX)
     };
-    section.fullconn.filter(|&n| n > 0).unwrap_or_else(derived)
+    section.fullconn.filter(|&n| n > 0).unwrap_or_else(derived).max(1)
 }
 
 #[cfg(test)]

@@ -350,11 +350,17 @@ fn backend_row(config: &model::Proxy, backend: &Backend, details: bool, now: Now
     row.set(Bck, backup);
     row.set(Chkdown, backend.down_transitions());
     row.set(Lastchg, seconds_since(backend.last_change(), now));
-    row.set(Downtime, number(backend.downtime(now)));
+    if !backend.servers().is_empty() {
+        row.set(Downtime, number(backend.downtime(now)));
+    }
     row.set(Lbtot, sum.lbtot);
     row.set(Rate, number(sum.sess_rate));
     row.set(RateMax, number(sum.sess_rate_max));
-    row.set(Uweight, backend.servers().iter().map(|s| s.weight()).sum::<u32>());
+    row.set(Uweight, backend.weight());
+    // For exporters, which count the servers themselves.
+    row.set(AggServerStatus, 0u64);
+    row.set(AggServerCheckStatus, 0u64);
+    row.set(AggCheckStatus, 0u64);
     if config.mode == Mode::Http {
         row.set(ReqTot, sum.req_tot);
         row.set(Intercepted, sum.intercepted);

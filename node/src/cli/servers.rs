@@ -147,7 +147,7 @@ pub(super) fn find(ctx: &Context, name: &str) -> Result<Found, &'static str> {
 }
 
 fn split(name: &str) -> Result<(&str, &str), &'static str> {
-    name.split_once('/').ok_or("Require 'backend/server'.")
+    name.split_once('/').filter(|(_, server)| !server.is_empty()).ok_or("Require 'backend/server'.")
 }
 
 /// Why a server cannot be deleted now.
@@ -203,9 +203,7 @@ async fn add(call: &Call<'_>) -> Answer {
         return Answer::error("No such backend.");
     };
     if !balance::is_dynamic(&backend.config()) {
-        return Answer::error(
-            "Backend does not support dynamic servers : it must use a dynamic load balancing algorithm.",
-        );
+        return Answer::error("Backend must use a dynamic load balancing to support dynamic servers.");
     }
     if backend.server(name).is_some() {
         return Answer::error("Already exists a server with the same name in backend.");

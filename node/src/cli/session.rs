@@ -251,9 +251,9 @@ impl<'c> Session<'c> {
 fn prefix(output: SeverityOutput, severity: Severity) -> &'static str {
     match (output, severity) {
         (SeverityOutput::None, _) => "",
-        (SeverityOutput::Number, Severity::Error) => "[3]:",
-        (SeverityOutput::Number, Severity::Notice) => "[5]:",
-        (SeverityOutput::Number, Severity::Info) => "[6]:",
+        (SeverityOutput::Number, Severity::Error) => "[3]: ",
+        (SeverityOutput::Number, Severity::Notice) => "[5]: ",
+        (SeverityOutput::Number, Severity::Info) => "[6]: ",
         (SeverityOutput::Text, Severity::Error) => "[err]: ",
         (SeverityOutput::Text, Severity::Notice) => "[notice]: ",
         (SeverityOutput::Text, Severity::Info) => "[info]: ",

@@ -248,7 +248,7 @@ fn severity_is_shown_when_asked_for() {
     let api = admin();
     assert_eq!(
         api.ask("set severity-output number; set weight x/y 1; get weight webservers/s2"),
-        "\n[3]:No such backend.\n\n[6]:10 (initial 10)\n\n"
+        "\n[3]: No such backend.\n\n[6]: 10 (initial 10)\n\n"
     );
     assert_eq!(api.ask("set severity-output string; set weight x/y 1"), "\n[err]: No such backend.\n\n");
 }

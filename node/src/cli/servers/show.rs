@@ -52,12 +52,13 @@ fn state_line(call: &Call<'_>, backend: &Backend, server: &Server, out: &mut Str
     let (check, addr, config) = (server.check(), server.addr(), server.config());
     let since = call.now.mono.saturating_sub(server.last_change().mono).as_secs();
     let (status, result, health) = match (check.configured, &check.last) {
-        (false, _) => (1, CheckResult::Unknown as u8, 1),
+        // Without checks: as if risen, until maintenance takes that away.
+        (false, _) => (1, CheckResult::Unknown as u8, if server.admin().maint() { 0 } else { 2 }),
         (true, None) => (1, CheckResult::Unknown as u8, check.health.value()),
         (true, Some(last)) => (last.status as u8, last.status.result() as u8, check.health.value()),
     };
     // Bits: 2 configured, 4 enabled, 8 paused by maintenance.
-    let bits = [(check.configured, 2), (check.enabled, 4), (check.configured && server.admin().maint(), 8)];
+    let bits = [(check.configured, 2), (check.enabled, 4), (server.admin().maint(), 8)];
     let state: u8 = bits.iter().filter(|(on, _)| *on).map(|(_, bit)| bit).sum();
     let op = server.op_state() as u8;
     debug_assert!(op <= OpState::Stopping as u8);
