@@ -11,3 +11,4 @@ mod script;
 mod side;
 
 mod http;
+mod runtime;
