@@ -310,6 +310,11 @@ impl Build<'_> {
             frontend.set_maxconn(maxconn);
         }
         frontend.set_config(section.clone());
+        if frontend.status() == Status::Stopped {
+            // `shutdown frontend` lasts until the configuration that has it is applied again, as it
+            // does where a reload is a new process.
+            frontend.set_status(Status::Open);
+        }
         frontend
     }
 

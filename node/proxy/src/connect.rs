@@ -143,11 +143,31 @@ async fn take_place(
             }
         };
         dispatch.ahead = slot.ahead();
+        if let Some(failed) = avoid {
+            count_second_choice(towards, dispatch, failed, slot.server());
+        }
         dispatch.server = Some(slot.server().clone());
         dispatch.slot = Some(slot);
         // Without a wait no time has passed that is worth a look at the clock.
         dispatch.queued = Some(had_at.unwrap_or_else(|| towards.worker.now()));
         return Ok(());
+    }
+}
+
+/// A redispatch is one that leads to another server; back on the same one it was a retry.
+fn count_second_choice(
+    towards: &Towards<'_>,
+    dispatch: &mut Dispatch,
+    failed: &Arc<Server>,
+    chosen: &Arc<Server>,
+) {
+    let worker = towards.worker.id;
+    let shards = [failed.counters().shard(worker), towards.backend.counters().shard(worker)];
+    if Arc::ptr_eq(failed, chosen) {
+        shards.iter().for_each(|shard| bump(&shard.wretr, 1));
+    } else {
+        shards.iter().for_each(|shard| bump(&shard.wredis, 1));
+        dispatch.redispatched = true;
     }
 }
 
@@ -262,9 +282,6 @@ fn failed(
             || (!directed && usable > 1 && !balance::is_hash(config))
     });
     if redispatch {
-        bump(&server.counters().shard(worker).wredis, 1);
-        bump(&towards.backend.counters().shard(worker).wredis, 1);
-        dispatch.redispatched = true;
         dispatch.slot = None;
         dispatch.queued = None;
         *avoid = Some(server.clone());

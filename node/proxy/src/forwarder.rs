@@ -12,7 +12,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use phalanx_config::{Announce, Bind};
+use phalanx_config::{Announce, Bind, Config};
 use phalanx_engine::frontend::Status;
 use phalanx_engine::plan::Plan;
 use phalanx_engine::server::Server;
@@ -45,6 +45,8 @@ struct Inner {
     /// VIPs announced by listening that this node holds.
     held: HashSet<IpAddr>,
     stopping: bool,
+    /// Opened for a configuration that is about to come into force.
+    reserved: HashMap<Key, (SocketAddr, Vec<TcpListener>)>,
 }
 
 struct Open {
@@ -62,6 +64,12 @@ pub struct StartError {
     pub addr: Option<SocketAddr>,
     /// What the system said.
     pub error: io::Error,
+}
+
+impl StartError {
+    fn bind(proxy: &str, bind: &Bind, error: io::Error) -> StartError {
+        StartError { proxy: proxy.to_owned(), addr: Some(bind.addr), error }
+    }
 }
 
 impl std::fmt::Display for StartError {
@@ -192,20 +200,50 @@ impl Forwarder {
         }
     }
 
+    /// Opens what `config` needs beyond what is open, for the [`apply`](Forwarder::apply) that
+    /// follows: so that a reload knows before it changes anything that every address can be bound.
+    ///
+    /// # Errors
+    /// When an address cannot be bound: then nothing has changed.
+    pub fn reserve(&self, config: &Config) -> Result<(), StartError> {
+        let plan = self.shared.state.plan_owned();
+        let mut inner = self.inner.lock();
+        inner.reserved.clear();
+        let mut reserved = HashMap::new();
+        let mut keys = Vec::new();
+        for proxy in config.proxies.iter().filter(|p| !p.disabled && p.kind.is_frontend()) {
+            if plan.frontend(&proxy.name).is_some_and(|f| f.status() == Status::Paused) {
+                continue;
+            }
+            for bind in proxy.binds.iter().filter(|b| !gated(config, &inner.held, b.addr.ip())) {
+                let key = key(bind, &keys);
+                if !inner.open.contains_key(&key) {
+                    let sockets = open(bind, self.orders.len())
+                        .map_err(|error| StartError::bind(&proxy.name, bind, error))?;
+                    reserved.insert(key.clone(), sockets);
+                }
+                keys.push(key);
+            }
+        }
+        inner.reserved = reserved;
+        Ok(())
+    }
+
     fn reconcile(&self, inner: &mut Inner) -> Result<(), StartError> {
         let plan = self.shared.state.plan_owned();
         let lines = if inner.stopping { Vec::new() } else { lines(&plan, &inner.held) };
         let mut opened: HashMap<Key, (SocketAddr, Vec<TcpListener>)> = HashMap::new();
         for line in &lines {
             if !inner.open.contains_key(&line.key) {
-                let sockets = open(line.bind, self.orders.len()).map_err(|error| StartError {
-                    proxy: line.proxy.to_string(),
-                    addr: Some(line.bind.addr),
-                    error,
-                })?;
+                let sockets = match inner.reserved.remove(&line.key) {
+                    Some(sockets) => sockets,
+                    None => open(line.bind, self.orders.len())
+                        .map_err(|error| StartError::bind(line.proxy, line.bind, error))?,
+                };
                 opened.insert(line.key.clone(), sockets);
             }
         }
+        inner.reserved.clear();
         inner.open.retain(|key, _| lines.iter().any(|l| l.key == *key));
         for (key, (addr, sockets)) in &opened {
             let duplicates = sockets.iter().filter_map(|s| s.try_clone().ok()).collect();
@@ -268,20 +306,14 @@ impl Forwarder {
 
 /// The `bind` lines of the plan that are to be open now.
 fn lines<'a>(plan: &'a Plan, held: &HashSet<IpAddr>) -> Vec<Line<'a>> {
-    let gated = |ip: IpAddr| {
-        let vips = plan.config.cluster.iter().flat_map(|c| &c.vips);
-        vips.filter(|v| v.announce == Announce::Listen).any(|v| v.addr == ip) && !held.contains(&ip)
-    };
+    let mut keys = Vec::new();
     let mut lines: Vec<Line<'a>> = Vec::new();
     for proxy in plan.proxies.iter().filter(|p| !p.config.disabled) {
         // `disable frontend` releases the ports.
         let Some(frontend) = proxy.frontend.as_ref().filter(|f| f.status() == Status::Open) else { continue };
-        for bind in proxy.config.binds.iter().filter(|b| !gated(b.addr.ip())) {
-            let mut key =
-                Key { addr: bind.addr, interface: bind.interface.clone(), v6only: bind.v6only, nth: 0 };
-            while lines.iter().any(|l| l.key == key) {
-                key.nth += 1;
-            }
+        for bind in proxy.config.binds.iter().filter(|b| !gated(&plan.config, held, b.addr.ip())) {
+            let key = key(bind, &keys);
+            keys.push(key.clone());
             let target = Target {
                 frontend: frontend.clone(),
                 addr: bind.addr,
@@ -292,6 +324,21 @@ fn lines<'a>(plan: &'a Plan, held: &HashSet<IpAddr>) -> Vec<Line<'a>> {
         }
     }
     lines
+}
+
+/// Whether an address belongs to a VIP that is announced by listening, and is not held.
+fn gated(config: &Config, held: &HashSet<IpAddr>, ip: IpAddr) -> bool {
+    let vips = config.cluster.iter().flat_map(|c| &c.vips);
+    vips.filter(|v| v.announce == Announce::Listen).any(|v| v.addr == ip) && !held.contains(&ip)
+}
+
+/// The key of a `bind` line that comes after those with these keys.
+fn key(bind: &Bind, before: &[Key]) -> Key {
+    let mut key = Key { addr: bind.addr, interface: bind.interface.clone(), v6only: bind.v6only, nth: 0 };
+    while before.contains(&key) {
+        key.nth += 1;
+    }
+    key
 }
 
 /// One socket for each worker. With port 0 the first decides.

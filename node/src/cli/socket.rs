@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx_config::{StatsAddr, StatsSocket};
+use phalanx_config::{Level, StatsAddr, StatsSocket};
 use phalanx_sys::unix;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
@@ -18,6 +18,9 @@ use super::session::Session;
 
 /// Connections of one socket at a time; the next ones wait in its backlog.
 const MAX_CONNECTIONS: usize = 64;
+
+/// How long commands may take to be answered when their socket is gone from the configuration.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// A `stats socket` that could not be opened.
 #[derive(Debug)]
@@ -102,8 +105,8 @@ pub(crate) fn listen(config: &StatsSocket) -> Result<Listener, Error> {
     }
 }
 
-/// Serves a socket until `stop` says so; commands that are under way end with it.
-pub(crate) async fn serve(listener: Listener, ctx: Arc<Context>, mut stop: watch::Receiver<bool>) {
+/// Serves a socket, new connections with the level that `levels` says, until it says none; commands that are under way may finish, within a limit.
+pub(crate) async fn serve(listener: Listener, ctx: Arc<Context>, mut levels: watch::Receiver<Option<Level>>) {
     let address = address(&listener.config.addr);
     let socket = match listener.socket {
         Opened::Unix(socket) => UnixListener::from_std(socket).map(Socket::Unix),
@@ -115,7 +118,6 @@ pub(crate) async fn serve(listener: Listener, ctx: Arc<Context>, mut stop: watch
     };
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
-    let level = listener.config.level;
     loop {
         while connections.try_join_next().is_some() {}
         let next = async {
@@ -124,11 +126,12 @@ pub(crate) async fn serve(listener: Listener, ctx: Arc<Context>, mut stop: watch
             accept(&socket).await.map(|stream| (stream, place))
         };
         let accepted = tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => break,
+            _ = levels.wait_for(Option::is_none) => break,
             accepted = next => accepted,
         };
         match accepted {
             Ok((stream, place)) => {
+                let Some(level) = *levels.borrow() else { break };
                 let ctx = ctx.clone();
                 connections.spawn(async move {
                     let _place = place;
@@ -142,6 +145,10 @@ pub(crate) async fn serve(listener: Listener, ctx: Arc<Context>, mut stop: watch
             }
         }
     }
+    drop(socket);
+    // Who asked for the reload that removed this socket gets the answer.
+    let answered = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(LAST_ANSWERS, answered).await;
     connections.shutdown().await;
 }
 

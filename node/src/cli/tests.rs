@@ -44,7 +44,7 @@ struct Api {
     runtime: Runtime,
     state: Arc<State>,
     port: u16,
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Option<phalanx_config::Level>>,
 }
 
 impl Api {
@@ -84,7 +84,7 @@ impl Api {
             .enable_all()
             .build()
             .expect("a runtime");
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = watch::channel(Some(level));
         let socket = StatsSocket {
             addr: StatsAddr::Tcp("127.0.0.1:0".parse().expect("an address")),
             mode: None,
@@ -127,7 +127,7 @@ impl Api {
 
 impl Drop for Api {
     fn drop(&mut self) {
-        self.stop.send_replace(true);
+        self.stop.send_replace(None);
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use phalanx_cluster::vip::GuardianCommand;
 use phalanx_cluster::{Cluster, Settings};
-use phalanx_config::{Config, Env, StatsSocket};
+use phalanx_config::{Config, Env, Level, StatsAddr, StatsSocket};
 use phalanx_engine::backend::{Backend, Effects};
 use phalanx_engine::registry::Registry;
 use phalanx_engine::state::State;
@@ -195,40 +195,43 @@ fn resolve(host: &str) -> Result<std::net::IpAddr, String> {
 /// The Runtime API's sockets.
 struct Api {
     context: Arc<cli::Context>,
-    open: Vec<(StatsSocket, watch::Sender<bool>)>,
+    /// With the level of new connections; `None` closes the socket.
+    open: Vec<(StatsSocket, watch::Sender<Option<Level>>)>,
 }
 
 impl Api {
     fn serve(&mut self, listener: cli::Listener) {
-        let (stop, stopped) = watch::channel(false);
-        self.open.push((listener.config().clone(), stop));
-        tokio::spawn(cli::serve(listener, self.context.clone(), stopped));
+        let (level, levels) = watch::channel(Some(listener.config().level));
+        self.open.push((listener.config().clone(), level));
+        tokio::spawn(cli::serve(listener, self.context.clone(), levels));
     }
 
-    /// Brings the sockets in line with a reloaded configuration; connections of sockets that are
-    /// gone end, whoever asked for the reload is answered first.
-    fn follow(&mut self, wanted: &[StatsSocket]) -> Vec<String> {
-        let same = |a: &StatsSocket, b: &StatsSocket| StatsSocket { pos: b.pos, ..a.clone() } == *b;
-        self.open.retain(|(open, stop)| {
-            let keep = wanted.iter().any(|w| same(w, open));
-            if !keep {
-                // Dropping it would end the connections as well, but not before the answer is out.
-                stop.send_replace(true);
-            }
-            keep
-        });
-        let mut failed = Vec::new();
-        for socket in wanted {
-            if self.open.iter().any(|(open, _)| same(socket, open)) {
-                continue;
-            }
-            match cli::listen(socket) {
-                Ok(listener) => self.serve(listener),
-                Err(e) => failed.push(e.to_string()),
-            }
-        }
-        failed
+    /// Opens the sockets that a configuration has anew. Those of the file system last: a new one
+    /// takes the name of the old one.
+    ///
+    /// # Errors
+    /// Which could not be opened, and why.
+    fn reserve(&self, wanted: &[StatsSocket]) -> Result<Vec<cli::Listener>, String> {
+        let (unix, tcp): (Vec<_>, Vec<_>) = wanted.iter().partition(|w| matches!(w.addr, StatsAddr::Unix(_)));
+        let new = tcp.into_iter().chain(unix).filter(|w| !self.open.iter().any(|(o, _)| same_place(w, o)));
+        new.map(|socket| cli::listen(socket).map_err(|e| e.to_string())).collect()
     }
+
+    /// Brings the sockets in line with a reloaded configuration, for which `new` were opened. Those
+    /// that are gone answer what was asked and end.
+    fn follow(&mut self, wanted: &[StatsSocket], new: Vec<cli::Listener>) {
+        self.open.retain_mut(|(open, level)| {
+            let stays = wanted.iter().find(|w| same_place(w, open));
+            level.send_replace(stays.map(|w| w.level));
+            stays.inspect(|w| open.clone_from(w)).is_some()
+        });
+        new.into_iter().for_each(|listener| self.serve(listener));
+    }
+}
+
+/// Whether an open socket can go on as the wanted one.
+fn same_place(a: &StatsSocket, b: &StatsSocket) -> bool {
+    (&a.addr, a.mode, a.uid, a.gid) == (&b.addr, b.mode, b.uid, b.gid)
 }
 
 /// The parts that reloads and the end concern.
@@ -290,6 +293,17 @@ impl Node {
         let Plane { state, logs, .. } = &self.plane;
         let old = state.plan().config.clone();
         let kept = at_next_start(&old, &config);
+        if let Err(e) = self.forwarder.reserve(&config) {
+            said.push("Reload failed, nothing changed:");
+            return Err(format!("{} {e}", said.join("\n")));
+        }
+        let sockets = match self.api.reserve(&config.global.stats_sockets) {
+            Ok(sockets) => sockets,
+            Err(e) => {
+                said.push("Reload failed, nothing changed:");
+                return Err(format!("{} {e}", said.join("\n")));
+            }
+        };
         let report = state.load(config.clone(), self.plane.now());
         if let Err(e) = self.forwarder.apply() {
             let back = state.load((*old).clone(), self.plane.now());
@@ -309,9 +323,7 @@ impl Node {
         {
             text.push_str(&format!("\nThe cluster could not be told of the changed values: {e}"));
         }
-        for failed in self.api.follow(&config.global.stats_sockets) {
-            text.push_str(&format!("\n{failed}"));
-        }
+        self.api.follow(&config.global.stats_sockets, sockets);
         for what in kept {
             text.push_str(&format!("\nNote: the change of {what} takes effect at the next start."));
         }

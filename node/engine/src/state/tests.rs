@@ -244,3 +244,17 @@ fn sessions_are_listed_and_told_to_end() {
     drop(first);
     assert_eq!(state.sessions().all().len(), 1);
 }
+
+#[test]
+fn a_frontend_that_was_shut_down_comes_back_with_a_reload_and_a_disabled_one_does_not() {
+    let mut front = section(Balance::RoundRobin, servers(&[ServerOptions::default()]));
+    front.kind = phalanx_config::ProxyKind::Listen;
+    let state = state(front.clone());
+    for (before, after) in [(Status::Stopped, Status::Open), (Status::Paused, Status::Paused)] {
+        let frontend = state.plan().frontend("b").unwrap().clone();
+        frontend.set_status(before);
+        let _ = state.load(config(front.clone()), at(1));
+        assert!(Arc::ptr_eq(&frontend, state.plan().frontend("b").unwrap()));
+        assert_eq!(frontend.status(), after);
+    }
+}

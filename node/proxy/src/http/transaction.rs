@@ -153,6 +153,11 @@ impl<'a> Transaction<'a> {
         }
         let back = self.proxy.default_backend.map(|i| &self.plan.proxies[i]);
         self.back = back.and_then(|p| Some((p, p.backend.as_ref()?)));
+        if let Some((plan, _)) = self.back
+            && !std::ptr::eq(plan, self.proxy)
+        {
+            self.track_in_backend(plan, &mut tracked);
+        }
         let stream = self.back.map(|(_, backend)| backend.enter());
         let next = match self.back {
             Some((plan, backend)) => self.forward(plan, backend).await,
@@ -179,6 +184,22 @@ impl<'a> Transaction<'a> {
         }
         for tracked in tracked.iter().chain(self.session.tracked.iter()) {
             tracked.http_req(now);
+        }
+    }
+
+    /// The same rules of a backend that is another proxy; what the frontend tracks has been counted.
+    fn track_in_backend(&mut self, plan: &ProxyPlan, tracked: &mut rules::Counters) {
+        let now = self.received;
+        let at = Context {
+            src: self.front.src,
+            dst: self.front.dst,
+            request: Some((self.front.buf.bytes(), &self.scratch.request)),
+        };
+        for rules in [&plan.tcp_content_rules, &plan.http_request_rules] {
+            tracked.track(rules, &at, now, |tracked| {
+                tracked.conn(now);
+                tracked.http_req(now);
+            });
         }
     }
 

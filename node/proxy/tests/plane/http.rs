@@ -418,6 +418,43 @@ fn a_stick_table_keeps_a_session_on_its_server() {
 }
 
 #[test]
+fn a_backend_of_its_own_tracks_requests_as_well() {
+    let expr = Expr { fetch: Fetch::Src, converters: vec![], text: String::new() };
+    let back = Proxy {
+        name: "b".into(),
+        id: 3,
+        kind: ProxyKind::Backend,
+        binds: vec![],
+        stick_table: Some(StickTable {
+            key: KeyType::Ip,
+            size: 10,
+            expire: None,
+            nopurge: false,
+            peers: None,
+            store: vec![DataType::ConnCnt, DataType::HttpReqCnt],
+            pos: Pos::default(),
+        }),
+        http_request_rules: vec![TrackRule { counter: 0, expr, table: "b".into() }],
+        ..listen(Mode::Http, &[web("s1")])
+    };
+    let front = Proxy {
+        kind: ProxyKind::Frontend,
+        servers: vec![],
+        default_backend: Some("b".into()),
+        ..listen(Mode::Http, &[])
+    };
+    let plane = Plane::start_with(front, |config| config.proxies.push(Arc::new(back.clone())));
+    let mut client = plane.client();
+    get(&mut client, "/");
+    get(&mut client, "/");
+    let table = plane.state.tables().get("b").unwrap();
+    let now = phalanx_engine::time::Now::default();
+    let mut rows = Vec::new();
+    table.dump(now, |row| rows.push(row.values.to_vec()));
+    assert_eq!(rows, [[2, 2]]);
+}
+
+#[test]
 fn a_reload_keeps_connections_and_they_take_the_new_plan() {
     let plane = Plane::start(listen(Mode::Http, &[web("s1")]));
     let mut client = plane.client();

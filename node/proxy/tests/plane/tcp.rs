@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx_config::{Announce, Cluster, Mode, Pos, Proxy, Vip};
+use phalanx_config::{Announce, Cluster, Mode, Pos, Proxy, Timeouts, Vip};
 
 use crate::harness::*;
 
@@ -62,9 +62,25 @@ fn bulk_data_arrives_whole() {
 fn a_refused_connection_goes_to_the_other_server() {
     let proxy = Proxy { redispatch: Some(-1), ..listen(Mode::Tcp, &[refusing(), echo("s2;")]) };
     let plane = Plane::start(proxy);
+    let mut redispatched = 0;
     for _ in 0..2 {
         assert_eq!(read_until(&mut plane.client(), ";"), "s2;");
+        redispatched += usize::from(plane.log_line().contains("/+1 "));
     }
+    assert_eq!(redispatched, 2);
+}
+
+#[test]
+fn a_retry_on_the_only_server_is_no_redispatch() {
+    let listen = listen(Mode::Tcp, &[refusing()]);
+    let timeouts = Timeouts { connect: Some(Duration::from_millis(10)), ..listen.timeouts.clone() };
+    let plane = Plane::start(Proxy { redispatch: Some(-1), retries: 1, timeouts, ..listen });
+    drop(plane.client());
+    let line = plane.log_line();
+    assert!(line.contains(" SC ") && line.contains("/1 0/0"), "{line}");
+    let server = plane.state.plan().backend("l").unwrap().server("s1").unwrap();
+    let sum = server.counters().sum(phalanx_engine::time::Now::default());
+    assert_eq!((sum.wretr, sum.wredis), (1, 0));
 }
 
 #[test]
@@ -194,6 +210,9 @@ fn an_address_in_use_changes_nothing_and_is_named() {
     let addr = taken.local_addr().unwrap();
     let mut config = (*plane.state.plan().config).clone();
     Arc::make_mut(&mut config.proxies[0]).binds.push(bind(addr));
+    // Asked before anything changes, and where nobody asked.
+    let error = plane.forwarder.reserve(&config).unwrap_err().to_string();
+    assert!(error.starts_with(&format!("proxy 'l': cannot bind {addr}: ")), "{error}");
     let _ = plane.state.load(config, phalanx_engine::time::Now::default());
     let error = plane.forwarder.apply().unwrap_err().to_string();
     assert!(error.starts_with(&format!("proxy 'l': cannot bind {addr}: ")), "{error}");
