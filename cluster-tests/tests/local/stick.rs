@@ -61,3 +61,88 @@ fn stickiness_and_counters_are_shared_by_all_nodes_and_taught_to_one_that_return
         });
     }
 }
+
+/// `updates_out`-like fields of `show peers`: per peer and table, whether both hold the same.
+fn in_sync(cluster: &Cluster, node: &str) -> bool {
+    let shown = cluster.api(node, "show peers");
+    let tables: Vec<&str> = shown.lines().filter(|l| l.contains("table: id=app ")).collect();
+    tables.len() == 2 && tables.iter().all(|l| l.contains("in_sync=1") && l.contains("learned=1"))
+}
+
+/// The digest of the table here, by the node itself.
+fn digest(cluster: &Cluster, node: &str) -> String {
+    let shown = cluster.api(node, "show peers");
+    let line = shown.lines().find(|l| l.contains("table: id=app ")).unwrap_or_default();
+    line.split_once(" digest=").map_or("", |(_, d)| d.split(' ').next().unwrap_or("")).to_owned()
+}
+
+#[test]
+fn a_node_that_missed_a_thousand_changes_holds_the_same_seconds_after_its_return() {
+    let cluster = Cluster::up();
+    let set = |node: &str, from: u32, to: u32, value: u32| {
+        let words: Vec<String> =
+            (from..to).map(|k| format!("set table app key user{k} data.http_req_cnt {value}")).collect();
+        for some in words.chunks(50) {
+            assert_eq!(cluster.api(node, &some.join("; ")).trim(), "");
+        }
+    };
+    set("n1", 0, 500, 5);
+    set("n3", 250, 750, 7);
+    cluster.must(&["kill", "n2"]);
+    set("n1", 500, 1_000, 11);
+    set("n3", 0, 500, 13);
+    cluster.must(&["start", "n2"]);
+    cluster.wait_running("n2");
+    let began = std::time::Instant::now();
+    until("the same on all nodes", Duration::from_secs(15), || {
+        let all: Vec<String> = ["n1", "n2", "n3"].iter().map(|n| digest(&cluster, n)).collect();
+        all[0].bytes().any(|b| b != b'0') && all.windows(2).all(|w| w[0] == w[1])
+    });
+    println!("equal {:?} after it runs", began.elapsed());
+    until("and every node knows so", Duration::from_secs(15), || {
+        ["n1", "n2", "n3"].iter().all(|n| in_sync(&cluster, n))
+    });
+    println!("known to be equal after {:?}", began.elapsed());
+    for node in ["n1", "n2", "n3"] {
+        let table = cluster.api(node, "show table app");
+        assert!(table.starts_with("# table: app, type: string, size:102400, used:1000"), "{}", &table[..80]);
+    }
+}
+
+#[test]
+fn reloads_and_kills_leave_counters_exact() {
+    let cluster = Cluster::up();
+    let all = ["n1", "n2", "n3"];
+    let mut truth = 0;
+    let mut count = |nodes: &[&str], times: u64| {
+        for node in nodes {
+            for _ in 0..times {
+                stuck_to(&cluster, node, "ann");
+            }
+            truth += times;
+        }
+        truth
+    };
+    let summed = |truth: u64| {
+        for node in all {
+            until(&format!("{truth} on {node}"), Duration::from_secs(10), || {
+                counted(&cluster, node, "ann") == Some(truth)
+            });
+        }
+    };
+    summed(count(&all, 5));
+    for node in all {
+        let answer = cluster.api(node, "reload");
+        assert!(answer.contains("Reload done"), "{answer}");
+    }
+    summed(count(&all, 3));
+    for victim in all {
+        cluster.must(&["kill", victim]);
+        let others: Vec<&str> = all.into_iter().filter(|n| *n != victim).collect();
+        count(&others, 2);
+        cluster.must(&["start", victim]);
+        cluster.wait_running(victim);
+        until("it is taught", Duration::from_secs(15), || counted(&cluster, victim, "ann").is_some());
+        summed(count(&all, 1));
+    }
+}

@@ -15,14 +15,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::message::{Batch, Define, Had, Hello, Message, VERSION};
+use self::session::{Lesson, Mine, Session, Theirs};
+pub use self::status::{Status, TableStatus};
 use crate::stick::codec::{self, Reading, Source};
 use crate::stick::origin::{Hlc, SELF};
 use crate::stick::{Table, Tables};
 use crate::time::Now;
 
 mod message;
+mod session;
 #[cfg(test)]
 mod sim;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -115,61 +119,6 @@ struct Repair {
     seen: Option<(u64, u64)>,
     pause: Duration,
     not_before: Duration,
-}
-
-struct Session {
-    queue: VecDeque<Message>,
-    greeted: bool,
-    generation: u64,
-    mine: Vec<Mine>,
-    theirs: BTreeMap<u32, Theirs>,
-    /// Our local index for the peer's number.
-    origins: Vec<Option<u16>>,
-    /// Our origins that the peer was told of.
-    told: Vec<bool>,
-    in_flight: VecDeque<InFlight>,
-    flying: usize,
-    number: u64,
-    ack: Option<u64>,
-    teach: VecDeque<Lesson>,
-    tokens: f64,
-    refilled: Duration,
-    heartbeat: Duration,
-    heard: Duration,
-    /// Which table to look at first, so that a busy one does not starve the others.
-    turn: usize,
-    had: Vec<Had>,
-}
-
-struct Mine {
-    table: Option<Arc<Table>>,
-    dirty: u64,
-    floor: u64,
-    acked: Vec<u64>,
-}
-
-struct Theirs {
-    name: String,
-    epoch: u64,
-    key: Option<phalanx_config::model::KeyType>,
-    columns: Vec<(String, u32)>,
-    into: Option<(Arc<Table>, Reading)>,
-    asked: bool,
-    digest: Option<u64>,
-}
-
-struct InFlight {
-    number: u64,
-    bytes: usize,
-    table: u32,
-    position: Option<(u32, u64)>,
-    at: Duration,
-}
-
-struct Lesson {
-    table: u32,
-    shard: usize,
-    from: u64,
 }
 
 impl Peer {
@@ -598,238 +547,5 @@ impl Peer {
         for id in session.theirs.keys().copied().collect::<Vec<_>>() {
             self.resolve(id);
         }
-    }
-}
-
-impl Session {
-    fn acknowledge(&mut self, upto: u64) {
-        while self.in_flight.front().is_some_and(|f| f.number <= upto) {
-            let Some(done) = self.in_flight.pop_front() else { break };
-            self.flying -= done.bytes;
-            if let Some((shard, position)) = done.position
-                && let Some(acked) = self.mine[done.table as usize].acked.get_mut(shard as usize)
-            {
-                *acked = position.max(*acked);
-            }
-        }
-    }
-
-    fn poll_floor(&mut self) -> Option<Message> {
-        self.mine.iter_mut().enumerate().find_map(|(id, mine)| {
-            let at = mine.table.as_ref()?.floor();
-            if at == mine.floor {
-                return None;
-            }
-            mine.floor = at;
-            Some(Message::Floor { table: id as u32, at })
-        })
-    }
-
-    /// Asks to be taught a table that is new here, unless another peer is at it.
-    fn poll_ask(&mut self, peer: usize, received: &BTreeMap<String, Received>) -> Option<Message> {
-        self.theirs.values_mut().find_map(|theirs| {
-            let (table, _) = theirs.into.as_ref()?;
-            let done = received.get(&theirs.name).is_some_and(|r| r.taught) || table.is_taught();
-            if theirs.asked || done || !table.claim(peer) {
-                return None;
-            }
-            theirs.asked = true;
-            Some(Message::Teach { table: theirs.name.clone(), scratch: true })
-        })
-    }
-
-    fn poll_update(
-        &mut self,
-        tables: &Tables,
-        peer: usize,
-        totals: &mut Totals,
-        now: Now,
-    ) -> Option<Message> {
-        for step in 0..self.mine.len() {
-            let id = (self.turn + step) % self.mine.len();
-            let mine = &mut self.mine[id];
-            let Some(table) = mine.table.clone() else { continue };
-            mine.dirty |= table.take_pending(peer);
-            if mine.dirty == 0 {
-                continue;
-            }
-            let shard = mine.dirty.trailing_zeros();
-            let mut entries = Vec::new();
-            let cut = table.cut_updates(peer, shard as usize, now, &mut entries, |_| {});
-            if !cut.more {
-                self.mine[id].dirty &= !(1 << shard);
-            }
-            self.turn = id + 1;
-            totals.updates_out += u64::from(cut.entries);
-            let _ = tables;
-            return Some(self.batch(id as u32, Some((shard, cut.reached)), cut.entries, entries, now));
-        }
-        None
-    }
-
-    fn poll_teach(&mut self, tables: &Tables, totals: &mut Totals, now: Now) -> Option<Message> {
-        let lesson = self.teach.front_mut()?;
-        let waited = now.mono.saturating_sub(self.refilled).as_secs_f64() * 1000.0;
-        self.tokens = (self.tokens + waited * TEACH_RATE).min(TEACH_BURST);
-        self.refilled = now.mono;
-        if self.tokens < 1.0 {
-            return None;
-        }
-        let id = lesson.table;
-        let Some(table) = self.mine[id as usize].table.clone() else {
-            self.teach.pop_front();
-            return None;
-        };
-        let (mut entries, mut seen) = (Vec::new(), Vec::new());
-        let mut count = 0;
-        while count == 0 && lesson.shard < table.shard_count() {
-            let cut = table.cut_teach(lesson.shard, lesson.from, now, &mut entries, |o| seen.push(o));
-            count = cut.entries;
-            lesson.from = cut.reached;
-            if !cut.more {
-                (lesson.shard, lesson.from) = (lesson.shard + 1, 0);
-            }
-        }
-        if count == 0 {
-            self.teach.pop_front();
-            let (table, complete) = (table.name().to_string(), table.is_learned());
-            return Some(Message::Taught { table, complete });
-        }
-        self.tokens -= f64::from(count);
-        totals.taught_out += u64::from(count);
-        seen.sort_unstable();
-        seen.dedup();
-        let mut news = Vec::new();
-        for origin in seen {
-            let at = usize::from(origin);
-            if self.told.len() <= at {
-                self.told.resize(at + 1, false);
-            }
-            if !std::mem::replace(&mut self.told[at], true)
-                && let Some(o) = tables.origins().get(origin)
-            {
-                let (node, clock) = (o.node.clone(), o.clock(now.ms() as u32));
-                news.push(Message::Origin { id: origin, node, incarnation: o.incarnation, clock });
-            }
-        }
-        let batch = self.batch(id, None, count, entries, now);
-        if news.is_empty() {
-            return Some(batch);
-        }
-        self.queue.extend(news);
-        self.queue.push_back(batch);
-        self.queue.pop_front()
-    }
-
-    fn batch(
-        &mut self,
-        table: u32,
-        position: Option<(u32, u64)>,
-        count: u32,
-        entries: Vec<u8>,
-        now: Now,
-    ) -> Message {
-        self.number += 1;
-        let bytes = entries.len() + 32;
-        self.flying += bytes;
-        let number = self.number;
-        self.in_flight.push_back(InFlight { number, bytes, table, position, at: now.mono });
-        let clock = now.ms() as u32;
-        Message::Batch(Batch { number, table, position, clock, count, entries: entries.into() })
-    }
-
-    fn poll_heartbeat(&mut self, now: Now) -> Option<Message> {
-        if now.mono < self.heartbeat {
-            return None;
-        }
-        self.heartbeat = now.mono + HEARTBEAT;
-        let quiet = |(id, mine): (usize, &Mine)| {
-            let digest = mine.table.as_ref()?.quiet_digest(now)?;
-            Some((id as u32, digest))
-        };
-        let digests = self.mine.iter().enumerate().filter_map(quiet).collect();
-        Some(Message::Heartbeat { clock: now.ms() as u32, digests })
-    }
-}
-
-/// Where replication with one peer stands (`show peers`).
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Status {
-    /// Name of the peer.
-    pub name: String,
-    /// `down`, `hello`, `learning`, `teaching` or `established`.
-    pub state: &'static str,
-    /// Its run, 0 before the first hello.
-    pub incarnation: u64,
-    /// Own changes that it has not acknowledged.
-    pub lag_updates: u64,
-    /// Age of the oldest unacknowledged batch.
-    pub lag: Duration,
-    /// Bytes on the way.
-    pub in_flight: usize,
-    /// Since the start.
-    pub totals: Totals,
-    /// The tables shared with it.
-    pub tables: Vec<TableStatus>,
-}
-
-/// One table as shared with one peer.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct TableStatus {
-    /// Name.
-    pub name: String,
-    /// Own changes that the peer has not acknowledged.
-    pub lag_updates: u64,
-    /// Digest of the content here.
-    pub digest: u64,
-    /// The last digest that the peer told, when it was quiet.
-    pub remote_digest: Option<u64>,
-    /// Whether this node has been taught all of it.
-    pub learned: bool,
-    /// Whether the peer has the table too.
-    pub matched: bool,
-}
-
-impl Peer {
-    /// A snapshot for people. `digests` costs a walk over changed parts of the tables.
-    pub fn status(&self, now: Now) -> Status {
-        let mut status = Status {
-            name: self.name.clone(),
-            state: "down",
-            incarnation: self.incarnation,
-            totals: self.totals,
-            ..Status::default()
-        };
-        let Some(session) = &self.session else { return status };
-        for mine in &session.mine {
-            let Some(table) = &mine.table else { continue };
-            let theirs = session.theirs.values().find(|t| t.name == table.name());
-            let latest = table.positions();
-            let lag = latest.iter().zip(&mine.acked).map(|(seq, acked)| seq.saturating_sub(*acked)).sum();
-            status.lag_updates += lag;
-            status.tables.push(TableStatus {
-                name: table.name().to_string(),
-                lag_updates: lag,
-                digest: table.digest(now),
-                remote_digest: theirs.and_then(|t| t.digest),
-                learned: table.is_learned(),
-                matched: theirs.is_some_and(|t| t.into.is_some()),
-            });
-        }
-        status.in_flight = session.flying;
-        status.lag = session.in_flight.front().map_or(Duration::ZERO, |f| now.mono.saturating_sub(f.at));
-        status.state = match session {
-            s if !s.greeted => "hello",
-            s if !s.teach.is_empty() => "teaching",
-            s if s
-                .theirs
-                .values()
-                .any(|t| t.into.as_ref().is_some_and(|(t, _)| t.claimed_by(self.index))) =>
-            {
-                "learning"
-            }
-            _ => "established",
-        };
-        status
     }
 }

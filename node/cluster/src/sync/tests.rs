@@ -287,6 +287,10 @@ async fn how_fast() {
     }
     let status = n1.handle.status();
     let took = began.elapsed().as_secs_f64();
+    for (name, node) in [("counted here", &n1), ("taught", &n2)] {
+        let table = node.table();
+        println!("{name}: {} bytes of memory an entry", table.heap_bytes() / table.used());
+    }
     println!("taught 1,000,000 in {took:.2} s, {} bytes an entry", status[0].bytes_out / 1_000_000);
     n1.end().await;
     n2.end().await;

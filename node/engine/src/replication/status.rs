@@ -1,0 +1,88 @@
+//! Where replication with a peer stands, for people: `show peers`.
+
+use std::time::Duration;
+
+use super::{Peer, Totals};
+use crate::time::Now;
+
+/// Where replication with one peer stands (`show peers`).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Status {
+    /// Name of the peer.
+    pub name: String,
+    /// `down`, `hello`, `learning`, `teaching` or `established`.
+    pub state: &'static str,
+    /// Its run, 0 before the first hello.
+    pub incarnation: u64,
+    /// Own changes that it has not acknowledged.
+    pub lag_updates: u64,
+    /// Age of the oldest unacknowledged batch.
+    pub lag: Duration,
+    /// Bytes on the way.
+    pub in_flight: usize,
+    /// Since the start.
+    pub totals: Totals,
+    /// The tables shared with it.
+    pub tables: Vec<TableStatus>,
+}
+
+/// One table as shared with one peer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TableStatus {
+    /// Name.
+    pub name: String,
+    /// Own changes that the peer has not acknowledged.
+    pub lag_updates: u64,
+    /// Digest of the content here.
+    pub digest: u64,
+    /// The last digest that the peer told, when it was quiet.
+    pub remote_digest: Option<u64>,
+    /// Whether this node has been taught all of it.
+    pub learned: bool,
+    /// Whether the peer has the table too.
+    pub matched: bool,
+}
+
+impl Peer {
+    /// A snapshot for people. `digests` costs a walk over changed parts of the tables.
+    pub fn status(&self, now: Now) -> Status {
+        let mut status = Status {
+            name: self.name.clone(),
+            state: "down",
+            incarnation: self.incarnation,
+            totals: self.totals,
+            ..Status::default()
+        };
+        let Some(session) = &self.session else { return status };
+        for mine in &session.mine {
+            let Some(table) = &mine.table else { continue };
+            let theirs = session.theirs.values().find(|t| t.name == table.name());
+            let latest = table.positions();
+            let lag = latest.iter().zip(&mine.acked).map(|(seq, acked)| seq.saturating_sub(*acked)).sum();
+            status.lag_updates += lag;
+            status.tables.push(TableStatus {
+                name: table.name().to_string(),
+                lag_updates: lag,
+                digest: table.digest(now),
+                remote_digest: theirs.and_then(|t| t.digest),
+                learned: table.is_learned(),
+                matched: theirs.is_some_and(|t| t.into.is_some()),
+            });
+        }
+        status.in_flight = session.flying;
+        status.lag = session.in_flight.front().map_or(Duration::ZERO, |f| now.mono.saturating_sub(f.at));
+        status.state = match session {
+            s if !s.greeted => "hello",
+            s if !s.teach.is_empty() => "teaching",
+            s if s
+                .theirs
+                .values()
+                .any(|t| t.into.as_ref().is_some_and(|(t, _)| t.claimed_by(self.index))) =>
+            {
+                "learning"
+            }
+            _ => "established",
+        };
+        status
+    }
+}
