@@ -24,6 +24,7 @@ use phalanx_config::model;
 
 use crate::balance::{self, Farm, Input, Pick, Shared};
 use crate::counters::{Counters, Padded, Worker, bump};
+use crate::frontend::CapturedError;
 use crate::queue::{Ahead, Enqueued, Queues};
 use crate::server::{Server, Start};
 use crate::time::Now;
@@ -79,6 +80,8 @@ pub struct Backend {
     conns_max: AtomicU32,
     counters: Counters,
     control: Mutex<Standing>,
+    /// Last refused response.
+    pub last_error: Mutex<Option<CapturedError>>,
 }
 
 /// Whether the backend has servers, and since when.
@@ -118,6 +121,7 @@ impl Backend {
             conns: Padded::default(),
             conns_max: AtomicU32::new(0),
             counters: Counters::new(workers),
+            last_error: Mutex::default(),
             control: Mutex::new(Standing {
                 up,
                 last_change: now,

@@ -26,7 +26,7 @@ pub enum Status {
     Stopped = 2,
 }
 
-/// What `show errors` tells of a request that was refused.
+/// What `show errors` tells of a request or response that was refused.
 #[derive(Clone, Debug)]
 pub struct CapturedError {
     /// Microseconds since the Unix epoch.
@@ -35,10 +35,11 @@ pub struct CapturedError {
     pub event: u64,
     /// The client.
     pub client: Option<SocketAddr>,
-    /// Backend, if one was chosen.
-    pub backend: Option<Arc<str>>,
-    /// Server, if one was chosen.
-    pub server: Option<Arc<str>>,
+    /// The frontend of a refused response, the backend of a refused request if one was chosen: name
+    /// and number.
+    pub other: Option<(Arc<str>, u32)>,
+    /// Server, if one was chosen: name and number.
+    pub server: Option<(Arc<str>, u32)>,
     /// Offset of the offending byte in `bytes`.
     pub position: usize,
     /// The message's bytes, at most a buffer full.

@@ -49,6 +49,8 @@ pub struct Process {
     pub maxconn_reached: AtomicU64,
     /// Bytes sent to clients without passing through user space.
     pub spliced: AtomicU64,
+    /// Messages captured for `show errors`.
+    pub captured: AtomicU64,
     stopping: AtomicBool,
 }
 
@@ -143,6 +145,7 @@ impl State {
             conns: Padded::default(),
             maxconn_reached: AtomicU64::new(0),
             spliced: AtomicU64::new(0),
+            captured: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
         };
         let build = Build { setup: &setup, tables: &tables, registry: &Registry::new(), now };

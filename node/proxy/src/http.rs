@@ -3,6 +3,7 @@
 //! [`serve`] waits for a request and hands it to [`transaction`]; nothing of a request is kept while
 //! the connection is idle. A request goes with the plan that was in force when it began.
 
+mod capture;
 mod exchange;
 mod forward;
 mod message;
@@ -16,7 +17,6 @@ use std::task::{Poll, ready};
 use phalanx_config::Proxy;
 use phalanx_engine::counters::bump;
 use phalanx_engine::end::{Cause, End, Phase};
-use phalanx_engine::frontend::CapturedError;
 use phalanx_engine::h1::{self, Body, Chunked, Error, ErrorKind, Parsed, RequestFraming};
 use phalanx_engine::log::Timers;
 use phalanx_engine::state::sessions;
@@ -139,6 +139,7 @@ async fn receive(
                 }
                 Ok(None) => {}
                 Err(e) => {
+                    scratch_now.request.restore_names(front.buf.bytes_mut());
                     let end = End::new(Cause::Proxy, Phase::Request);
                     return Err(NoRequest::Refused(end, e.status(), Some(e)));
                 }
@@ -215,15 +216,7 @@ async fn refuse(
     shard.response(status);
     if let Some(error) = error {
         let state = &worker.shared.state;
-        *session.frontend.last_error.lock() = Some(CapturedError {
-            unix_us: now.unix_us,
-            event: u64::from(session.frontend.counters().sum(now).ereq as u32).saturating_sub(1),
-            client: Some(front.src),
-            backend: None,
-            server: None,
-            position: error.at,
-            bytes: front.buf.bytes().to_vec(),
-        });
+        capture::request(session, front, error.at);
         state.process().counters().shard(worker.id).response(status);
     }
     let nothing_sent = front.buf.is_empty();

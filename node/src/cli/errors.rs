@@ -1,9 +1,12 @@
-//! `show errors`: the last refused request of each frontend, byte for byte.
+//! `show errors`: the last refused request of each frontend and response of each backend, byte
+//! for byte.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use phalanx_config::Level;
-use phalanx_engine::frontend::{CapturedError, Frontend};
+use phalanx_engine::frontend::CapturedError;
 use phalanx_engine::log;
 
 use super::keyword::{Answer, Call, Keyword, Run};
@@ -18,11 +21,10 @@ pub(super) const KEYWORDS: &[Keyword] = &[Keyword {
 
 fn show(call: &Call<'_>) -> Answer {
     let plan = call.ctx.state.plan_owned();
-    let (mut wanted, mut requests) = (None, true);
+    let (mut wanted, mut requests, mut responses) = (None, true, true);
     for word in call.args {
         match word.as_str() {
-            "request" => requests = true,
-            // Only refused requests are kept.
+            "request" => responses = false,
             "response" => requests = false,
             "-1" => {}
             name => {
@@ -33,15 +35,24 @@ fn show(call: &Call<'_>) -> Answer {
             }
         }
     }
-    let frontends = plan.proxies.iter().filter_map(|p| p.frontend.as_ref());
-    let captured: Vec<(&std::sync::Arc<Frontend>, CapturedError)> = frontends
-        .filter(|f| requests && wanted.is_none_or(|id| id == f.id()))
-        .filter_map(|f| Some((f, f.last_error.lock().clone()?)))
-        .collect();
-    let total = captured.iter().map(|(_, e)| e.event + 1).max().unwrap_or(0);
+    let total = call.ctx.state.process().captured.load(Relaxed);
     let mut out = format!("Total events captured on {} : {total}\n", date(call.now.unix_us));
-    for (frontend, error) in captured {
-        event(frontend, &error, &mut out);
+    for proxy in &plan.proxies {
+        let (name, id) = (&proxy.config.name, proxy.config.id);
+        // A proxy is named as either side.
+        let asked = |e: &CapturedError| {
+            wanted.is_none_or(|w| w == id || e.other.as_ref().is_some_and(|(_, other)| *other == w))
+        };
+        let request = proxy.frontend.as_ref().filter(|_| requests).and_then(|f| f.last_error.lock().clone());
+        if let Some(error) = request.filter(asked) {
+            let what = format!("frontend {name} (#{id}): invalid request\n  backend");
+            event(&what, &error, &mut out);
+        }
+        let response = proxy.backend.as_ref().filter(|_| responses).and_then(|b| b.last_error.lock().clone());
+        if let Some(error) = response.filter(asked) {
+            let what = format!("backend {name} (#{id}): invalid response\n  frontend");
+            event(&what, &error, &mut out);
+        }
     }
     Answer::dump(out)
 }
@@ -52,21 +63,28 @@ fn date(unix_us: u64) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-fn event(frontend: &Frontend, error: &CapturedError, out: &mut String) {
-    let backend = error.backend.as_deref().unwrap_or("<NONE>");
-    let server = error.server.as_deref().unwrap_or("<NONE>");
+fn event(what: &str, error: &CapturedError, out: &mut String) {
+    let named = |object: &Option<(Arc<str>, u32)>| match object {
+        Some((name, id)) => format!("{name} (#{id})"),
+        None => "<NONE> (#-1)".to_owned(),
+    };
     let client = error.client.map_or("unknown".to_owned(), |c| c.to_string());
+    let (other, server) = (named(&error.other), named(&error.server));
     let _ = writeln!(
         out,
-        " \n{} frontend {} (#{}): invalid request",
+        " \n{} {what} {other}, server {server}, event #{}, src {client}",
         date(error.unix_us),
-        frontend.name(),
-        frontend.id()
+        error.event
     );
-    let _ = writeln!(out, "  backend {backend}, server {server}, event #{}, src {client}", error.event);
-    let _ = writeln!(out, "  len {}, error at position {}:\n  ", error.bytes.len(), error.position);
+    let len = error.bytes.len();
+    let free = BUFFER.saturating_sub(len);
+    let _ = writeln!(out, "  buffer starts at 0 (including 0 out), {free} free,");
+    let _ = writeln!(out, "  len {len}, wraps at {}, error at position {}:\n  ", len + free, error.position);
     dump(&error.bytes, out);
 }
+
+/// Size of a buffer, as `tune.bufsize` has it by default.
+const BUFFER: usize = 16_384;
 
 /// Bytes that one line shows at most.
 const WIDTH: usize = 70;

@@ -37,6 +37,8 @@ pub struct Field {
     pub name: Span,
     /// Value without surrounding white space.
     pub value: Span,
+    /// Which of the first 32 letters of the name were capitals, lowest bit first.
+    upper: u32,
 }
 
 /// The start line.
@@ -97,6 +99,15 @@ impl Head {
     /// Value of the last field called `name`.
     pub fn last<'a>(&'a self, buf: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
         self.fields.iter().rev().find(|f| f.name.of(buf) == name).map(|f| f.value.of(buf))
+    }
+
+    /// Puts the capitals back into the names, as far as they are known: for showing what was received.
+    pub fn restore_names(&self, buf: &mut [u8]) {
+        for field in &self.fields {
+            if let Some(name) = buf.get_mut(field.name.start as usize..field.name.end as usize) {
+                restore(name, field.upper);
+            }
+        }
     }
 
     /// Method of a request.
@@ -298,7 +309,11 @@ fn version_number(text: &[u8]) -> Option<u8> {
 fn fields(buf: &mut [u8], from: usize, head: &mut Head, fold: Fold) -> Result<Parsed, Error> {
     let mut at = from;
     loop {
-        let Some(line) = next_line(buf, at)? else { return partial(head, buf) };
+        let Some(line) = next_line(buf, at)? else {
+            // The next look starts over.
+            head.restore_names(buf);
+            return partial(head, buf);
+        };
         if line.end == at {
             head.canonical &= line.crlf;
             head.block = Span::new(from, at);
@@ -323,22 +338,27 @@ fn fields(buf: &mut [u8], from: usize, head: &mut Head, fold: Fold) -> Result<Pa
 
 fn field(buf: &mut [u8], start: usize, end: usize, canonical: &mut bool) -> Result<Field, Error> {
     let line = &mut buf[start..end];
-    let mut colon = 0;
+    let (mut colon, mut upper) = (0, 0);
     loop {
         match line.get(colon) {
             Some(b':') if colon > 0 => break,
             Some(&b) if is_token(b) => {
+                upper |= (u64::from(b.is_ascii_uppercase()) << colon.min(32)) as u32;
                 line[colon] = b.to_ascii_lowercase();
                 colon += 1;
             }
             // Also a space before the colon, and a line without a colon.
-            _ => return Err(Error::new(ErrorKind::FieldName, start + colon)),
+            _ => {
+                restore(line, upper);
+                return Err(Error::new(ErrorKind::FieldName, start + colon));
+            }
         }
     }
     let raw = &line[colon + 1..];
     if raw.iter().fold(false, |bad, &b| bad | (b == 0) | (b == b'\r')) {
         let n = raw.iter().position(|b| matches!(b, 0 | b'\r')).unwrap_or(0);
         let kind = if raw[n] == 0 { ErrorKind::FieldValue } else { ErrorKind::BareCr };
+        restore(line, upper);
         return Err(Error::new(kind, start + colon + 1 + n));
     }
     let blank = |b: &&u8| matches!(**b, b' ' | b'\t');
@@ -346,7 +366,16 @@ fn field(buf: &mut [u8], start: usize, end: usize, canonical: &mut bool) -> Resu
     let right = raw[left..].iter().rev().take_while(blank).count();
     *canonical &= right == 0 && raw.first() == Some(&b' ') && left == 1;
     let value = start + colon + 1 + left;
-    Ok(Field { name: Span::new(start, start + colon), value: Span::new(value, end - right) })
+    Ok(Field { name: Span::new(start, start + colon), value: Span::new(value, end - right), upper })
+}
+
+/// Puts capitals back where `upper` has a bit.
+fn restore(name: &mut [u8], upper: u32) {
+    for (n, b) in name.iter_mut().take(32).enumerate() {
+        if upper >> n & 1 == 1 {
+            b.make_ascii_uppercase();
+        }
+    }
 }
 
 /// Makes a folded line one with the field before it by blanking the line end between them.

@@ -109,6 +109,8 @@ pub(crate) struct Exchange<'a> {
     abortonclose: bool,
     /// The connection was used before.
     reused: bool,
+    /// Where the response that was refused is wrong.
+    pub(crate) refused: Option<usize>,
     /// Bytes written to the server.
     pub(crate) bytes_up: u64,
     /// Bytes written to the client.
@@ -144,6 +146,7 @@ impl<'a> Exchange<'a> {
             limits,
             abortonclose,
             reused,
+            refused: None,
             bytes_up: 0,
             bytes_down: 0,
             full_reads: 0,
@@ -169,7 +172,11 @@ impl<'a> Exchange<'a> {
                 match h1::response(self.reply.bytes_mut(), head) {
                     Ok(Parsed::Complete(len)) => return Poll::Ready(Ok(len)),
                     Ok(Parsed::Partial) if !self.reply.is_full() => {}
-                    _ => return Poll::Ready(Err(stop(Cause::Proxy, Phase::Headers))),
+                    result => {
+                        self.refused = Some(result.map_or_else(|e| e.at, |_| self.reply.len()));
+                        head.restore_names(self.reply.bytes_mut());
+                        return Poll::Ready(Err(stop(Cause::Proxy, Phase::Headers)));
+                    }
                 }
             }
             match poll_fill(self.server, cx, &mut self.reply) {

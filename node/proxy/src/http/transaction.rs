@@ -19,7 +19,7 @@ use tokio::io::AsyncWriteExt;
 use super::exchange::{Exchange, Limits, Stop, Upload};
 use super::forward::Flow;
 use super::message::{self, Scratch};
-use super::{Next, Request, reply};
+use super::{Next, Request, capture, reply};
 use crate::buffer::{SIZE, Text};
 use crate::connect::{Dispatch, Established, Towards, establish};
 use crate::front::Front;
@@ -397,6 +397,9 @@ impl<'a> Transaction<'a> {
             let len = match exchange.head(&mut self.scratch.response).await {
                 Ok(len) => len,
                 Err(stop) => {
+                    if let Some(at) = exchange.refused {
+                        capture::response(session, self.dispatch.slot.as_ref(), at, exchange.reply.bytes());
+                    }
                     self.bytes_in += exchange.bytes_up;
                     self.bytes_out += exchange.bytes_down;
                     if !matches!(stop, Stop::End(End { cause: Cause::Proxy, .. }, _)) {
@@ -408,8 +411,14 @@ impl<'a> Transaction<'a> {
             let buf = exchange.reply.bytes();
             let response = &self.scratch.response;
             let name = self.method.name();
-            let framing = h1::response_framing(buf, response, name, self.framing.upgrade)
-                .map_err(|_| Stop::End(End::new(Cause::Proxy, Phase::Headers), None))?;
+            let framing = match h1::response_framing(buf, response, name, self.framing.upgrade) {
+                Ok(framing) => framing,
+                Err(e) => {
+                    response.restore_names(exchange.reply.bytes_mut());
+                    capture::response(session, self.dispatch.slot.as_ref(), e.at, exchange.reply.bytes());
+                    return Err(Stop::End(End::new(Cause::Proxy, Phase::Headers), None));
+                }
+            };
             let status = response.start.status;
             if status < 200 && status != 101 {
                 self.scratch.edits.clear();

@@ -240,6 +240,26 @@ fn ambiguous_requests_are_refused_and_the_connection_is_closed() {
     let frontend = plane.state.plan().frontend("l").unwrap().clone();
     let error = frontend.last_error.lock().clone().expect("captured");
     assert_eq!((error.position, &error.bytes[..8]), (8, &b"nonsense"[..]));
+    let mut client = plane.client();
+    send(&mut client, "GET / HTTP/1.1\r\nHOst: x\r\nX-Bad-\u{1}: y\r\n\r\n");
+    read_all(&mut client);
+    let error = frontend.last_error.lock().clone().expect("captured");
+    assert_eq!(error.bytes, b"GET / HTTP/1.1\r\nHOst: x\r\nX-Bad-\x01: y\r\n\r\n");
+    assert_eq!((error.position, error.bytes[error.position]), (31, 1));
+}
+
+#[test]
+fn a_refused_response_is_kept_as_it_came() {
+    for answer in ["nonsense\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"] {
+        let plane = Plane::start(listen(Mode::Http, &[says(answer, false)]));
+        assert!(get(&mut plane.client(), "/").0.starts_with("HTTP/1.1 502 "));
+        let error = plane.state.plan().backend("l").unwrap().last_error.lock().clone().expect("captured");
+        assert_eq!(String::from_utf8_lossy(&error.bytes), answer);
+        let named =
+            |of: Option<(Arc<str>, u32)>| of.map(|(name, id)| format!("{name} {id}")).unwrap_or_default();
+        assert_eq!((named(error.other), named(error.server)), ("l 2".to_owned(), "s1 1".to_owned()));
+        assert_eq!(error.event, 0);
+    }
 }
 
 #[test]
