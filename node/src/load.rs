@@ -3,11 +3,13 @@
 //! Owns handles of the directories that the files lie in, so that a reload finds them after `chroot`;
 //! answers the parser's questions about variables, accounts and host names.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use phalanx_config::{Config, Env, Severity, Source};
 use phalanx_sys::files::Dir;
 use phalanx_sys::process;
@@ -131,17 +133,34 @@ pub(crate) struct System {
     pub ignore_resolve: bool,
 }
 
+/// Accounts found before: a reload asks for them again, when `chroot` may have hidden who knows them.
+static USERS: Accounts = Mutex::new(BTreeMap::new());
+static GROUPS: Accounts = Mutex::new(BTreeMap::new());
+
+type Accounts = Mutex<BTreeMap<String, u32>>;
+
+fn remembered(accounts: &Accounts, name: &str, find: impl FnOnce() -> Option<u32>) -> Option<u32> {
+    let mut accounts = accounts.lock();
+    match find() {
+        Some(id) => {
+            accounts.insert(name.to_owned(), id);
+            Some(id)
+        }
+        None => accounts.get(name).copied(),
+    }
+}
+
 impl Env for System {
     fn var(&self, name: &str) -> Option<String> {
         std::env::var_os(name).map(|v| v.to_string_lossy().into_owned())
     }
 
     fn user(&self, name: &str) -> Option<u32> {
-        process::user(name).ok().flatten().map(|(uid, _)| uid)
+        remembered(&USERS, name, || process::user(name).ok().flatten().map(|(uid, _)| uid))
     }
 
     fn group(&self, name: &str) -> Option<u32> {
-        process::group(name).ok().flatten()
+        remembered(&GROUPS, name, || process::group(name).ok().flatten())
     }
 
     fn resolve(&self, host: &str) -> Result<IpAddr, String> {

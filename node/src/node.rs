@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use phalanx_cluster::Settings;
 use phalanx_config::{Config, Severity};
 use phalanx_engine::state::{Setup, State};
 use phalanx_engine::stick::Tables;
@@ -98,7 +99,7 @@ pub(crate) fn guardian(words: &[String]) -> ExitCode {
 
 /// Starts everything, says that it is ready, and stays until a signal ends it.
 fn serve(
-    mut config: Config,
+    config: Config,
     files: Files,
     said: Said,
     options: &Options,
@@ -113,7 +114,7 @@ fn serve(
     let default_maxconn = limits::descriptors(&config)?;
     let pidfile = options.pidfile.clone().or_else(|| config.global.pidfile.clone());
     let pidfile = pidfile.map(open_pidfile).transpose()?;
-    limits::data_dir(&mut config)?;
+    let data_dir = limits::data_dir(&config)?;
     let sockets = config.global.stats_sockets.iter().map(|s| cli::listen(s).map_err(|e| e.to_string()));
     let sockets = sockets.collect::<Result<Vec<_>, _>>()?;
     let guardian = vips::guardians(&config)?;
@@ -124,7 +125,7 @@ fn serve(
     let tables = Tables::new(&name, unix_us, seed);
     let logs = Sink::new(&config.global);
     let setup = Setup { workers, seed, default_maxconn, node: name.clone() };
-    let cluster = control::settings(&config, &name, unix_us);
+    let cluster = control::settings(&config, &name, unix_us).map(|s| Settings { data_dir, ..s });
     let state = State::new(config, setup, tables.clone(), now);
 
     let control = tokio::runtime::Builder::new_multi_thread()

@@ -103,6 +103,9 @@ fn a_node_in_chroot_without_root_holds_a_vip_by_arp() {
     let waiting = guardians(node.pid());
     assert!(!waiting.is_empty() && waiting.iter().all(|g| is_nobody(*g)), "{waiting:?}");
 
+    let reloaded = node.api("reload");
+    assert!(reloaded.contains("Reload done.") && !reloaded.contains("next start"), "{reloaded}");
+
     // Its guardian is killed: another takes its place.
     kill(*waiting.last().unwrap(), Signal::SIGKILL);
     until("another runs", SOON, || node.output().contains("another guardian runs"));

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use phalanx_config::{Announce, Config};
 use phalanx_engine::log;
@@ -40,13 +40,13 @@ pub(super) fn descriptors(config: &Config) -> Result<u32, String> {
     Ok(derived as u32)
 }
 
-/// Creates what must exist before the process gives up its rights: the data directory. With `chroot`,
-/// `config` names it from then on as the process will see it.
+/// Creates what must exist before the process gives up its rights: the data directory. Returns it as the
+/// process will see it after `chroot`.
 ///
 /// # Errors
 /// One line naming what could not be made.
-pub(super) fn data_dir(config: &mut Config) -> Result<(), String> {
-    let Some(cluster) = &mut config.cluster else { return Ok(()) };
+pub(super) fn data_dir(config: &Config) -> Result<PathBuf, String> {
+    let Some(cluster) = &config.cluster else { return Ok(PathBuf::new()) };
     let dir = cluster.data_dir.clone();
     fs::create_dir_all(&dir).map_err(|e| format!("data-dir '{}': {e}", dir.display()))?;
     if process::effective_uid() == 0 && (config.global.uid.is_some() || config.global.gid.is_some()) {
@@ -66,9 +66,9 @@ pub(super) fn data_dir(config: &mut Config) -> Result<(), String> {
                 root.join("data").display()
             )
         })?;
-        cluster.data_dir = Path::new("/").join(below);
+        return Ok(Path::new("/").join(below));
     }
-    Ok(())
+    Ok(dir)
 }
 
 /// Carries out `chroot`, `group` and `user`. Capabilities that the configuration needs later are
