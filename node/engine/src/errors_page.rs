@@ -26,6 +26,7 @@ macro_rules! pages {
 }
 
 pages! {
+    200 "OK" "Service ready.",
     400 "Bad request" "Your browser sent an invalid request.",
     401 "Unauthorized" "You need a valid user and password to access this content.",
     403 "Forbidden" "Request forbidden by administrative rules.",
@@ -33,6 +34,8 @@ pages! {
     405 "Method Not Allowed" "A request was made of a resource using a request method not supported by that resource",
     408 "Request Time-out" "Your browser didn't send a complete request in time.",
     413 "Payload Too Large" "The request entity exceeds the maximum allowed.",
+    422 "Unprocessable Content"
+        "The server cannot process the contained instructions.",
     429 "Too Many Requests" "You have sent too many requests in a given amount of time.",
     500 "Internal Server Error" "An internal server error occurred.",
     501 "Not Implemented" "The server does not support the functionality required to fulfill the request.",
@@ -53,7 +56,18 @@ mod tests {
 
     #[test]
     fn bodies_are_as_long_as_haproxys() {
-        for (status, length) in [(400, 90), (401, 112), (503, 107)] {
+        let lengths = [
+            (200, 58),
+            (400, 90),
+            (401, 112),
+            (408, 110),
+            (413, 106),
+            (422, 116),
+            (502, 107),
+            (503, 107),
+            (504, 92),
+        ];
+        for (status, length) in lengths {
             assert_eq!((page(status).status, page(status).body.len()), (status, length));
         }
         assert!(page(503).body.starts_with("<html><body><h1>503 Service Unavailable</h1>\nNo server"));

@@ -124,6 +124,8 @@ pub struct LoadReport {
 #[derive(Debug)]
 pub struct State {
     plan: ArcSwap<Plan>,
+    /// That of `plan`, for workers that look whether theirs is still the one in force.
+    epoch: AtomicU64,
     setup: Setup,
     process: Arc<Process>,
     sessions: Sessions,
@@ -151,6 +153,7 @@ impl State {
         let build = Build { setup: &setup, tables: &tables, registry: &Registry::new(), now };
         let (plan, _) = build.plan(&config, None);
         Arc::new(State {
+            epoch: AtomicU64::new(plan.epoch),
             plan: ArcSwap::from_pointee(plan),
             process: Arc::new(process),
             sessions: Sessions::new(setup.workers),
@@ -163,6 +166,11 @@ impl State {
     /// The plan in force.
     pub fn plan(&self) -> Guard<Arc<Plan>> {
         self.plan.load()
+    }
+
+    /// Epoch of the plan in force; cheaper than [`State::plan`].
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Acquire)
     }
 
     /// The plan in force, to keep.
@@ -219,7 +227,9 @@ impl State {
         self.tables.configure(&config, now);
         let build = Build { setup: &self.setup, tables: &self.tables, registry: &registry, now };
         let (plan, report) = build.plan(&config, Some(&old));
+        let epoch = plan.epoch;
         self.plan.store(Arc::new(plan));
+        self.epoch.store(epoch, Release);
         report.effects.iter().for_each(|(_, effects)| self.end_sessions(effects));
         report
     }

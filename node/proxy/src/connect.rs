@@ -65,6 +65,8 @@ pub(crate) struct Towards<'a> {
 pub(crate) struct Established {
     pub(crate) connection: Connection,
     pub(crate) reused: bool,
+    /// It may carry another request: decided by who used it.
+    pub(crate) reusable: bool,
 }
 
 /// Finds a server and connects to it.
@@ -89,12 +91,12 @@ pub(crate) async fn establish(
         {
             count_reuse(towards, &server);
             dispatch.connected = dispatch.queued;
-            return Ok(Established { connection, reused: true });
+            return Ok(Established { connection, reused: true, reusable: false });
         }
         match open(towards, front, &server).await? {
             Ok(connection) => {
                 dispatch.connected = Some(towards.worker.now());
-                return Ok(Established { connection, reused: false });
+                return Ok(Established { connection, reused: false, reusable: false });
             }
             Err(failure) => {
                 if failed(towards, dispatch, &server, failure, &mut avoid)? {
@@ -127,8 +129,8 @@ async fn take_place(
             Choice::Slot(slot) => slot,
             Choice::NoServer => return Err(End::new(Cause::ServerAbort, Phase::Connect)),
             Choice::Wait(waiting) => {
-                let name = Some(towards.backend.name().clone());
-                towards.session.note(name, waiting.server().cloned(), sessions::Phase::Queue);
+                let name = Some(towards.backend.name());
+                towards.session.note(name, waiting.server(), sessions::Phase::Queue);
                 if had_at.take().is_some() || avoid.is_some() {
                     let timeouts = &towards.config.timeouts;
                     front.deadline.set(timeouts.queue.or(timeouts.connect));
@@ -215,8 +217,7 @@ async fn open(
     front: &mut Front,
     server: &Arc<Server>,
 ) -> Result<Result<Connection, Failure>, End> {
-    let name = Some(towards.backend.name().clone());
-    towards.session.note(name, Some(server.clone()), sessions::Phase::Connect);
+    towards.session.note(Some(towards.backend.name()), Some(server), sessions::Phase::Connect);
     let mut addr = server.addr();
     if addr.port() == 0 {
         addr.set_port(front.dst.port());

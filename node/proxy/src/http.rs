@@ -10,9 +10,9 @@ mod message;
 mod reply;
 mod transaction;
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
 
 use phalanx_config::Proxy;
 use phalanx_engine::counters::bump;
@@ -56,50 +56,77 @@ enum NoRequest {
     /// It was idle, or never sent anything that matters: nothing to say.
     Silent,
     /// It must be told.
-    Refused(End, u16, Option<Error>),
+    Refused(Box<Refusal>),
+}
+
+impl NoRequest {
+    /// The end of a connection that sent nothing, or a part of a request.
+    fn refused(cause: Cause, status: u16, began: Now) -> NoRequest {
+        let end = End::new(cause, Phase::Request);
+        NoRequest::Refused(Box::new(Refusal { end, status, error: None, began }))
+    }
+}
+
+/// What a client is told that sent no request.
+struct Refusal {
+    end: End,
+    status: u16,
+    /// What is wrong with what it sent.
+    error: Option<Error>,
+    /// When its first byte came, or its connection.
+    began: Now,
 }
 
 /// Serves a client until it or we close.
-pub(crate) async fn serve(session: Session, mut plan: Rc<View>, mut index: usize, mut front: Front) {
-    let mut first = true;
-    loop {
-        let config = plan.proxies[index].config.clone();
-        let mut began = if first { Some(session.accepted) } else { None };
-        match receive(&session, &config, &mut front, first, &mut began).await {
-            Ok(request) => {
-                // Boxed: an idle connection does not carry the state of a request.
-                let serving = Box::pin(transaction::run(&session, &plan, index, &mut front, request));
-                if serving.await == Next::Close {
-                    break;
-                }
+#[allow(clippy::manual_async_fn, reason = "an async fn has room for its arguments twice, all the time")]
+pub(crate) fn serve(
+    session: Session,
+    mut plan: Rc<View>,
+    mut index: usize,
+    mut front: Front,
+) -> impl Future<Output = ()> {
+    async move {
+        let mut first = true;
+        let refusal = loop {
+            // Boxed: an idle connection does not carry the state of a request.
+            let serving = match receive(&session, &plan.proxies[index].config, &mut front, first).await {
+                Ok(request) => Box::pin(transaction::run(&session, &plan, index, &mut front, request)),
+                Err(NoRequest::Silent) => break None,
+                Err(NoRequest::Refused(refusal)) => break Some(refusal),
+            };
+            if serving.await == Next::Close {
+                break None;
             }
-            Err(NoRequest::Silent) => break,
-            Err(NoRequest::Refused(end, status, error)) => {
-                refuse(&session, &config, &mut front, began, end, status, error).await;
-                break;
+            first = false;
+            let current = session.worker.plan();
+            if current.epoch != plan.epoch {
+                let Some(now) = current.index(session.frontend.name()) else { break None };
+                (plan, index) = (current, now);
             }
+            if session.worker.shared.state.process().is_stopping() && front.buf.is_empty() {
+                break None;
+            }
+        };
+        if let Some(refusal) = refusal {
+            let config = &plan.proxies[index].config;
+            Box::pin(refuse(&session, config, &mut front, *refusal)).await;
         }
-        first = false;
-        plan = session.worker.plan();
-        let Some(now) = plan.index(session.frontend.name()) else { break };
-        index = now;
-        if session.worker.shared.state.process().is_stopping() && front.buf.is_empty() {
-            break;
+        if must_linger(&front) {
+            Box::pin(linger(&mut front)).await;
         }
     }
-    linger(&mut front).await;
 }
 
 /// Waits for the head of the next request.
-async fn receive(
-    session: &Session,
+fn receive<'a>(
+    session: &'a Session,
     config: &Proxy,
-    front: &mut Front,
+    front: &'a mut Front,
     first: bool,
-    began: &mut Option<Now>,
-) -> Result<Request, NoRequest> {
+) -> impl Future<Output = Result<Request, NoRequest>> + 'a {
     let timeouts = &config.timeouts;
     let request_limit = timeouts.http_request.or(timeouts.client);
+    let restarts = timeouts.http_request.is_none();
     let mut scratch: Option<Box<Scratch>> = None;
     let mut armed = false;
     let mut first_byte = None;
@@ -108,79 +135,88 @@ async fn receive(
         let idle = if first { request_limit } else { timeouts.http_keep_alive.or(request_limit) };
         front.deadline.set(idle);
         // With http-request the clock runs from the accept on.
-        armed = first && timeouts.http_request.is_some();
+        armed = first && !restarts;
         if !first {
             session.entry.session().note(None, None, sessions::Phase::Request);
         }
     }
-    loop {
-        if !front.buf.is_empty() {
-            if first_byte.is_none() {
-                let now = session.worker.now();
-                first_byte = Some(now);
-                *began = Some(now);
-            }
-            let scratch_now = scratch.get_or_insert_with(Scratch::take);
-            match parse(front, scratch_now) {
-                Ok(Some(framing)) => {
-                    let began = first_byte.unwrap_or(session.accepted);
-                    return Ok(Request {
-                        scratch: scratch.take().unwrap_or_else(Scratch::take),
-                        framing,
-                        began,
-                        // Usually it came in one piece.
-                        received: if waited { session.worker.now() } else { began },
-                        first,
-                    });
+    poll_fn(move |cx| {
+        loop {
+            if !front.buf.is_empty() {
+                let began = *first_byte.get_or_insert_with(|| session.worker.now());
+                let refused = |end: End, error: Error, status| {
+                    let refusal = Refusal { end, status, error: Some(error), began };
+                    Poll::Ready(Err(NoRequest::Refused(Box::new(refusal))))
+                };
+                match parse(front, scratch.get_or_insert_with(Scratch::take)) {
+                    Ok(Some(framing)) => {
+                        return Poll::Ready(Ok(Request {
+                            scratch: scratch.take().unwrap_or_else(Scratch::take),
+                            framing,
+                            began,
+                            // Usually it came in one piece.
+                            received: if waited { session.worker.now() } else { began },
+                            first,
+                        }));
+                    }
+                    Ok(None) if front.buf.is_full() => {
+                        let error = Error { kind: ErrorKind::TooLong, at: front.buf.len() };
+                        return refused(End::new(Cause::Proxy, Phase::Request), error, 400);
+                    }
+                    Ok(None) => {}
+                    Err(e) => {
+                        if let Some(scratch) = &scratch {
+                            scratch.request.restore_names(front.buf.bytes_mut());
+                        }
+                        return refused(End::new(Cause::Proxy, Phase::Request), e, e.status());
+                    }
                 }
-                Ok(None) if front.buf.is_full() => {
-                    let error = Error { kind: ErrorKind::TooLong, at: front.buf.len() };
-                    return Err(NoRequest::Refused(End::new(Cause::Proxy, Phase::Request), 400, Some(error)));
+                if !armed || restarts {
+                    front.deadline.set(request_limit);
+                    armed = true;
                 }
-                Ok(None) => {}
-                Err(e) => {
-                    scratch_now.request.restore_names(front.buf.bytes_mut());
-                    let end = End::new(Cause::Proxy, Phase::Request);
-                    return Err(NoRequest::Refused(end, e.status(), Some(e)));
-                }
+                waited = true;
             }
-            if !armed || timeouts.http_request.is_none() {
-                front.deadline.set(request_limit);
-                armed = true;
+            if let Err(ended) = ready!(poll_more(cx, session, front)) {
+                // An idle connection ends without a word.
+                let silent = front.buf.is_empty() && !first;
+                let began = first_byte.unwrap_or(session.accepted);
+                return Poll::Ready(Err(match ended {
+                    Ended::Client if silent => NoRequest::Silent,
+                    Ended::Timeout if silent => NoRequest::Silent,
+                    Ended::Killed => NoRequest::Silent,
+                    Ended::Client => NoRequest::refused(Cause::ClientAbort, 400, began),
+                    Ended::Timeout => NoRequest::refused(Cause::ClientTimeout, 408, began),
+                }));
             }
-            waited = true;
         }
-        read_more(session, front, first).await?;
-    }
+    })
+}
+
+/// Why nothing more is to be had from a client.
+enum Ended {
+    Client,
+    Timeout,
+    Killed,
 }
 
 /// One read while waiting for a request.
-async fn read_more(session: &Session, front: &mut Front, first: bool) -> Result<(), NoRequest> {
-    poll_fn(|cx| {
-        let idle = front.buf.is_empty();
-        if !front.eof {
-            match poll_fill(&mut front.stream, cx, &mut front.buf) {
-                Poll::Ready(Ok(0)) => front.eof = true,
-                Poll::Ready(Ok(_)) => return Poll::Ready(Ok(())),
-                Poll::Ready(Err(_)) => front.eof = true,
-                Poll::Pending => {}
-            }
+fn poll_more(cx: &mut Context<'_>, session: &Session, front: &mut Front) -> Poll<Result<(), Ended>> {
+    if !front.eof {
+        match poll_fill(&mut front.stream, cx, &mut front.buf) {
+            Poll::Ready(Ok(0)) => front.eof = true,
+            Poll::Ready(Ok(_)) => return Poll::Ready(Ok(())),
+            Poll::Ready(Err(_)) => front.eof = true,
+            Poll::Pending => {}
         }
-        if front.eof {
-            let end = End::new(Cause::ClientAbort, Phase::Request);
-            let silent = idle && !first;
-            let why = if silent { NoRequest::Silent } else { NoRequest::Refused(end, 400, None) };
-            return Poll::Ready(Err(why));
-        }
-        if session.entry.session().poll_killed(cx.waker()) {
-            return Poll::Ready(Err(NoRequest::Silent));
-        }
-        ready!(front.deadline.poll(cx));
-        let end = End::new(Cause::ClientTimeout, Phase::Request);
-        let silent = idle && !first;
-        Poll::Ready(Err(if silent { NoRequest::Silent } else { NoRequest::Refused(end, 408, None) }))
-    })
-    .await
+    }
+    if front.eof {
+        return Poll::Ready(Err(Ended::Client));
+    }
+    if session.entry.session().poll_killed(cx.waker()) {
+        return Poll::Ready(Err(Ended::Killed));
+    }
+    front.deadline.poll(cx).map(|()| Err(Ended::Timeout))
 }
 
 fn parse(front: &mut Front, scratch: &mut Scratch) -> Result<Option<RequestFraming>, Error> {
@@ -204,10 +240,7 @@ async fn refuse(
     session: &Session,
     config: &Proxy,
     front: &mut Front,
-    began: Option<Now>,
-    end: End,
-    status: u16,
-    error: Option<Error>,
+    Refusal { end, status, error, began }: Refusal,
 ) {
     let worker = &session.worker;
     let now = worker.now();
@@ -220,16 +253,12 @@ async fn refuse(
         state.process().counters().shard(worker.id).response(status);
     }
     let nothing_sent = front.buf.is_empty();
-    if let Some(text) = reply::refusal(status) {
-        front.deadline.set(config.timeouts.client);
-        let write = front.stream.write_all(text);
-        // A client that does not even read its refusal is not waited for.
-        let _ = tokio::time::timeout(reply::PATIENCE, write).await;
-    }
+    let text = reply::refusal(status);
+    // A client that does not even read its refusal is not waited for.
+    let _ = tokio::time::timeout(reply::PATIENCE, front.stream.write_all(&text)).await;
     if nothing_sent && config.dontlognull {
         return;
     }
-    let began = began.unwrap_or(session.accepted);
     report::log(&Report {
         session,
         client: front.src,
@@ -248,16 +277,15 @@ async fn refuse(
     });
 }
 
+/// Whether closing at once would reset the connection: bytes of the client were not read.
+fn must_linger(front: &Front) -> bool {
+    let unread = || !front.buf.is_empty() || front.stream.try_read(&mut [0; 1]).is_ok_and(|n| n > 0);
+    !front.eof && (front.abandoned || unread())
+}
+
 /// Closes so that the client can still read what was sent: our side first, then what it still sends
-/// is thrown away for a moment; closing with unread bytes would reset the connection.
+/// is thrown away for a moment.
 async fn linger(front: &mut Front) {
-    if front.eof {
-        return;
-    }
-    let unread = !front.buf.is_empty() || front.stream.try_read(&mut [0; 1]).is_ok_and(|n| n > 0);
-    if !unread && !front.abandoned {
-        return;
-    }
     let _ = front.stream.shutdown().await;
     front.deadline.set(Some(reply::PATIENCE));
     let mut left = reply::DRAIN;

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use phalanx_engine::frontend::{Frontend, Status};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 
 use crate::room::{Limit, Place};
@@ -78,7 +78,7 @@ impl Listener {
             if let Some(place) =
                 worker.shared.room.enter(&target.limit, &target.frontend, worker.shared.state.process())
             {
-                begin(worker, stream, peer, &target, place);
+                session::start(worker, stream, peer, &target, place);
             }
         }
         // The guardian may hold duplicates, and the aborted task is dropped only at its next turn:
@@ -103,7 +103,7 @@ async fn accept(worker: Rc<Worker>, socket: Rc<TcpListener>, target: Rc<RefCell<
             Ok((stream, peer)) => {
                 // Another worker may have been faster; then this one connection waits here.
                 let place = poll_fn(|cx| poll_place(&worker, &current, cx)).await;
-                begin(&worker, stream, peer, &current, place);
+                session::start(&worker, stream, peer, &current, place);
             }
             Err(e) if is_transient(&e) => {}
             Err(e) => {
@@ -139,10 +139,6 @@ fn poll_place(worker: &Worker, target: &Target, cx: &mut Context<'_>) -> Poll<Pl
         Some(place) => Poll::Ready(place),
         None => Poll::Pending,
     }
-}
-
-fn begin(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, target: &Rc<Target>, place: Place) {
-    tokio::task::spawn_local(session::run(worker.clone(), stream, peer, target.clone(), place));
 }
 
 fn is_transient(e: &io::Error) -> bool {

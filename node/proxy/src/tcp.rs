@@ -1,5 +1,6 @@
 //! TCP mode: one connection to a server for the whole session.
 
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -22,25 +23,33 @@ use crate::tunnel::{self, Limits, Pipe};
 use crate::worker::View;
 
 /// Forwards until the end, then counts and logs.
-pub(crate) async fn serve(mut session: Session, plan: Rc<View>, index: usize, mut front: Front) {
-    let proxy = &plan.proxies[index];
-    let at = Context { src: front.src, dst: front.dst, request: None };
-    let now = session.accepted;
-    session.tracked.track(&proxy.tcp_content_rules, &at, now, |tracked| tracked.conn(now));
-    let target =
-        proxy.default_backend.and_then(|i| Some((&plan.proxies[i], plan.proxies[i].backend.as_ref()?)));
-    let mut dispatch = Dispatch { asked: now, ..Dispatch::default() };
-    let Some((back, backend)) = target else {
-        let end = End::new(Cause::ServerAbort, Phase::Connect);
-        report(&session, &front, &proxy.config, None, &dispatch, end, (0, 0));
-        return;
-    };
-    let stream = backend.enter();
-    backend.counters().count_session(session.worker.id, now);
-    let (end, bytes) = forward(&session, back, backend, &mut front, &mut dispatch).await;
-    // A session that ends badly drops its connections with a reset only where the peer did.
-    report(&session, &front, &proxy.config, Some(backend), &dispatch, end, bytes);
-    drop(stream);
+#[allow(clippy::manual_async_fn, reason = "an async fn has room for its arguments twice, all the time")]
+pub(crate) fn serve(
+    mut session: Session,
+    plan: Rc<View>,
+    index: usize,
+    mut front: Front,
+) -> impl Future<Output = ()> {
+    async move {
+        let proxy = &plan.proxies[index];
+        let at = Context { src: front.src, dst: front.dst, request: None };
+        let now = session.accepted;
+        session.tracked.track(&proxy.tcp_content_rules, &at, now, |tracked| tracked.conn(now));
+        let target =
+            proxy.default_backend.and_then(|i| Some((&plan.proxies[i], plan.proxies[i].backend.as_ref()?)));
+        let mut dispatch = Dispatch { asked: now, ..Dispatch::default() };
+        let Some((back, backend)) = target else {
+            let end = End::new(Cause::ServerAbort, Phase::Connect);
+            report(&session, &front, &proxy.config, None, &dispatch, end, (0, 0));
+            return;
+        };
+        let stream = backend.enter();
+        backend.counters().count_session(session.worker.id, now);
+        let (end, bytes) = forward(&session, back, backend, &mut front, &mut dispatch).await;
+        // A session that ends badly drops its connections with a reset only where the peer did.
+        report(&session, &front, &proxy.config, Some(backend), &dispatch, end, bytes);
+        drop(stream);
+    }
 }
 
 async fn forward(
@@ -59,7 +68,8 @@ async fn forward(
         });
     }
     let towards = Towards { worker, session: session.entry.session(), backend, config, reuse: false };
-    let mut established = match establish(&towards, front, dispatch).await {
+    // Boxed: forwarding, which may take hours, does not carry the state of connecting.
+    let mut established = match Box::pin(establish(&towards, front, dispatch)).await {
         Ok(established) => established,
         Err(end) => return (end, (0, 0)),
     };
@@ -68,7 +78,7 @@ async fn forward(
         if !server.options().non_stick {
             rules::stick_store(&back.stick_rules, &at, server.id(), worker.now());
         }
-        session.entry.session().note(Some(backend.name().clone()), Some(server), sessions::Phase::Data);
+        session.entry.session().note(Some(backend.name()), Some(&server), sessions::Phase::Data);
     }
     let own = session.frontend.config();
     if own.logasap {

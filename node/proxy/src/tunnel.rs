@@ -3,7 +3,7 @@
 //! Each direction ends on its own (half-close); the tunnel ends when both have, when a side fails, or
 //! when a side has been silent too long.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -43,6 +43,7 @@ impl Pipe {
         cx: &mut Context<'_>,
         from: &mut TcpStream,
         to: &mut TcpStream,
+        receiver_closed: bool,
     ) -> Result<Moved, Failure> {
         let mut moved = Moved::default();
         loop {
@@ -82,7 +83,10 @@ impl Pipe {
             }
             if self.eof && self.buf.is_empty() && !self.shut {
                 self.shut = true;
-                let _ = Pin::new(&mut *to).poll_shutdown(cx);
+                // Where the receiver has closed as well, the tunnel ends and close says it.
+                if !receiver_closed {
+                    let _ = Pin::new(&mut *to).poll_shutdown(cx);
+                }
             }
             if self.shut || !progress {
                 return Ok(moved);
@@ -132,7 +136,7 @@ impl Limits {
 }
 
 /// Forwards until the end and says what ended it.
-pub(crate) async fn run(
+pub(crate) fn run(
     client: &mut TcpStream,
     server: &mut TcpStream,
     up: &mut Pipe,
@@ -140,10 +144,10 @@ pub(crate) async fn run(
     limits: Limits,
     deadline: &mut Deadline,
     session: &Session,
-) -> End {
+) -> impl Future<Output = End> {
     let mut client_seen = Instant::now();
     let mut server_seen = client_seen;
-    poll_fn(|cx| {
+    poll_fn(move |cx| {
         if session.poll_killed(cx.waker()) {
             return Poll::Ready(End::new(session.kill_cause(), Phase::Data));
         }
@@ -178,7 +182,6 @@ pub(crate) async fn run(
         let cause = if client_end == first { Cause::ClientTimeout } else { Cause::ServerTimeout };
         Poll::Ready(End::new(cause, Phase::Data))
     })
-    .await
 }
 
 fn move_both(
@@ -188,14 +191,14 @@ fn move_both(
     up: &mut Pipe,
     down: &mut Pipe,
 ) -> Result<(Moved, Moved), End> {
-    let upward = up.poll(cx, client, server).map_err(|f| {
+    let upward = up.poll(cx, client, server, down.shut).map_err(|f| {
         let cause = match f {
             Failure::Sender => Cause::ClientAbort,
             Failure::Receiver => Cause::ServerAbort,
         };
         End::new(cause, Phase::Data)
     })?;
-    let downward = down.poll(cx, server, client).map_err(|f| {
+    let downward = down.poll(cx, server, client, up.shut).map_err(|f| {
         let cause = match f {
             Failure::Sender => Cause::ServerAbort,
             Failure::Receiver => Cause::ClientAbort,

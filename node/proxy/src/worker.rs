@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phalanx_engine::counters;
+use phalanx_engine::frontend::Frontend;
 use phalanx_engine::plan::Plan;
 use phalanx_engine::state::State;
 use phalanx_engine::time::Now;
@@ -90,11 +91,15 @@ impl Worker {
     /// The plan in force.
     pub(crate) fn plan(&self) -> Rc<View> {
         let mut held = self.plan.borrow_mut();
-        let plan = self.shared.state.plan();
-        if held.epoch != plan.epoch {
-            *held = Rc::new(View(plan.clone()));
+        if held.epoch != self.shared.state.epoch() {
+            *held = Rc::new(View(self.shared.state.plan_owned()));
         }
         held.clone()
+    }
+
+    /// Whether the plan in force still has the frontend of a session that began with `plan`.
+    pub(crate) fn still_has(&self, frontend: &Frontend, plan: &View) -> bool {
+        plan.epoch == self.shared.state.epoch() || self.plan().frontend(frontend.name()).is_some()
     }
 
     /// A random number for balancing (xorshift).

@@ -5,8 +5,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU8};
 use std::task::Waker;
 
 use parking_lot::Mutex;
@@ -52,6 +52,12 @@ pub struct Progress {
     pub server: Option<Arc<Server>>,
     /// What it is busy with.
     pub phase: Phase,
+}
+
+#[derive(Debug, Default)]
+struct Shown {
+    /// In [`Phase::Request`] its names are those of the request before, and not shown.
+    progress: Progress,
     waker: Option<Waker>,
 }
 
@@ -68,23 +74,33 @@ pub struct Session {
     pub frontend: Arc<str>,
     /// When it was accepted.
     pub accepted: Now,
-    progress: Mutex<Progress>,
+    shown: Mutex<Shown>,
     /// A [`Kill`], or 0.
     killed: AtomicU8,
+    /// The task's waker is in `shown`, or was used.
+    armed: AtomicBool,
 }
 
 impl Session {
     /// How far it is.
     pub fn progress(&self) -> Progress {
-        self.progress.lock().clone()
+        let shown = self.shown.lock();
+        match shown.progress.phase {
+            Phase::Request => Progress::default(),
+            _ => shown.progress.clone(),
+        }
     }
 
     /// Notes how far it is; the proxy's, once per step.
-    pub fn note(&self, backend: Option<Arc<str>>, server: Option<Arc<Server>>, phase: Phase) {
-        let mut progress = self.progress.lock();
-        progress.backend = backend;
-        progress.server = server;
+    pub fn note(&self, backend: Option<&Arc<str>>, server: Option<&Arc<Server>>, phase: Phase) {
+        let progress = &mut self.shown.lock().progress;
         progress.phase = phase;
+        // The next request mostly goes the same way: counts of references that all workers share are
+        // left alone then.
+        if phase != Phase::Request {
+            point(&mut progress.backend, backend);
+            point(&mut progress.server, server);
+        }
     }
 
     /// Asks it to end (`shutdown session`), and wakes it.
@@ -95,17 +111,18 @@ impl Session {
     /// Asks it to end, and wakes it. The first reason stays.
     pub fn kill_because(&self, why: Kill) {
         let _ = self.killed.compare_exchange(0, why as u8, Release, Relaxed);
-        let waker = self.progress.lock().waker.take();
+        let waker = self.shown.lock().waker.take();
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    /// Whether it has been asked to end; otherwise the waker is called when it is.
+    /// Whether it has been asked to end; otherwise the waker is called when it is. A session is one
+    /// task: the waker of the first call stays.
     pub fn poll_killed(&self, waker: &Waker) -> bool {
-        let mut progress = self.progress.lock();
-        if !progress.waker.as_ref().is_some_and(|w| w.will_wake(waker)) {
-            progress.waker = Some(waker.clone());
+        if !self.armed.load(Relaxed) {
+            self.shown.lock().waker = Some(waker.clone());
+            self.armed.store(true, Relaxed);
         }
         self.killed().is_some()
     }
@@ -125,6 +142,16 @@ impl Session {
             1 => Some(Kill::Admin),
             _ => Some(Kill::Down),
         }
+    }
+}
+
+fn point<T: ?Sized>(held: &mut Option<Arc<T>>, to: Option<&Arc<T>>) {
+    let same = match (&*held, to) {
+        (Some(held), Some(to)) => Arc::ptr_eq(held, to),
+        (held, to) => held.is_none() && to.is_none(),
+    };
+    if !same {
+        *held = to.cloned();
     }
 }
 
@@ -150,15 +177,15 @@ impl Sessions {
         frontend: Arc<str>,
         accepted: Now,
     ) -> Entry {
-        let progress = Mutex::default();
         let session = Arc::new(Session {
             worker,
             client,
             local,
             frontend,
             accepted,
-            progress,
+            shown: Mutex::default(),
             killed: AtomicU8::new(0),
+            armed: AtomicBool::new(false),
         });
         let key = self.shards[worker.0].lock().insert(session.clone());
         Entry { shards: self.shards.clone(), worker, key, session }
@@ -177,7 +204,9 @@ impl Sessions {
     /// Asks every session on the server to end; returns how many.
     pub fn kill_on(&self, server: &Arc<Server>, why: Kill) -> usize {
         let on_it = |s: &Arc<Session>| {
-            s.progress.lock().server.as_ref().is_some_and(|held| Arc::ptr_eq(held, server))
+            let progress = &s.shown.lock().progress;
+            progress.phase != Phase::Request
+                && progress.server.as_ref().is_some_and(|held| Arc::ptr_eq(held, server))
         };
         let sessions: Vec<_> = self.all().into_iter().filter(on_it).collect();
         sessions.iter().for_each(|s| s.kill_because(why));

@@ -232,7 +232,7 @@ fn sessions_are_listed_and_told_to_end() {
     let first = state.sessions().enter(Worker(1), client, client, name.clone(), at(1));
     let second = state.sessions().enter(Worker(0), client, client, name, at(2));
     let s1 = get(&state, "s1");
-    second.session().note(Some("b".into()), Some(s1.clone()), sessions::Phase::Data);
+    second.session().note(Some(&"b".into()), Some(&s1), sessions::Phase::Data);
     assert_eq!(state.sessions().all().len(), 2);
     let waker = std::task::Waker::noop();
     assert!(!second.session().poll_killed(waker));

@@ -5,7 +5,7 @@
 //! client's buffer as long as it fits, so that it can be sent again when an idle connection turns
 //! out to be dead.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -94,9 +94,8 @@ pub(crate) struct Limits {
 
 /// A request and its response under way.
 pub(crate) struct Exchange<'a> {
-    pub(crate) session: &'a Session,
-    pub(crate) front: &'a mut Front,
-    pub(crate) server: &'a mut TcpStream,
+    session: &'a Session,
+    server: &'a mut TcpStream,
     pub(crate) up: &'a mut Upload,
     /// What the server sent.
     pub(crate) reply: Buffer,
@@ -116,8 +115,8 @@ pub(crate) struct Exchange<'a> {
     /// Bytes written to the client.
     pub(crate) bytes_down: u64,
     full_reads: u8,
-    client_seen: Instant,
-    server_seen: Instant,
+    client_seen: Seen,
+    server_seen: Seen,
 }
 
 impl<'a> Exchange<'a> {
@@ -125,7 +124,6 @@ impl<'a> Exchange<'a> {
     #[allow(clippy::too_many_arguments, reason = "one caller")]
     pub(crate) fn new(
         session: &'a Session,
-        front: &'a mut Front,
         server: &'a mut TcpStream,
         up: &'a mut Upload,
         limits: Limits,
@@ -133,10 +131,8 @@ impl<'a> Exchange<'a> {
         reused: bool,
         bufsize: usize,
     ) -> Exchange<'a> {
-        let now = Instant::now();
         Exchange {
             session,
-            front,
             server,
             up,
             reply: Buffer::new(bufsize),
@@ -150,23 +146,32 @@ impl<'a> Exchange<'a> {
             bytes_up: 0,
             bytes_down: 0,
             full_reads: 0,
-            client_seen: now,
-            server_seen: now,
+            client_seen: Seen::default(),
+            server_seen: Seen::default(),
         }
     }
 
     /// Sends the request until the head of a response is there; returns its length.
-    pub(crate) async fn head(&mut self, head: &mut Head) -> Result<usize, Stop> {
-        poll_fn(|cx| self.poll_head(cx, head)).await
+    pub(crate) fn head(
+        &mut self,
+        front: &mut Front,
+        head: &mut Head,
+    ) -> impl Future<Output = Result<usize, Stop>> {
+        poll_fn(|cx| self.poll_head(cx, front, head))
     }
 
     /// Sends `out` and the response's body; the rest of the request meanwhile.
-    pub(crate) async fn body(&mut self) -> Result<(), Stop> {
-        poll_fn(|cx| self.poll_body(cx)).await
+    pub(crate) fn body(&mut self, front: &mut Front) -> impl Future<Output = Result<(), Stop>> {
+        poll_fn(|cx| self.poll_body(cx, front))
     }
 
-    fn poll_head(&mut self, cx: &mut Context<'_>, head: &mut Head) -> Poll<Result<usize, Stop>> {
-        self.poll_upload(cx, Phase::Headers)?;
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        front: &mut Front,
+        head: &mut Head,
+    ) -> Poll<Result<usize, Stop>> {
+        self.poll_upload(cx, front, Phase::Headers)?;
         loop {
             if !self.reply.is_empty() {
                 match h1::response(self.reply.bytes_mut(), head) {
@@ -180,7 +185,7 @@ impl<'a> Exchange<'a> {
                 }
             }
             match poll_fill(self.server, cx, &mut self.reply) {
-                Poll::Ready(Ok(n)) if n > 0 => self.server_seen = Instant::now(),
+                Poll::Ready(Ok(n)) if n > 0 => self.server_seen.now(),
                 Poll::Ready(_) => {
                     let lost = self.reused && self.up.replayable && self.reply.is_empty();
                     let why = if lost { Stop::Retry } else { stop(Cause::ServerAbort, Phase::Headers) };
@@ -193,7 +198,7 @@ impl<'a> Exchange<'a> {
             return Poll::Ready(Err(stop(self.session.kill_cause(), Phase::Headers)));
         }
         if self.up.done {
-            match self.front.poll_gone(cx) {
+            match front.poll_gone(cx) {
                 Poll::Ready(Gone::HalfClosed) if self.abortonclose => {
                     return Poll::Ready(Err(stop(Cause::ClientAbort, Phase::Headers)));
                 }
@@ -203,14 +208,14 @@ impl<'a> Exchange<'a> {
             }
         }
         let uploading = !(self.up.done || self.up.broken);
-        let for_client = uploading && self.nothing_to_send();
-        let cause = ready!(self.poll_deadline(cx, for_client, !for_client));
+        let for_client = uploading && self.nothing_to_send(front);
+        let cause = ready!(self.poll_deadline(cx, front, for_client, !for_client));
         let end = End::new(cause, Phase::Headers);
         Poll::Ready(Err(Stop::End(end, (cause == Cause::ClientTimeout).then_some(408))))
     }
 
-    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Stop>> {
-        if !self.up.done && self.poll_upload(cx, Phase::Data).is_err() {
+    fn poll_body(&mut self, cx: &mut Context<'_>, front: &mut Front) -> Poll<Result<(), Stop>> {
+        if !self.up.done && self.poll_upload(cx, front, Phase::Data).is_err() {
             // The response goes on; the connection ends with it.
             self.up.broken = true;
         }
@@ -226,7 +231,7 @@ impl<'a> Exchange<'a> {
             }
             let head = &self.out[self.out_sent..];
             if !head.is_empty() || n > 0 {
-                match poll_write(&mut self.front.stream, cx, head, &self.reply.bytes()[..n]) {
+                match poll_write(&mut front.stream, cx, head, &self.reply.bytes()[..n]) {
                     Poll::Ready(Ok(written)) => {
                         let of_head = written.min(head.len());
                         self.out_sent += of_head;
@@ -251,8 +256,8 @@ impl<'a> Exchange<'a> {
             } else {
                 match poll_fill(self.server, cx, &mut self.reply) {
                     Poll::Ready(Ok(n)) if n > 0 => {
-                        self.server_seen = Instant::now();
-                        self.client_seen = self.server_seen;
+                        self.server_seen.now();
+                        self.client_seen.now();
                         let full = self.reply.is_full();
                         self.full_reads = if full { self.full_reads.saturating_add(1) } else { 0 };
                     }
@@ -268,18 +273,18 @@ impl<'a> Exchange<'a> {
         if self.session.poll_killed(cx.waker()) {
             return Poll::Ready(Err(stop(self.session.kill_cause(), Phase::Data)));
         }
-        if (self.up.done || self.up.broken) && self.front.poll_gone(cx) == Poll::Ready(Gone::Reset) {
+        if (self.up.done || self.up.broken) && front.poll_gone(cx) == Poll::Ready(Gone::Reset) {
             return Poll::Ready(Err(stop(Cause::ClientAbort, Phase::Data)));
         }
-        let cause = ready!(self.poll_deadline(cx, blocked, !blocked));
+        let cause = ready!(self.poll_deadline(cx, front, blocked, !blocked));
         Poll::Ready(Err(stop(cause, Phase::Data)))
     }
 
     /// Sends what there is of the request and reads more of it.
-    fn poll_upload(&mut self, cx: &mut Context<'_>, phase: Phase) -> Result<(), Stop> {
+    fn poll_upload(&mut self, cx: &mut Context<'_>, front: &mut Front, phase: Phase) -> Result<(), Stop> {
         let up = &mut *self.up;
         while !(up.done || up.broken) {
-            let unsent = self.front.buf.bytes().get(up.base + up.sent..).unwrap_or(&[]);
+            let unsent = front.buf.bytes().get(up.base + up.sent..).unwrap_or(&[]);
             let n =
                 up.flow.sendable(unsent).map_err(|_| Stop::End(End::new(Cause::Proxy, phase), Some(400)))?;
             let head = &up.head[up.head_sent..];
@@ -291,7 +296,7 @@ impl<'a> Exchange<'a> {
                         up.flow.sent(written - of_head);
                         up.sent += written - of_head;
                         self.bytes_up += written as u64;
-                        self.server_seen = Instant::now();
+                        self.server_seen.now();
                     }
                     // The server may have answered before it closed: the answer is read first.
                     Poll::Ready(Err(_)) => up.broken = true,
@@ -300,20 +305,20 @@ impl<'a> Exchange<'a> {
             } else if up.flow.is_done(unsent.len()) {
                 up.done = true;
             } else {
-                let large = self.front.buf.is_full();
+                let large = front.buf.is_full();
                 if large {
                     // Room for more: what was sent cannot be sent again.
-                    self.front.buf.consume(up.base + up.sent);
+                    front.buf.consume(up.base + up.sent);
                     (up.base, up.sent, up.replayable) = (0, 0, false);
-                    self.front.buf.grow();
+                    front.buf.grow();
                 }
-                if self.front.eof {
+                if front.eof {
                     return Err(stop(Cause::ClientAbort, Phase::Data));
                 }
-                match poll_fill(&mut self.front.stream, cx, &mut self.front.buf) {
-                    Poll::Ready(Ok(n)) if n > 0 => self.client_seen = Instant::now(),
+                match poll_fill(&mut front.stream, cx, &mut front.buf) {
+                    Poll::Ready(Ok(n)) if n > 0 => self.client_seen.now(),
                     Poll::Ready(_) => {
-                        self.front.eof = true;
+                        front.eof = true;
                         return Err(stop(Cause::ClientAbort, Phase::Data));
                     }
                     Poll::Pending => return Ok(()),
@@ -324,21 +329,47 @@ impl<'a> Exchange<'a> {
     }
 
     /// Whether all that was received of the request has been sent.
-    fn nothing_to_send(&mut self) -> bool {
-        let unsent = self.front.buf.bytes().get(self.up.used()..).unwrap_or(&[]);
+    fn nothing_to_send(&mut self, front: &Front) -> bool {
+        let unsent = front.buf.bytes().get(self.up.used()..).unwrap_or(&[]);
         self.up.head_sent == self.up.head.len() && self.up.flow.sendable(unsent).is_ok_and(|n| n == 0)
     }
 
-    fn poll_deadline(&mut self, cx: &mut Context<'_>, for_client: bool, for_server: bool) -> Poll<Cause> {
-        let client = self.limits.client.filter(|_| for_client).map(|d| self.client_seen + d);
-        let server = self.limits.server.filter(|_| for_server).map(|d| self.server_seen + d);
+    fn poll_deadline(
+        &mut self,
+        cx: &mut Context<'_>,
+        front: &mut Front,
+        for_client: bool,
+        for_server: bool,
+    ) -> Poll<Cause> {
+        let mut now = None;
+        let client_seen = self.client_seen.at(&mut now);
+        let server_seen = self.server_seen.at(&mut now);
+        let client = self.limits.client.filter(|_| for_client).map(|d| client_seen + d);
+        let server = self.limits.server.filter(|_| for_server).map(|d| server_seen + d);
         let first = match (client, server) {
             (Some(c), Some(s)) => Some(c.min(s)),
             (c, s) => c.or(s),
         };
-        self.front.deadline.set_at(first);
-        ready!(self.front.deadline.poll(cx));
+        front.deadline.set_at(first);
+        ready!(front.deadline.poll(cx));
         Poll::Ready(if client == first { Cause::ClientTimeout } else { Cause::ServerTimeout })
+    }
+}
+
+/// When a side last gave or took something. The clock is read only when there is something to wait
+/// for: most requests never come to that with their response.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen(Option<Instant>);
+
+impl Seen {
+    /// In this turn.
+    fn now(&mut self) {
+        self.0 = None;
+    }
+
+    /// The moment; `now` is read once for both sides.
+    fn at(&mut self, now: &mut Option<Instant>) -> Instant {
+        *self.0.get_or_insert_with(|| *now.get_or_insert_with(Instant::now))
     }
 }
 

@@ -1,5 +1,6 @@
 //! One request: decide where it goes, carry it there, bring the response back, count and log.
 
+use std::future::Future;
 use std::sync::Arc;
 
 use phalanx_config::{Balance, ConnectionMode, CookieMode};
@@ -61,6 +62,13 @@ struct Transaction<'a> {
     silent: bool,
 }
 
+/// The final response, once its head is there.
+struct Response {
+    framing: ResponseFraming,
+    /// The client connection may carry another request.
+    keep: bool,
+}
+
 /// What later decisions need of the method, once the head has left the buffer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Method {
@@ -95,13 +103,14 @@ impl Method {
 }
 
 /// Serves one request whose head is at the start of the client's buffer.
-pub(crate) async fn run(
-    session: &Session,
-    plan: &View,
+#[allow(clippy::manual_async_fn, reason = "an async fn has room for its arguments twice")]
+pub(crate) fn run<'a>(
+    session: &'a Session,
+    plan: &'a View,
     index: usize,
-    front: &mut Front,
+    front: &'a mut Front,
     request: Request,
-) -> Next {
+) -> impl Future<Output = Next> + 'a {
     let mut line = Text::take();
     let head = &request.scratch.request;
     let (buf, start) = (front.buf.bytes(), &head.start);
@@ -135,9 +144,11 @@ pub(crate) async fn run(
         answered_by: None,
         silent: false,
     };
-    let next = transaction.serve().await;
-    transaction.scratch.give();
-    next
+    async move {
+        let next = transaction.serve().await;
+        transaction.scratch.give();
+        next
+    }
 }
 
 impl<'a> Transaction<'a> {
@@ -262,13 +273,19 @@ impl<'a> Transaction<'a> {
         loop {
             let entry = session.entry.session();
             let towards = Towards { worker, session: entry, backend, config, reuse };
-            let established = establish(&towards, self.front, &mut self.dispatch)
+            let mut established = establish(&towards, self.front, &mut self.dispatch)
                 .await
                 .map_err(|end| Stop::End(end, None))?;
             if !up.is_rewound() {
                 self.reached(plan, backend);
             }
-            match self.exchange(plan, mode, &mut up, established).await {
+            let result = self.exchange(plan, mode, &mut up, &mut established).await;
+            if established.reusable
+                && let Some(server) = &self.dispatch.server
+            {
+                worker.pool.put(server, established.connection);
+            }
+            match result {
                 Err(Stop::Retry) if matches!(self.method, Method::Post | Method::Other | Method::Connect) => {
                     // It may have been acted upon. As HAProxy: the client, whose connection was kept
                     // as well, sees it closed and decides.
@@ -353,7 +370,7 @@ impl<'a> Transaction<'a> {
         server.counters().count_session(worker.id, now);
         server.counters().count_request(worker.id, now);
         let entry = self.session.entry.session();
-        entry.note(Some(backend.name().clone()), Some(server.clone()), sessions::Phase::Response);
+        entry.note(Some(backend.name()), Some(server), sessions::Phase::Response);
         let head = &self.scratch.request;
         if !plan.stick_rules.is_empty() && !server.options().non_stick {
             let request = Some((self.front.buf.bytes(), head));
@@ -375,139 +392,147 @@ impl<'a> Transaction<'a> {
         plan: &ProxyPlan,
         mode: ConnectionMode,
         up: &mut Upload,
-        established: Established,
+        established: &mut Established,
     ) -> Result<Next, Stop> {
-        let Established { mut connection, reused } = established;
-        let session = self.session;
-        let bufsize = self.plan.config.global.bufsize.unwrap_or(SIZE).max(1024);
         let limits =
             Limits { client: self.proxy.config.timeouts.client, server: plan.config.timeouts.server };
         let mut exchange = Exchange::new(
-            session.entry.session(),
-            self.front,
-            &mut connection.stream,
+            self.session.entry.session(),
+            &mut established.connection.stream,
             up,
             limits,
             plan.config.abortonclose,
-            reused,
-            bufsize,
+            established.reused,
+            self.plan.config.global.bufsize.unwrap_or(SIZE).max(1024),
         );
-        let (framing, mut keep) = loop {
-            self.scratch.response.clear();
-            let len = match exchange.head(&mut self.scratch.response).await {
-                Ok(len) => len,
-                Err(stop) => {
-                    if let Some(at) = exchange.refused {
-                        capture::response(session, self.dispatch.slot.as_ref(), at, exchange.reply.bytes());
-                    }
-                    self.bytes_in += exchange.bytes_up;
-                    self.bytes_out += exchange.bytes_down;
-                    if !matches!(stop, Stop::End(End { cause: Cause::Proxy, .. }, _)) {
-                        give_up(&connection.stream);
-                    }
-                    return Err(stop);
+        let result = match self.response(plan, &mut exchange).await {
+            Ok(response) => {
+                self.log_early(exchange.out.len());
+                Ok((response, exchange.body(self.front).await))
+            }
+            Err(stop) => Err(stop),
+        };
+        self.bytes_in += exchange.bytes_up;
+        self.bytes_out += exchange.bytes_down;
+        let (reply, refused) = (exchange.reply, exchange.refused);
+        match result {
+            Err(stop) => {
+                if let Some(at) = refused {
+                    capture::response(self.session, self.dispatch.slot.as_ref(), at, reply.bytes());
                 }
-            };
+                if !matches!(stop, Stop::End(End { cause: Cause::Proxy, .. }, _)) {
+                    give_up(&established.connection.stream);
+                }
+                Err(stop)
+            }
+            // The response has begun: all that is left is to close.
+            Ok((_, Err(Stop::End(end, _)))) => {
+                self.end = end;
+                give_up(&established.connection.stream);
+                Ok(Next::Close)
+            }
+            Ok((_, Err(Stop::Retry))) => Err(Stop::Retry),
+            Ok((Response { framing, .. }, Ok(()))) if framing.body == Body::Tunnel => {
+                self.front.buf.consume(up.used());
+                // Boxed: a tunnel is rare, and every request would have room for it.
+                Box::pin(self.tunnel(plan, &mut established.connection.stream, reply)).await;
+                Ok(Next::Close)
+            }
+            Ok((response, Ok(()))) => {
+                let complete = up.done && !up.broken;
+                self.front.buf.consume(up.used());
+                established.reusable = response.framing.persistence == Persistence::KeepAlive
+                    && response.framing.body != Body::UntilClose
+                    && mode == ConnectionMode::KeepAlive
+                    && complete
+                    && reply.is_empty();
+                self.front.abandoned |= !complete;
+                Ok(if response.keep && complete { Next::Request } else { Next::Close })
+            }
+        }
+    }
+
+    /// Waits for the head of the final response and prepares what the client gets of it. Interim
+    /// ones are passed on.
+    async fn response(&mut self, plan: &ProxyPlan, exchange: &mut Exchange<'_>) -> Result<Response, Stop> {
+        loop {
+            self.scratch.response.clear();
+            let len = exchange.head(self.front, &mut self.scratch.response).await?;
             let buf = exchange.reply.bytes();
-            let response = &self.scratch.response;
-            let name = self.method.name();
-            let framing = match h1::response_framing(buf, response, name, self.framing.upgrade) {
+            let head = &self.scratch.response;
+            let framing = match h1::response_framing(buf, head, self.method.name(), self.framing.upgrade) {
                 Ok(framing) => framing,
                 Err(e) => {
-                    response.restore_names(exchange.reply.bytes_mut());
-                    capture::response(session, self.dispatch.slot.as_ref(), e.at, exchange.reply.bytes());
+                    exchange.refused = Some(e.at);
+                    head.restore_names(exchange.reply.bytes_mut());
                     return Err(Stop::End(End::new(Cause::Proxy, Phase::Headers), None));
                 }
             };
-            let status = response.start.status;
+            let status = head.start.status;
             if status < 200 && status != 101 {
                 self.scratch.edits.clear();
                 if self.is_11 {
                     let mut out = Text::take();
-                    h1::write_response(buf, response, &self.scratch.edits, &mut out);
+                    h1::write_response(buf, head, &self.scratch.edits, &mut out);
                     exchange.out = out;
                 }
                 exchange.reply.consume(len);
                 exchange.down = Flow::Length(0);
-                exchange.body().await?;
+                exchange.body(self.front).await?;
                 continue;
             }
-            self.responded = Some(session.worker.now());
+            self.responded = Some(self.session.worker.now());
             self.status = Some(status);
             // The backend's own mode is about the server's connection.
-            let keep = keeps(session, &self.framing, self.proxy.config.connection_mode)
+            let keep = self.keeps(self.proxy.config.connection_mode)
                 && !matches!(framing.body, Body::UntilClose | Body::Tunnel);
-            exchange.out = response_head(
-                &mut self.scratch,
-                &self.framing,
-                self.is_11,
-                plan,
-                buf,
-                &framing,
-                keep,
-                &mut self.response_cookie,
-                &CookieFacts {
-                    key: self.dispatch.server.as_ref(),
-                    direct: self.request_cookie == RequestCookie::Valid,
-                    dates: self.dates,
-                    post: self.method == Method::Post,
-                    now: self.received.unix_us / 1_000_000,
-                },
-            );
+            exchange.out = self.response_head(plan, buf, &framing, keep);
             exchange.reply.consume(len);
             exchange.down = Flow::new(framing.body);
-            break (framing, keep);
-        };
-        if self.proxy.config.logasap && !self.silent {
-            self.silent = true;
-            let dispatch = &self.dispatch;
-            let now = self.responded.unwrap_or(self.received);
-            report::log(&Report {
-                session,
-                client: exchange.front.src,
-                destination: exchange.front.dst,
-                config: &self.proxy.config,
-                backend: self.back.map(|b| b.1),
-                dispatch,
-                unix_us: self.began.unix_us,
-                timers: timers(self.began, self.received, self.responded, dispatch, now),
-                status: self.status,
-                bytes: exchange.out.len() as u64,
-                termination: self.end.http_code(self.request_cookie, self.response_cookie),
-                request: &self.line,
-                server: None,
-                asap: true,
-            });
+            return Ok(Response { framing, keep });
         }
-        let result = exchange.body().await;
-        self.bytes_in += exchange.bytes_up;
-        self.bytes_out += exchange.bytes_down;
-        let reply = exchange.reply;
-        let complete = up.done && !up.broken;
-        if let Err(Stop::End(end, _)) = result {
-            // The response has begun: all that is left is to close.
-            self.end = end;
-            give_up(&connection.stream);
-            return Ok(Next::Close);
+    }
+
+    /// The response's head as the client gets it.
+    fn response_head(&mut self, plan: &ProxyPlan, buf: &[u8], framing: &ResponseFraming, keep: bool) -> Text {
+        let Scratch { response: head, edits, .. } = &mut *self.scratch;
+        edits.clear();
+        if framing.drop_length {
+            edits.drop_named(buf, head, b"content-length");
         }
-        self.front.buf.consume(up.used());
-        if framing.body == Body::Tunnel {
-            self.tunnel(plan, &mut connection.stream, reply).await;
-            return Ok(Next::Close);
+        if let Some(cookie) = &plan.config.cookie {
+            let config = self.dispatch.server.as_ref().map(|s| s.config());
+            let with = Answer {
+                key: config.as_ref().and_then(|c| c.options.cookie.as_deref()),
+                direct: self.request_cookie == RequestCookie::Valid,
+                last: self.dates.0,
+                first: self.dates.1,
+                post: self.method == Method::Post,
+                now: self.received.unix_us / 1_000_000,
+            };
+            self.response_cookie = cookie::answer(cookie, buf, head, &with, edits);
         }
-        let reusable = framing.persistence == Persistence::KeepAlive
-            && framing.body != Body::UntilClose
-            && mode == ConnectionMode::KeepAlive;
-        if reusable
-            && complete
-            && reply.is_empty()
-            && let Some(server) = &self.dispatch.server
-        {
-            session.worker.pool.put(server, connection);
+        if framing.body != Body::Tunnel {
+            edits.drop_named(buf, head, b"connection");
+            let connection = message::response_connection(&self.framing, self.is_11, head.is_11(), keep);
+            if let Some(value) = connection {
+                edits.add(b"connection", &[value.as_bytes()]);
+            }
         }
-        keep &= complete;
-        self.front.abandoned |= !complete;
-        Ok(if keep { Next::Request } else { Next::Close })
+        let mut out = Text::take();
+        h1::write_response(buf, head, edits, &mut out);
+        out
+    }
+
+    /// `option logasap`: the line comes with the head of the response, of `bytes`.
+    fn log_early(&mut self, bytes: usize) {
+        if !self.proxy.config.logasap || self.silent {
+            return;
+        }
+        self.silent = true;
+        let now = self.responded.unwrap_or(self.received);
+        let timers = timers(self.began, self.received, self.responded, &self.dispatch, now);
+        self.log(timers, bytes as u64, true);
     }
 
     /// Forwards both ways after an upgrade or CONNECT.
@@ -521,8 +546,7 @@ impl<'a> Transaction<'a> {
         let (mut up, mut down) = (Pipe::new(ahead, self.front.eof), Pipe::new(reply, false));
         let limits = tunnel::Limits::new(&self.proxy.config.timeouts, &plan.config.timeouts);
         let entry = self.session.entry.session();
-        let server_of = self.dispatch.server.clone();
-        entry.note(self.back.map(|b| b.1.name().clone()), server_of, sessions::Phase::Data);
+        entry.note(self.back.map(|b| b.1.name()), self.dispatch.server.as_ref(), sessions::Phase::Data);
         self.end = tunnel::run(
             &mut self.front.stream,
             server,
@@ -602,10 +626,11 @@ impl<'a> Transaction<'a> {
     }
 
     fn keeps(&self, mode: ConnectionMode) -> bool {
-        keeps(self.session, &self.framing, mode)
+        keeps(self.session, self.plan, &self.framing, mode)
     }
 
-    fn log(&self, timers: Timers) {
+    /// Writes the log line; `asap` before the end.
+    fn log(&self, timers: Timers, bytes: u64, asap: bool) {
         report::log(&Report {
             session: self.session,
             client: self.front.src,
@@ -616,11 +641,11 @@ impl<'a> Transaction<'a> {
             unix_us: self.began.unix_us,
             timers,
             status: self.status,
-            bytes: self.bytes_out,
+            bytes,
             termination: self.end.http_code(self.request_cookie, self.response_cookie),
             request: &self.line,
             server: self.answered_by,
-            asap: false,
+            asap,
         });
     }
 
@@ -650,7 +675,7 @@ impl<'a> Transaction<'a> {
         let normal = self.end == End::NORMAL && dispatch.retries == 0 && !dispatch.redispatched;
         let fine = normal && self.status.is_some_and(|s| s < 500);
         if !(self.silent || config.dontlog_normal && fine) {
-            self.log(timers);
+            self.log(timers, self.bytes_out, false);
         }
         drop(stream);
     }
@@ -676,60 +701,10 @@ fn give_up(server: &tokio::net::TcpStream) {
 }
 
 /// Whether the client connection may carry another request after this one.
-fn keeps(session: &Session, framing: &RequestFraming, mode: ConnectionMode) -> bool {
+fn keeps(session: &Session, plan: &View, framing: &RequestFraming, mode: ConnectionMode) -> bool {
     let state = &session.worker.shared.state;
     framing.persistence == Persistence::KeepAlive
         && mode != ConnectionMode::Close
         && !state.process().is_stopping()
-        && session.worker.plan().frontend(session.frontend.name()).is_some()
-}
-
-/// What the response's cookie depends on.
-struct CookieFacts<'a> {
-    key: Option<&'a Arc<phalanx_engine::server::Server>>,
-    direct: bool,
-    dates: (Option<u64>, Option<u64>),
-    post: bool,
-    now: u64,
-}
-
-/// The response's head as the client gets it.
-#[allow(clippy::too_many_arguments, reason = "one caller, which borrows all of it apart")]
-fn response_head(
-    scratch: &mut Scratch,
-    request: &RequestFraming,
-    request_11: bool,
-    plan: &ProxyPlan,
-    buf: &[u8],
-    framing: &ResponseFraming,
-    keep: bool,
-    done: &mut ResponseCookie,
-    facts: &CookieFacts<'_>,
-) -> Text {
-    let Scratch { response: head, edits, .. } = scratch;
-    edits.clear();
-    if framing.drop_length {
-        edits.drop_named(buf, head, b"content-length");
-    }
-    if let Some(cookie) = &plan.config.cookie {
-        let config = facts.key.map(|s| s.config());
-        let with = Answer {
-            key: config.as_ref().and_then(|c| c.options.cookie.as_deref()),
-            direct: facts.direct,
-            last: facts.dates.0,
-            first: facts.dates.1,
-            post: facts.post,
-            now: facts.now,
-        };
-        *done = cookie::answer(cookie, buf, head, &with, edits);
-    }
-    if framing.body != Body::Tunnel {
-        edits.drop_named(buf, head, b"connection");
-        if let Some(value) = message::response_connection(request, request_11, head.is_11(), keep) {
-            edits.add(b"connection", &[value.as_bytes()]);
-        }
-    }
-    let mut out = Text::take();
-    h1::write_response(buf, head, edits, &mut out);
-    out
+        && session.worker.still_has(&session.frontend, plan)
 }
