@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use crate::Settings;
 
 /// Version of the protocol between nodes. Versions do not mix.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 const KEY_PROTOCOL: &str = "phalanx-protocol";
 const KEY_CLUSTER: &str = "phalanx-cluster";

@@ -75,6 +75,10 @@ pub struct Effective {
     pub check: Option<bool>,
     /// `maxconn`; `None` = as configured.
     pub maxconn: Option<u32>,
+    /// Address of its checks; `None` = as configured.
+    pub check_ip: Option<IpAddr>,
+    /// Port of its checks; `None` = as configured.
+    pub check_port: Option<u16>,
     /// The last forced health state.
     pub forced: Option<Forced>,
 }
@@ -121,6 +125,8 @@ struct Overrides {
     check: Option<Override<bool, bool>>,
     maxconn: Option<Override<u32, u32>>,
     forced: Option<Forced>,
+    check_ip: Option<Override<IpAddr, Option<IpAddr>>>,
+    check_port: Option<Override<u16, Option<u16>>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -208,6 +214,8 @@ impl Registry {
             port: current(&o.port, base.addr.port()),
             check: current(&o.check, base.check),
             maxconn: current(&o.maxconn, base.maxconn),
+            check_ip: current(&o.check_ip, base.check_ip),
+            check_port: current(&o.check_port, base.check_port),
             forced: o.forced,
         }
     }
@@ -323,6 +331,14 @@ impl Registry {
             }
             Change::Check(value) => o.check = Override::new(value, base.check),
             Change::Maxconn(value) => o.maxconn = Override::new(value, base.maxconn),
+            Change::CheckAddr { ip, port } => {
+                if let Some(value) = ip {
+                    o.check_ip = Override::new(value, base.check_ip);
+                }
+                if let Some(value) = port {
+                    o.check_port = Override::new(value, base.check_port);
+                }
+            }
             Change::Health(force) => o.forced = Some(Forced { force, revision }),
         }
         Reply::Ok
@@ -355,6 +371,8 @@ impl Registry {
             rebase_override(&mut o.port, from, to, |b| b.addr.port());
             rebase_override(&mut o.check, from, to, |b| b.check);
             rebase_override(&mut o.maxconn, from, to, |b| b.maxconn);
+            rebase_override(&mut o.check_ip, from, to, |b| b.check_ip);
+            rebase_override(&mut o.check_port, from, to, |b| b.check_port);
             if let Some(deleted) = &mut record.deleted {
                 let says = |base: Option<&Base>| base.is_some_and(|b| b.same_server(&deleted.base));
                 match (says(from), says(to)) {

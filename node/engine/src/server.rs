@@ -113,6 +113,10 @@ pub struct CheckState {
     pub health: Health,
     /// The last probe; `None` before the first.
     pub last: Option<Report>,
+    /// Address that probes go to, if it is another than the server's.
+    pub ip: Option<IpAddr>,
+    /// Port that probes go to, if it is another than the server's.
+    pub port: Option<u16>,
 }
 
 /// What changes rarely, under the server's own lock.
@@ -196,6 +200,8 @@ impl Server {
             enabled: o.check && revision == 0,
             health: Health::new(o.rise, o.fall),
             last: None,
+            ip: o.check_addr,
+            port: o.check_port,
         };
         Server {
             backend,
@@ -402,11 +408,11 @@ impl Server {
         control.check.configured && control.check.enabled && !self.admin().maint() && !self.is_removed()
     }
 
-    /// Where its checks go: `addr` and `port` of the `server` line, else its own.
+    /// Where its checks go: `addr` and `port` of the `server` line or as commands set them, else its own.
     pub fn check_addr(&self) -> SocketAddr {
-        let (addr, config) = (self.addr(), self.config.load());
-        let ip: IpAddr = config.options.check_addr.unwrap_or(addr.ip());
-        SocketAddr::new(ip, config.options.check_port.unwrap_or(addr.port()))
+        let addr = self.addr();
+        let check = &self.control.lock().check;
+        SocketAddr::new(check.ip.unwrap_or(addr.ip()), check.port.unwrap_or(addr.port()))
     }
 
     /// When it last went up, down or changed its maintenance state.

@@ -383,9 +383,11 @@ async fn set(call: &Call<'_>) -> Answer {
         "check-addr" | "check-port" if !found.1.check().configured => {
             Answer::error("health checks are not enabled on this server")
         }
-        "check-addr" | "check-port" => Answer::error(
-            "the address of health checks cannot be changed at run time, use 'set server <srv> addr'.",
-        ),
+        "check-addr" => set_check_addr(call, &found).await,
+        "check-port" => match check_port(call.arg(2)) {
+            Ok(port) => set_server(ctx, &found, Change::CheckAddr { ip: None, port: Some(port) }).await,
+            Err(why) => Answer::error(why),
+        },
         "fqdn" => Answer::error("set server <b>/<s> fqdn failed because no resolution is configured."),
         "ssl" => {
             Answer::error("'set server <srv> ssl' cannot be set.  default-server should define ssl settings")
@@ -431,6 +433,31 @@ async fn set_addr(call: &Call<'_>, found: &Found) -> Answer {
     }
     let answer = set_server(call.ctx, found, Change::Addr { ip, port }).await;
     if answer == Answer::done() { Answer::notice(format!("{message} {BY}")) } else { answer }
+}
+
+async fn set_check_addr(call: &Call<'_>, found: &Found) -> Answer {
+    let Ok(ip) = call.arg(2).parse::<IpAddr>() else {
+        return Answer::error(format!("invalid addr '{}'", call.arg(2)));
+    };
+    let port = match (call.arg(3), call.arg(4)) {
+        ("", _) => None,
+        ("port", text) => match check_port(text) {
+            Ok(port) => Some(port),
+            Err(why) => return Answer::error(why),
+        },
+        (other, _) => {
+            return Answer::error(format!("'set server <b>/<s> check-addr' expects 'port', not '{other}'."));
+        }
+    };
+    set_server(call.ctx, found, Change::CheckAddr { ip: Some(ip), port }).await
+}
+
+fn check_port(text: &str) -> Result<u16, &'static str> {
+    match text.parse::<u32>() {
+        Ok(port @ 1..=65_535) => Ok(port as u16),
+        Ok(_) => Err("provided port is not valid"),
+        Err(_) => Err("provided port is not an integer"),
+    }
 }
 
 fn shutdown_sessions(call: &Call<'_>) -> Answer {

@@ -223,6 +223,8 @@ impl Nodes {
             addr: added.addr,
             check: true,
             maxconn: 0,
+            check_ip: None,
+            check_port: None,
         };
         Target { backend: "web".into(), name: name.into(), origin: Origin::Added, base }
     }

@@ -148,6 +148,11 @@ impl Backend {
         if server.addr() != addr {
             server.set_addr(addr);
         }
+        {
+            let check = &mut server.control.lock().check;
+            check.ip = eff.check_ip.or(o.check_addr);
+            check.port = eff.check_port.or(o.check_port);
+        }
         let by_default = o.check && server.origin() == Origin::Config;
         let enabled = o.check && eff.check.unwrap_or(by_default);
         changed |= std::mem::replace(&mut server.control.lock().check.enabled, enabled) != enabled;

@@ -109,6 +109,10 @@ pub struct Base {
     pub check: bool,
     /// `maxconn`.
     pub maxconn: u32,
+    /// `addr`: where its checks go.
+    pub check_ip: Option<IpAddr>,
+    /// `port`: where its checks go.
+    pub check_port: Option<u16>,
 }
 
 impl Base {
@@ -122,6 +126,8 @@ impl Base {
             addr: server.addr,
             check: server.options.check,
             maxconn: server.options.maxconn,
+            check_ip: server.options.check_addr,
+            check_port: server.options.check_port,
         }
     }
 
@@ -165,6 +171,13 @@ pub enum Change {
     Maxconn(u32),
     /// `set server … health`.
     Health(Force),
+    /// `set server … check-addr` and `check-port`: what was given.
+    CheckAddr {
+        /// The address that checks go to.
+        ip: Option<IpAddr>,
+        /// The port that they go to.
+        port: Option<u16>,
+    },
 }
 
 /// Administrative state of a server.

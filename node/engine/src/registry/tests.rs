@@ -13,7 +13,16 @@ fn addr(port: u16) -> SocketAddr {
 }
 
 fn base(weight: u32) -> Base {
-    Base { disabled: false, weight, host: "127.0.0.1".into(), addr: addr(9801), check: true, maxconn: 0 }
+    Base {
+        disabled: false,
+        weight,
+        host: "127.0.0.1".into(),
+        addr: addr(9801),
+        check: true,
+        maxconn: 0,
+        check_ip: None,
+        check_port: None,
+    }
 }
 
 fn target(name: &str, origin: Origin, base: Base) -> Target {
@@ -241,12 +250,13 @@ fn random_command(rng: &mut StdRng) -> Command {
             Command::Rebase { servers: vec![Rebased { backend: "web".into(), name, from, to }] }
         }
         _ => {
-            let change = match rng.random_range(0..6) {
+            let change = match rng.random_range(0..7) {
                 0 => Change::Admin(Admin::Maint),
                 1 => Change::Admin(Admin::Ready),
                 2 => Change::Weight(Weight::Percent(rng.random_range(0..300))),
                 3 => Change::Addr { ip: [10, 0, 0, 1].into(), port: rng.random_bool(0.5).then_some(80) },
                 4 => Change::Check(rng.random()),
+                5 => Change::CheckAddr { ip: None, port: Some(rng.random_range(1..9)) },
                 _ => Change::Health(Force::Down),
             };
             set(target, change)

@@ -1,4 +1,4 @@
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use phalanx_config::model::{Balance, Proxy, ServerOptions};
 
@@ -257,4 +257,23 @@ fn a_frontend_that_was_shut_down_comes_back_with_a_reload_and_a_disabled_one_doe
         assert!(Arc::ptr_eq(&frontend, state.plan().frontend("b").unwrap()));
         assert_eq!(frontend.status(), after);
     }
+}
+
+#[test]
+fn checks_go_where_a_command_sends_them_until_the_configuration_says_otherwise() {
+    let state = state(webservers(&[1, 1]));
+    let (mut registry, own) = (Registry::new(), get(&state, "s1").addr());
+    set(&mut registry, &get(&state, "s1"), Change::CheckAddr { ip: None, port: Some(99) });
+    let _ = state.reconcile(&registry, at(1));
+    assert_eq!(get(&state, "s1").check_addr(), SocketAddr::new(own.ip(), 99));
+    assert_eq!((get(&state, "s1").addr(), get(&state, "s2").check().port), (own, None));
+    let other = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+    set(&mut registry, &get(&state, "s1"), Change::CheckAddr { ip: Some(other), port: None });
+    let _ = state.reconcile(&registry, at(2));
+    let _ = state.load(config(webservers(&[1, 1])), at(3));
+    assert_eq!(get(&state, "s1").check_addr(), SocketAddr::new(other, 99));
+    let mut changed = webservers(&[1, 1]);
+    Arc::make_mut(&mut changed.servers[0]).options.check_port = Some(7);
+    let _ = state.load(config(changed), at(4));
+    assert_eq!(get(&state, "s1").check_addr(), SocketAddr::new(other, 7));
 }

@@ -66,8 +66,8 @@ fn state_line(call: &Call<'_>, backend: &Backend, server: &Server, out: &mut Str
         host if host.parse::<std::net::IpAddr>().is_ok() || host.starts_with('[') || host.is_empty() => "-",
         host => host,
     };
-    let check_port = config.options.check_port.unwrap_or(0);
-    let check_addr = config.options.check_addr.map_or("-".to_owned(), |a| a.to_string());
+    let check_port = check.port.unwrap_or(0);
+    let check_addr = check.ip.map_or("-".to_owned(), |a| a.to_string());
     let _ = writeln!(
         out,
         "{} {} {} {} {} {op} {} {} {} {since} {status} {result} {health} {state} 0 0 0 {fqdn} {} - 0 \
