@@ -161,7 +161,7 @@ Usage: phalanx -f FILE [-f FILE ...] [OPTIONS] [-- FILE ...]
 
 HAProxy's options:
   -f FILE      read a configuration file, or all *.cfg of a directory; may be repeated
-  -c           check the configuration and exit: 0 valid, 1 not (-V says so on success)
+  -c           check the configuration and exit: 0 valid, 1 not, 2 no listener (-V says so on success)
   -C DIR       change to DIR before reading the files
   -D           run in the background        -db          stay in the foreground
   -L NAME      name of this node            -p FILE      write the pid to FILE

@@ -57,6 +57,10 @@ pub(crate) fn run(options: Options) -> ExitCode {
     let messages = loaded.messages.iter().map(|m| m.text.as_str()).collect::<Vec<_>>().join("\n");
     let Some(mut config) = loaded.config else { return ExitCode::FAILURE };
     if options.check {
+        if config.proxies.iter().all(|p| p.binds.is_empty()) {
+            println!("Configuration file has no error but will not start (no listener) => exit(2).");
+            return ExitCode::from(2);
+        }
         if options.verbose {
             println!("Configuration file is valid");
         }

@@ -259,8 +259,6 @@ pub struct Sender {
     pub pid: u32,
     /// `log-send-hostname`, resolved.
     pub host: Option<String>,
-    /// The system's host name, for RFC 3164.
-    pub system_host: String,
 }
 
 /// Appends a header for `framing`, then `message` and a line feed; the line without the line feed is
@@ -281,8 +279,9 @@ pub fn frame(
             syslog(unix_us, out);
             out.push(b' ');
             let host = match framing {
-                LogFraming::Rfc3164 => Some(sender.host.as_ref().unwrap_or(&sender.system_host)),
-                _ => sender.host.as_ref(),
+                // The field must be there; without `log-send-hostname` HAProxy fills it so.
+                LogFraming::Rfc3164 => Some(sender.host.as_deref().unwrap_or("localhost")),
+                _ => sender.host.as_deref(),
             };
             if let Some(host) = host {
                 out.extend_from_slice(host.as_bytes());

@@ -162,7 +162,8 @@ impl Node {
             Some(server) => queues.servers.get(&server.serial()).map_or(self.served_before, |q| q.handed_out),
             None => queues.backend.handed_out,
         };
-        let ahead = handed_out.saturating_sub(self.served_before) as u32;
+        // As HAProxy, whose count begins with the request itself.
+        let ahead = handed_out.saturating_sub(self.served_before) as u32 + 1;
         match self.server {
             Some(_) => Ahead { server: ahead, backend: 0 },
             None => Ahead { server: 0, backend: ahead },

@@ -158,8 +158,7 @@ fn sender(global: &Global) -> Sender {
         // HAProxy's default: scripts that read its log look for it.
         tag: global.log_tag.clone().unwrap_or_else(|| "haproxy".to_owned()),
         pid: std::process::id(),
-        host: global.log_send_hostname.as_ref().map(|h| h.clone().unwrap_or_else(|| system_host.clone())),
-        system_host,
+        host: global.log_send_hostname.as_ref().map(|h| h.clone().unwrap_or(system_host)),
     }
 }
 

@@ -46,7 +46,10 @@ pub(crate) fn serve(
         let stream = backend.enter();
         backend.counters().count_session(session.worker.id, now);
         let (end, bytes) = forward(&session, back, backend, &mut front, &mut dispatch).await;
-        // A session that ends badly drops its connections with a reset only where the peer did.
+        // What a client sent to nobody is thrown away: closing with unread bytes would reset its connection.
+        if dispatch.connected.is_none() {
+            let _ = front.stream.try_read(&mut [0; 512]);
+        }
         report(&session, &front, &proxy.config, Some(backend), &dispatch, end, bytes);
         drop(stream);
     }
@@ -99,6 +102,10 @@ async fn forward(
         session.entry.session(),
     )
     .await;
+    if end.cause == Cause::ClientAbort {
+        // A server is told of an abort by a reset, as HAProxy does; a port in TIME_WAIT is spared, too.
+        let _ = established.connection.stream.set_zero_linger();
+    }
     (end, (up.bytes, down.bytes))
 }
 
@@ -121,8 +128,7 @@ fn report(
         timers.connect.into_iter().for_each(|ms| shard.ctime.add(u64::from(ms)));
         report::count_end(shard, end);
     }
-    if config.dontlognull && up == 0 && down == 0 && end.phase != Phase::Queue && dispatch.connected.is_none()
-    {
+    if config.dontlognull && up == 0 && down == 0 {
         return;
     }
     if config.dontlog_normal && end == End::NORMAL && dispatch.retries == 0 && !dispatch.redispatched {

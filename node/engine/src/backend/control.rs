@@ -294,6 +294,8 @@ impl Backend {
         effects: &mut Effects,
     ) {
         let was_up = server.is_up();
+        // One that drained already is missed by nobody.
+        let level = if server.admin().drain() { lines::NOTICE } else { lines::ALERT };
         self.settle_downtime(server, now);
         server.set_admin(admin);
         server.set_op(OpState::Stopped);
@@ -309,7 +311,7 @@ impl Backend {
             server.control.lock().down_transitions += 1;
             effects.end_sessions_if_asked(server);
             let tail = lines::left(self.tally(server, requeued));
-            effects.line(lines::ALERT, format!("{subject} is going DOWN for maintenance{tail}"));
+            effects.line(level, format!("{subject} is going DOWN for maintenance{tail}"));
         } else {
             effects.line(lines::NOTICE, format!("{subject} was DOWN and now enters maintenance."));
         }

@@ -135,7 +135,7 @@ fn line_without_an_option() {
 
 #[test]
 fn headers_of_every_framing() {
-    let sender = Sender { tag: "haproxy".into(), pid: 10778, host: None, system_host: "localhost".into() };
+    let sender = Sender { tag: "haproxy".into(), pid: 10778, host: None };
     let named = Sender { host: Some("lb1".into()), ..sender.clone() };
     let priority = Priority { facility: 16, level: INFO };
     let (mut day, mut iso) = (Vec::new(), Vec::new());
@@ -163,7 +163,7 @@ fn headers_of_every_framing() {
 
 #[test]
 fn a_line_longer_than_len_is_cut_and_still_ends() {
-    let sender = Sender { tag: "haproxy".into(), pid: 1, host: None, system_host: String::new() };
+    let sender = Sender { tag: "haproxy".into(), pid: 1, host: None };
     let priority = Priority { facility: 23, level: INFO };
     let message = [b'x'; 300];
     for framing in [LogFraming::Local, LogFraming::Raw, LogFraming::Rfc5424] {

@@ -28,11 +28,11 @@ fn the_backend_queue_is_first_come_first_served() {
     assert!(poll(&mut first).is_pending() && poll(&mut second).is_pending());
     drop(b);
     let b = granted(&mut first);
-    assert_eq!((&**b.server().name(), b.ahead().backend), ("s2", 0));
+    assert_eq!((&**b.server().name(), b.ahead().backend), ("s2", 1));
     assert!(poll(&mut second).is_pending());
     drop(a);
     let a = granted(&mut second);
-    assert_eq!((&**a.server().name(), a.ahead().backend), ("s1", 1));
+    assert_eq!((&**a.server().name(), a.ahead().backend), ("s1", 2));
     assert_eq!(backend.waiting(), 0);
     backend.check_queue_invariants();
 }
@@ -63,9 +63,9 @@ fn older_of_the_two_heads_is_served() {
     assert!(poll(&mut own).is_pending());
     drop(held);
     let held = granted(&mut own);
-    assert_eq!(held.ahead(), Ahead { server: 0, backend: 0 });
+    assert_eq!(held.ahead(), Ahead { server: 1, backend: 0 });
     drop(held);
-    assert_eq!(granted(&mut late).ahead(), Ahead { server: 0, backend: 1 });
+    assert_eq!(granted(&mut late).ahead(), Ahead { server: 0, backend: 2 });
 }
 
 #[test]
