@@ -36,6 +36,8 @@ pub(crate) struct Case {
     pub(crate) differs: &'static [(&'static str, &'static str, &'static str)],
     /// What Phalanx shows in all, and why.
     pub(crate) instead: Option<(&'static str, &'static str)>,
+    /// Clients come 50 ms apart, not when the one before has gone.
+    pub(crate) together: bool,
 }
 
 /// The usual server line.
@@ -43,7 +45,16 @@ pub(crate) const S1: &str = "server s1 SERVER";
 
 impl Case {
     pub(crate) const fn new(name: &'static str, clients: &'static [&'static [Step]]) -> Case {
-        Case { name, front: "", back: S1, servers: Servers::None, clients, differs: &[], instead: None }
+        Case {
+            name,
+            front: "",
+            back: S1,
+            servers: Servers::None,
+            clients,
+            differs: &[],
+            instead: None,
+            together: false,
+        }
     }
 
     pub(crate) const fn front(self, front: &'static str) -> Case {
@@ -63,6 +74,10 @@ impl Case {
         differs: &'static [(&'static str, &'static str, &'static str)],
     ) -> Case {
         Case { differs, ..self }
+    }
+
+    pub(crate) const fn together(self) -> Case {
+        Case { together: true, ..self }
     }
 
     pub(crate) const fn instead(self, all: &'static str, why: &'static str) -> Case {
@@ -172,15 +187,31 @@ fn run(side: &mut Side, cases: &[&'static Case], defaults: &str) -> Vec<String> 
 }
 
 fn clients(addr: &str, case: &Case) -> String {
-    let mut text = String::new();
-    for (k, script) in case.clients.iter().enumerate() {
-        // The one before is to be gone when connections are counted for the log.
-        std::thread::sleep(Duration::from_millis(if k > 0 { 50 } else { 0 }));
-        let seen = Transcript::default();
-        match TcpStream::connect(addr) {
-            Ok(stream) => play(stream, script, &seen),
-            Err(e) => text += &format!("cannot connect: {e}\n"),
+    let seen: Vec<Transcript> = case.clients.iter().map(|_| Transcript::default()).collect();
+    let one = |k: usize| match TcpStream::connect(addr) {
+        Ok(stream) => play(stream, case.clients[k], &seen[k]),
+        Err(e) => panic!("cannot connect to {addr}: {e}"),
+    };
+    // The one before is to be gone, or where it is to be, when connections are counted for the log.
+    let pause = || std::thread::sleep(Duration::from_millis(50));
+    if case.together {
+        std::thread::scope(|s| {
+            for k in 0..seen.len() {
+                let one = &one;
+                s.spawn(move || one(k));
+                pause();
+            }
+        });
+    } else {
+        for k in 0..seen.len() {
+            one(k);
+            if k + 1 < seen.len() {
+                pause();
+            }
         }
+    }
+    let mut text = String::new();
+    for (k, seen) in seen.iter().enumerate() {
         text += &format!("[client {k}]\n{}\n", seen.text());
     }
     text

@@ -10,5 +10,9 @@ mod normal;
 mod script;
 mod side;
 
+mod balance;
+mod config;
 mod http;
 mod runtime;
+mod syslog;
+mod tcp;
