@@ -270,8 +270,8 @@ mod tests {
             assert_eq!(call(stamp).unwrap_err().message(), text);
         }
         let mut other = Stamp::new(&settings("prod", "n2"), "n1").unwrap();
-        Arc::make_mut(&mut other.0).insert(KEY_PROTOCOL, MetadataValue::from(2));
-        let text = "protocol version 2 is not 1, the one of node 'n1'";
+        Arc::make_mut(&mut other.0).insert(KEY_PROTOCOL, MetadataValue::from(PROTOCOL + 1));
+        let text = format!("protocol version {} is not {PROTOCOL}, the one of node 'n1'", PROTOCOL + 1);
         assert_eq!(call(Some(other)).unwrap_err().message(), text);
     }
 
