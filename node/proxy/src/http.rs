@@ -129,6 +129,7 @@ fn receive<'a>(
     let restarts = timeouts.http_request.is_none();
     let mut scratch: Option<Box<Scratch>> = None;
     let mut armed = false;
+    let mut seen = 0;
     let mut first_byte = None;
     let mut waited = false;
     if front.buf.is_empty() {
@@ -171,10 +172,12 @@ fn receive<'a>(
                         return refused(End::new(Cause::Proxy, Phase::Request), e, e.status());
                     }
                 }
-                if !armed || restarts {
+                // Only what is new restarts it: a wake-up of the deadline itself comes by here, too.
+                if !armed || restarts && front.buf.len() > seen {
                     front.deadline.set(request_limit);
                     armed = true;
                 }
+                seen = front.buf.len();
                 waited = true;
             }
             if let Err(ended) = ready!(poll_more(cx, session, front)) {
