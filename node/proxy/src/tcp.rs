@@ -43,6 +43,10 @@ pub(crate) fn serve(
             report(&session, &front, &proxy.config, None, &dispatch, end, (0, 0));
             return;
         };
+        // Those of a `listen` have been executed already.
+        if proxy.default_backend != Some(index) {
+            session.tracked.track(&back.tcp_content_rules, &at, now, |tracked| tracked.conn(now));
+        }
         let stream = backend.enter();
         backend.counters().count_session(session.worker.id, now);
         let (end, bytes) = forward(&session, back, backend, &mut front, &mut dispatch).await;

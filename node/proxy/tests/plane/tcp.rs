@@ -5,7 +5,10 @@ use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx_config::{Announce, Cluster, Mode, Pos, Proxy, Timeouts, Vip};
+use phalanx_config::{
+    Announce, Cluster, DataType, Expr, Fetch, KeyType, Mode, Pos, Proxy, ProxyKind, StickTable, Timeouts,
+    TrackRule, Vip,
+};
 
 use crate::harness::*;
 
@@ -39,6 +42,42 @@ fn both_ways_are_forwarded_and_close_on_their_own() {
     assert_eq!(read_all(&mut client), "bye");
     let line = plane.log_line();
     assert!(line.contains(" l l/s1 ") && line.contains(" 11 -- "), "{line}");
+}
+
+#[test]
+fn a_backend_of_its_own_tracks_connections_as_well() {
+    let expr = Expr { fetch: Fetch::Src, converters: vec![], text: String::new() };
+    let back = Proxy {
+        name: "b".into(),
+        id: 3,
+        kind: ProxyKind::Backend,
+        binds: vec![],
+        stick_table: Some(StickTable {
+            key: KeyType::Ip,
+            size: 10,
+            expire: None,
+            nopurge: false,
+            peers: None,
+            store: vec![DataType::ConnCnt],
+            pos: Pos::default(),
+        }),
+        tcp_content_rules: vec![TrackRule { counter: 0, expr, table: "b".into() }],
+        ..listen(Mode::Tcp, &[echo("s1;")])
+    };
+    let front = Proxy {
+        kind: ProxyKind::Frontend,
+        servers: vec![],
+        default_backend: Some("b".into()),
+        ..listen(Mode::Tcp, &[])
+    };
+    let plane = Plane::start_with(front, |config| config.proxies.push(Arc::new(back.clone())));
+    for _ in 0..2 {
+        let mut client = plane.client();
+        assert_eq!(read_until(&mut client, ";"), "s1;");
+    }
+    let mut rows = Vec::new();
+    plane.state.tables().get("b").unwrap().dump(Default::default(), |row| rows.push(row.values.to_vec()));
+    assert_eq!(rows, [[2]]);
 }
 
 #[test]
