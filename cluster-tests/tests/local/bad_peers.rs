@@ -151,7 +151,7 @@ fn another_version_of_the_protocol() {
         }
     });
     let mut n1 = place.n1(&place.grpc(2));
-    warned_once(&place, &mut n1, 1, &["WARN", "refuses us: protocol version 1 is not 2"]);
+    warned_once(&place, &mut n1, 1, &["WARN", "refuses us: protocol version 7 is not 99"]);
     // And the other way round.
     let mut stream = TcpStream::connect(place.grpc(1)).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
@@ -162,7 +162,7 @@ fn another_version_of_the_protocol() {
     for (name, value) in [
         (":authority", "n1"),
         ("content-type", "application/grpc"),
-        ("phalanx-protocol", "2"),
+        ("phalanx-protocol", "99"),
         ("phalanx-cluster", "prod"),
         ("phalanx-from", "n2"),
         ("phalanx-to", "n1"),
@@ -171,12 +171,12 @@ fn another_version_of_the_protocol() {
     }
     stream.write_all(&frame(1, 0x5, 1, &block)).unwrap();
     until("it is reported", SOON, || {
-        !lines(&n1, &["WARN", "'n2'", "protocol version 2 is not 1"]).is_empty()
+        !lines(&n1, &["WARN", "'n2'", "protocol version 99 is not "]).is_empty()
     });
     place.forwards(1);
 }
 
-/// An HTTP/2 server that answers every call as a node of protocol 2 would.
+/// An HTTP/2 server that answers every call as a node of another protocol would.
 fn refuse(stream: &mut TcpStream) {
     let mut preface = [0; 24];
     if stream.read_exact(&mut preface).is_err() || stream.write_all(&frame(4, 0, 0, &[])).is_err() {
@@ -199,7 +199,7 @@ fn refuse(stream: &mut TcpStream) {
                 for (name, value) in [
                     ("content-type", "application/grpc"),
                     ("grpc-status", "9"),
-                    ("grpc-message", "protocol version 1 is not 2, the one of node 'n2'"),
+                    ("grpc-message", "protocol version 7 is not 99, the one of node 'n2'"),
                 ] {
                     block.extend(literal(name, value));
                 }
