@@ -1,4 +1,4 @@
-//! Rule sets (manual sections 4.3 and 4.4): for now their `track-sc` actions.
+//! Rule sets (manual sections 4.3 and 4.4): their `track-sc` actions, the ones that are built.
 
 use super::stick;
 use crate::draft::{Placed, ProxyDraft};

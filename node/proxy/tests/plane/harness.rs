@@ -16,6 +16,33 @@ use phalanx_sys::clock::Clock;
 /// Longest that anything here may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
+/// A `backend` section named `b` with a stick table by client address, and the rule that tracks in it.
+pub(crate) fn tracking_backend(
+    mode: Mode,
+    servers: &[SocketAddr],
+    store: Vec<DataType>,
+) -> (Proxy, TrackRule) {
+    let table = StickTable {
+        key: KeyType::Ip,
+        size: 10,
+        expire: None,
+        nopurge: false,
+        peers: None,
+        store,
+        pos: Pos::default(),
+    };
+    let backend = Proxy {
+        name: "b".into(),
+        id: 3,
+        kind: ProxyKind::Backend,
+        binds: vec![],
+        stick_table: Some(table),
+        ..listen(mode, servers)
+    };
+    let expr = Expr { fetch: Fetch::Src, converters: vec![], text: String::new() };
+    (backend, TrackRule { counter: 0, expr, table: "b".into() })
+}
+
 /// A `listen` section named `l` on a port of the system's choice.
 pub(crate) fn listen(mode: Mode, servers: &[SocketAddr]) -> Proxy {
     let second = Some(Duration::from_secs(5));

@@ -439,24 +439,9 @@ fn a_stick_table_keeps_a_session_on_its_server() {
 
 #[test]
 fn a_backend_of_its_own_tracks_requests_as_well() {
-    let expr = Expr { fetch: Fetch::Src, converters: vec![], text: String::new() };
-    let back = Proxy {
-        name: "b".into(),
-        id: 3,
-        kind: ProxyKind::Backend,
-        binds: vec![],
-        stick_table: Some(StickTable {
-            key: KeyType::Ip,
-            size: 10,
-            expire: None,
-            nopurge: false,
-            peers: None,
-            store: vec![DataType::ConnCnt, DataType::HttpReqCnt],
-            pos: Pos::default(),
-        }),
-        http_request_rules: vec![TrackRule { counter: 0, expr, table: "b".into() }],
-        ..listen(Mode::Http, &[web("s1")])
-    };
+    let (back, rule) =
+        tracking_backend(Mode::Http, &[web("s1")], vec![DataType::ConnCnt, DataType::HttpReqCnt]);
+    let back = Proxy { http_request_rules: vec![rule], ..back };
     let front = Proxy {
         kind: ProxyKind::Frontend,
         servers: vec![],

@@ -5,10 +5,7 @@ use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx_config::{
-    Announce, Cluster, DataType, Expr, Fetch, KeyType, Mode, Pos, Proxy, ProxyKind, StickTable, Timeouts,
-    TrackRule, Vip,
-};
+use phalanx_config::{Announce, Cluster, DataType, Mode, Pos, Proxy, ProxyKind, Timeouts, Vip};
 
 use crate::harness::*;
 
@@ -46,24 +43,8 @@ fn both_ways_are_forwarded_and_close_on_their_own() {
 
 #[test]
 fn a_backend_of_its_own_tracks_connections_as_well() {
-    let expr = Expr { fetch: Fetch::Src, converters: vec![], text: String::new() };
-    let back = Proxy {
-        name: "b".into(),
-        id: 3,
-        kind: ProxyKind::Backend,
-        binds: vec![],
-        stick_table: Some(StickTable {
-            key: KeyType::Ip,
-            size: 10,
-            expire: None,
-            nopurge: false,
-            peers: None,
-            store: vec![DataType::ConnCnt],
-            pos: Pos::default(),
-        }),
-        tcp_content_rules: vec![TrackRule { counter: 0, expr, table: "b".into() }],
-        ..listen(Mode::Tcp, &[echo("s1;")])
-    };
+    let (back, rule) = tracking_backend(Mode::Tcp, &[echo("s1;")], vec![DataType::ConnCnt]);
+    let back = Proxy { tcp_content_rules: vec![rule], ..back };
     let front = Proxy {
         kind: ProxyKind::Frontend,
         servers: vec![],
