@@ -4,7 +4,7 @@
 //! unknown input); the modules here are generated from it. Protobuf types stop at the `cluster`
 //! crate: nothing below it knows them.
 
-/// Leases of floating IPs, and the state of the cluster as people see it.
+/// Leases of floating IPs, and commands that one node has another carry out.
 pub mod cluster {
     tonic::include_proto!("phalanx.cluster.v1");
 }

@@ -25,6 +25,7 @@ mod frontends;
 mod keyword;
 mod membership;
 mod process;
+mod remote;
 mod servers;
 mod session;
 mod sessions;
@@ -35,6 +36,7 @@ mod tests;
 mod words;
 
 pub(crate) use authority::{Authority, Local};
+pub(crate) use remote::ForOthers;
 pub(crate) use socket::{Listener, listen, serve};
 
 /// What the commands work on. Assembled once by the program.

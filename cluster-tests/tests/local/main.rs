@@ -10,4 +10,5 @@ mod hash;
 mod layers;
 mod membership;
 mod reload;
+mod remote;
 mod stick;

@@ -28,6 +28,7 @@ pub use self::raft::machine::OnRegistry;
 use self::raft::seat::Seat;
 pub use self::status::{NodeStatus, State, Status};
 
+pub mod control;
 mod identity;
 mod peer;
 mod raft;
@@ -125,6 +126,7 @@ struct Parts {
     seat: Seat,
     vips: Option<vip::Vips>,
     sync: sync::Handle,
+    control: control::Control,
     stop: watch::Sender<bool>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -167,13 +169,17 @@ impl Cluster {
         }
         let sync = sync::Handle::new(&settings.name, tables, &peers, clock, stopped.clone());
         tasks.spawn(sync.clone().run(peers.clone()));
-        let mut routes = Routes::new(sync.service()).add_service(raft::service::server(seat.clone()));
+        let control = control::Control::default();
+        let mut routes = Routes::new(sync.service())
+            .add_service(raft::service::server(seat.clone()))
+            .add_service(control.service());
         if let Some(vips) = &vips {
             routes = vips.add_to(routes);
         }
         let guard = identity::Guard::new(&settings);
         tasks.spawn(server::serve(settings.name.clone(), addr, guard, routes, stopped));
-        Ok(Cluster(Arc::new(Parts { settings, peers, seat, vips, sync, stop, tasks: Mutex::new(tasks) })))
+        let tasks = Mutex::new(tasks);
+        Ok(Cluster(Arc::new(Parts { settings, peers, seat, vips, sync, control, stop, tasks })))
     }
 
     /// Carries out a command for the whole cluster: from any node, answered after it is committed
@@ -214,6 +220,16 @@ impl Cluster {
     /// The other nodes.
     pub fn peers(&self) -> &Peers {
         &self.0.peers
+    }
+
+    /// This node's name.
+    pub fn node(&self) -> &str {
+        &self.0.settings.node
+    }
+
+    /// Lets the other nodes run commands here, from now on and for as long as `commands` exists.
+    pub fn take_commands(&self, commands: &Arc<dyn control::Commands>) {
+        self.0.control.take(commands);
     }
 
     /// Leaves in order: ends the calls that are under way and closes the log.

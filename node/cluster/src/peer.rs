@@ -41,6 +41,9 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 /// A connection that answers no ping for this long is given up.
 const KEEPALIVE_DEADLINE: Duration = Duration::from_secs(2);
 
+/// Bytes of Runtime API answers of one peer that may be on their way.
+const CONTROL_WINDOW: u32 = 8 << 20;
+
 /// What a connection is used for. Each has its own, so that a bulky one does not delay a quick one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
@@ -50,6 +53,8 @@ pub enum Lane {
     Sync,
     /// Leases of floating IPs.
     Lease,
+    /// Runtime API commands.
+    Control,
 }
 
 /// A connection to a peer, for a generated client: stamps each call with who calls whom.
@@ -68,7 +73,7 @@ pub struct Peer {
     witness: bool,
     cluster: String,
     stamp: Stamp,
-    lanes: [Channel; 3],
+    lanes: [Channel; 4],
     known: Mutex<Known>,
 }
 
@@ -111,7 +116,13 @@ impl Peers {
                 witness: node.witness,
                 cluster: settings.name.clone(),
                 stamp,
-                lanes: std::array::from_fn(|_| endpoint.connect_lazy()),
+                lanes: [
+                    endpoint.connect_lazy(),
+                    endpoint.connect_lazy(),
+                    endpoint.connect_lazy(),
+                    // An answer that nobody reads for a while must not hold up the others.
+                    endpoint.clone().initial_connection_window_size(CONTROL_WINDOW).connect_lazy(),
+                ],
                 known: Mutex::default(),
             }))
         });
@@ -161,6 +172,7 @@ impl Peer {
             Lane::Raft => &self.lanes[0],
             Lane::Sync => &self.lanes[1],
             Lane::Lease => &self.lanes[2],
+            Lane::Control => &self.lanes[3],
         };
         InterceptedService::new(channel.clone(), self.stamp.clone())
     }
@@ -243,6 +255,11 @@ fn problem(status: &Status) -> Problem {
             Problem { text: plain(&text), refused: false }
         }
     }
+}
+
+/// What is wrong with a peer, for the answer to a command.
+pub(crate) fn problem_text(status: &Status) -> String {
+    problem(status).text
 }
 
 /// What a library says, in words that help to set it right.

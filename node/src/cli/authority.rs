@@ -43,6 +43,7 @@ impl Authority {
                 }
                 Ok(reply)
             }
+            Authority::Cluster(_) if super::remote::only_here() => Err(super::remote::NOT_LOCAL.to_owned()),
             Authority::Cluster(cluster) => cluster.propose(command).await.map_err(|e| e.to_string()),
         }
     }

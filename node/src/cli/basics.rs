@@ -44,6 +44,27 @@ pub(super) const KEYWORDS: &[Keyword] = &[
         run: Run::Later(|call| Box::pin(wait(call))),
     },
     Keyword {
+        words: &["@<node>"],
+        usage: "<command>",
+        text: "run a command on another node",
+        level: Level::User,
+        run: Run::Now(|_| Answer::error("Put the name of a node behind '@'.")),
+    },
+    Keyword {
+        words: &["@all"],
+        usage: "<command>",
+        text: "run a command on every node",
+        level: Level::User,
+        run: Run::Now(|_| Answer::error("'@all' stands in front of a command.")),
+    },
+    Keyword {
+        words: &["local"],
+        usage: "<command>",
+        text: "run a command on this node only",
+        level: Level::User,
+        run: Run::Now(|_| Answer::error("'local' stands in front of a command.")),
+    },
+    Keyword {
         words: &["operator"],
         usage: "",
         text: "lower the level of the current CLI session to operator",

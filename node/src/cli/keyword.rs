@@ -166,7 +166,8 @@ pub(super) fn find(words: &[String]) -> Option<&'static Keyword> {
     all().filter(|k| starts_with(words, k.words)).max_by_key(|k| k.words.len())
 }
 
-fn starts_with(words: &[String], with: &[&str]) -> bool {
+/// Whether the words begin with these.
+pub(super) fn starts_with(words: &[String], with: &[&str]) -> bool {
     words.len() >= with.len() && words.iter().zip(with).all(|(a, b)| a == b)
 }
 

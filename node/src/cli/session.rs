@@ -4,13 +4,15 @@
 //! empty line, then the connection closes. Bounded in every direction: length of a line, size of a
 //! payload, time without progress.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use phalanx_config::Level;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::keyword::{self, Answer, Call, Effect, Mode, Run, Severity, SeverityOutput};
+use super::keyword::{self, Answer, Effect, Mode, Severity, SeverityOutput};
+use super::remote::{self, Elsewhere, Pieces, Place};
 use super::socket::Stream;
 use super::{Context, words};
 
@@ -26,7 +28,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// One connection.
 pub(super) struct Session<'c> {
     stream: Box<dyn Stream>,
-    ctx: &'c Context,
+    ctx: &'c Arc<Context>,
     /// Received and not handled yet.
     buffer: Vec<u8>,
     eof: bool,
@@ -49,7 +51,7 @@ enum End {
 }
 
 impl<'c> Session<'c> {
-    pub(super) fn new(stream: Box<dyn Stream>, ctx: &'c Context, level: Level) -> Session<'c> {
+    pub(super) fn new(stream: Box<dyn Stream>, ctx: &'c Arc<Context>, level: Level) -> Session<'c> {
         let timeout = ctx.state.plan().config.global.stats_timeout.unwrap_or(TIMEOUT);
         Session {
             stream,
@@ -116,7 +118,23 @@ impl<'c> Session<'c> {
         }
         let last = commands.len() - 1;
         for (index, words) in commands.iter().enumerate() {
-            let answer = self.execute(words, payload.filter(|_| index == last)).await;
+            let payload = payload.filter(|_| index == last);
+            let (place, words) = remote::place(words);
+            let elsewhere = Elsewhere { ctx: self.ctx, words, payload, level: self.level };
+            let answer = match place {
+                Place::Here => remote::here(self.ctx, words, payload, self.level).await,
+                Place::Local => remote::local(self.ctx, words, payload, self.level).await,
+                Place::Node(name) => {
+                    let pieces = elsewhere.on_node(&name).await;
+                    self.pass_on(pieces).await?;
+                    continue;
+                }
+                Place::All => {
+                    let pieces = elsewhere.on_all();
+                    self.pass_on(pieces).await?;
+                    continue;
+                }
+            };
             let effect = answer.effect;
             match effect {
                 Some(Effect::Quit) => return Err(End::Done),
@@ -143,21 +161,6 @@ impl<'c> Session<'c> {
         }
     }
 
-    async fn execute(&self, words: &[String], payload: Option<&str>) -> Answer {
-        let Some(keyword) = keyword::find(words) else {
-            return Answer::info(keyword::unknown(words, self.level));
-        };
-        if keyword.level > self.level {
-            return Answer::error("Permission denied");
-        }
-        let args = &words[keyword.words.len()..];
-        let call = Call { ctx: self.ctx, args, payload, level: self.level, now: self.ctx.now() };
-        match keyword.run {
-            Run::Now(run) => run(&call),
-            Run::Later(run) => run(&call).await,
-        }
-    }
-
     /// Writes an answer, the empty line that ends it, and the prompt.
     async fn answer(&mut self, answer: Answer) -> Result<(), End> {
         let mut out = String::new();
@@ -169,6 +172,32 @@ impl<'c> Session<'c> {
             out.push('\n');
         }
         out.push('\n');
+        self.prompt(&mut out);
+        self.write(out.as_bytes()).await
+    }
+
+    /// As [`Session::answer`], as the pieces come.
+    async fn pass_on(&mut self, mut pieces: Pieces) -> Result<(), End> {
+        let severity = pieces.severity;
+        let mut last = None;
+        while let Some(piece) = pieces.next().await {
+            if let (None, Some(severity), Some(_)) = (last, severity, piece.last()) {
+                self.write(prefix(self.severity, severity).as_bytes()).await?;
+            }
+            last = piece.last().copied().or(last);
+            self.write(&piece).await?;
+        }
+        let mut out = String::new();
+        if last.is_some_and(|last| last != b'\n') {
+            out.push('\n');
+        }
+        out.push('\n');
+        self.prompt(&mut out);
+        self.write(out.as_bytes()).await
+    }
+
+    /// In prompt mode, what invites to type.
+    fn prompt(&self, out: &mut String) {
         if self.mode == Mode::Prompt {
             if self.timed {
                 let up = self.ctx.now().mono.saturating_sub(self.ctx.state.process().started.mono).as_secs();
@@ -178,7 +207,6 @@ impl<'c> Session<'c> {
             }
             out.push_str("> ");
         }
-        self.write(out.as_bytes()).await
     }
 
     async fn write(&mut self, bytes: &[u8]) -> Result<(), End> {

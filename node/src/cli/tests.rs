@@ -244,6 +244,39 @@ fn levels_forbid_what_is_above_them() {
 }
 
 #[test]
+fn prefixes_name_the_node_and_keep_the_level() {
+    let api = admin();
+    for (sent, want) in [
+        ("@n1 echo a", "a\n\n"),
+        ("@n2 echo a", "No such node 'n2'; the nodes are: n1.\n\n"),
+        ("@ echo a", "'@' expects the name of a node behind it, or 'all'.\n\n"),
+        ("@n1", "'@n1' expects a command behind it.\n\n"),
+        ("@all", "'@all' expects a command behind it.\n\n"),
+        ("@all echo @b", "@n1: ok\n@@b\n\n"),
+        ("@all set weight x/y 1", "@n1: refused\nNo such backend.\n\n"),
+        (
+            "@all quit; echo b",
+            "@n1: refused\n'quit' concerns this connection: it has no meaning on a node.\n\nb\n\n",
+        ),
+        ("@all @n1 echo a", "'@n1': a command has one prefix; it is not passed on from node to node.\n\n"),
+        ("@n1 local echo a", "'local': a command has one prefix; it is not passed on from node to node.\n\n"),
+        ("local echo a; echo b", "a\n\nb\n\n"),
+        ("set severity-output number; @n1 set weight x/y 1", "\n[3]: No such backend.\n\n"),
+        // Without a cluster there is nobody to agree with.
+        ("local set weight webservers/s2 9; local get weight webservers/s2", "\n9 (initial 10)\n\n"),
+    ] {
+        assert_eq!(api.ask(sent), want, "{sent:?}");
+    }
+    assert_eq!(
+        api.raw(b"prompt\n@all echo a\n@n1 echo b <<\nx\n\nquit\n"),
+        "\n> @n1: ok\na\n\n> + + b\n\n> "
+    );
+    let user = Api::start(phalanx_config::Level::User);
+    assert_eq!(user.ask("@n1 disable server webservers/s1"), "Permission denied\n\n");
+    assert_eq!(user.ask("@all disable server webservers/s1"), "@n1: refused\nPermission denied\n\n");
+}
+
+#[test]
 fn severity_is_shown_when_asked_for() {
     let api = admin();
     assert_eq!(

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use phalanx_cluster::control::Commands;
 use phalanx_cluster::vip::GuardianCommand;
 use phalanx_cluster::{Cluster, Settings};
 use phalanx_config::{Config, Env, Level, StatsAddr, StatsSocket};
@@ -148,6 +149,10 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
         load: cli::Load::default(),
         warnings: AtomicU64::new(said.warnings),
     });
+    let for_others: Arc<dyn Commands> = Arc::new(cli::ForOthers(context.clone()));
+    if let Some(cluster) = &cluster {
+        cluster.take_commands(&for_others);
+    }
     let mut api = Api { context, open: Vec::new() };
     for socket in sockets {
         api.serve(socket);
