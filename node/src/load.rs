@@ -137,6 +137,9 @@ pub(crate) struct System {
 static USERS: Accounts = Mutex::new(BTreeMap::new());
 static GROUPS: Accounts = Mutex::new(BTreeMap::new());
 
+/// Directories of files that configurations have named.
+static DIRS: Mutex<BTreeMap<PathBuf, Dir>> = Mutex::new(BTreeMap::new());
+
 type Accounts = Mutex<BTreeMap<String, u32>>;
 
 fn remembered(accounts: &Accounts, name: &str, find: impl FnOnce() -> Option<u32>) -> Option<u32> {
@@ -168,6 +171,25 @@ impl Env for System {
             Ok(mut found) => found.next().map(|a| a.ip()).ok_or_else(|| "no address".to_owned()),
             Err(_) if self.ignore_resolve => Ok(IpAddr::from([0, 0, 0, 0])),
             Err(e) => Err(e.to_string()),
+        }
+    }
+
+    fn read(&self, file: &str, max: u64) -> Result<Vec<u8>, String> {
+        let path = Path::new(file);
+        let name = path.file_name().ok_or("not the name of a file")?;
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let mut known = DIRS.lock();
+        // By its path first: the whole directory may have been replaced. After a `chroot` the path
+        // leads nowhere, but the directory that was opened before does.
+        let fresh = Dir::open(parent);
+        let found = fresh.and_then(|dir| Ok((dir.read(name, max)?, dir)));
+        match (found, known.get(parent)) {
+            (Ok((text, dir)), _) => {
+                known.insert(parent.to_owned(), dir);
+                Ok(text)
+            }
+            (Err(_), Some(dir)) => dir.read(name, max).map_err(|e| e.to_string()),
+            (Err(e), None) => Err(e.to_string()),
         }
     }
 }

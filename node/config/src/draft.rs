@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::model::*;
+use crate::pattern::Patterns;
 
 /// Everything read so far.
 #[derive(Debug, Default)]
@@ -14,6 +15,8 @@ pub(crate) struct Draft {
     pub(crate) defaults: Vec<Defaults>,
     pub(crate) proxies: Vec<ProxyDraft>,
     pub(crate) clusters: Vec<ClusterDraft>,
+    /// What ACLs and maps refer to.
+    pub(crate) patterns: Patterns,
 }
 
 /// A `defaults` section.

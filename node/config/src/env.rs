@@ -39,6 +39,15 @@ pub trait Env {
     /// # Errors
     /// Why it does not resolve.
     fn resolve(&self, host: &str) -> Result<IpAddr, String>;
+
+    /// The content of a file that the configuration names, at most `max` bytes of it.
+    ///
+    /// # Errors
+    /// Why it can't be read.
+    fn read(&self, file: &str, max: u64) -> Result<Vec<u8>, String> {
+        let _ = (file, max);
+        Err("files can't be read here".to_owned())
+    }
 }
 
 /// An [`Env`] of fixed answers.
@@ -52,6 +61,8 @@ pub struct StaticEnv {
     pub groups: HashMap<String, u32>,
     /// Addresses by host name.
     pub hosts: HashMap<String, IpAddr>,
+    /// Files by name.
+    pub files: HashMap<String, Vec<u8>>,
 }
 
 impl Env for StaticEnv {
@@ -69,5 +80,13 @@ impl Env for StaticEnv {
 
     fn resolve(&self, host: &str) -> Result<IpAddr, String> {
         self.hosts.get(host).copied().ok_or_else(|| "name not known".to_owned())
+    }
+
+    fn read(&self, file: &str, max: u64) -> Result<Vec<u8>, String> {
+        match self.files.get(file) {
+            Some(text) if text.len() as u64 > max => Err(format!("longer than {max} bytes")),
+            Some(text) => Ok(text.clone()),
+            None => Err("No such file or directory".to_owned()),
+        }
     }
 }

@@ -39,8 +39,9 @@ impl Parser<'_> {
         }
         self.say_what_was_left_out();
         let refused = self.diagnostics.iter().any(|d| d.severity == Severity::Alert);
-        let config =
-            (!refused).then_some(Config { files: self.files, global: self.draft.global, proxies, cluster });
+        let patterns = self.draft.patterns.finish();
+        let global = self.draft.global;
+        let config = (!refused).then_some(Config { files: self.files, global, proxies, cluster, patterns });
         Outcome { config, diagnostics: self.diagnostics }
     }
 

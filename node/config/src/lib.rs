@@ -18,6 +18,7 @@ mod line;
 pub mod model;
 mod options;
 mod parser;
+pub mod pattern;
 mod section;
 mod value;
 mod words;
