@@ -156,6 +156,7 @@ const UNSUPPORTED: [&str; 20] = [
 pub(crate) const HELP: &str = "\
 Usage: phalanx -f FILE [-f FILE ...] [OPTIONS] [-- FILE ...]
        phalanx cluster up|status|kill|start|pause|resume|partition|heal|failover|down
+       phalanx ctl [-S SOCKET | -f FILE] COMMAND...
        phalanx keywords [WORD]...
        phalanx demo --http NAME=ADDR:PORT | --echo NAME=ADDR:PORT
 

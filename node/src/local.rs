@@ -17,7 +17,7 @@ mod supervisor;
 mod view;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -163,6 +163,16 @@ fn carry_out(verb: Verb) -> Result<ExitCode, String> {
         println!("{}", text.trim_end());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The Runtime APIs of the nodes that run in the local cluster in `dir`.
+///
+/// # Errors
+/// None runs there.
+pub(crate) fn runtime_apis(dir: Option<&Path>) -> Result<Vec<String>, String> {
+    let reply = control::ask(&place::existing(dir)?, &Action::Status)?;
+    let nodes = reply.status.ok_or("the supervisor sent no status")?.nodes;
+    Ok(nodes.into_iter().filter(|n| n.state == status::State::Running).filter_map(|n| n.cli).collect())
 }
 
 fn show_status(which: &Which, json: bool) -> Result<ExitCode, String> {

@@ -5,6 +5,7 @@
 
 mod args;
 mod cli;
+mod ctl;
 mod demo;
 mod keywords;
 mod load;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1).peekable();
     match words.peek().and_then(|w| w.to_str()) {
         Some("cluster") => local::run(words.skip(1)),
+        Some("ctl") => ctl::run(words.skip(1)),
         Some("guardian") => {
             node::guardian(&words.skip(1).filter_map(|w| w.into_string().ok()).collect::<Vec<_>>())
         }
