@@ -7,6 +7,7 @@
 
 mod base;
 mod binary;
+mod certificates;
 mod cluster;
 mod http;
 mod load;
@@ -16,6 +17,7 @@ pub mod websocket;
 
 pub use base::Base;
 pub use binary::phalanx;
+pub use certificates::Authority;
 pub use cluster::{Builder, Cluster, NodeStatus, Status, VipStatus};
 pub use http::{Client, Response, get};
 pub use load::{Load, Outcome, summary};

@@ -3,19 +3,23 @@
 //! Owns handles of the directories that the files lie in, so that a reload finds them after `chroot`;
 //! answers the parser's questions about variables, accounts and host names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map};
 use std::ffi::OsString;
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
-use phalanx_config::{Config, Env, Severity, Source};
+use phalanx_cluster::tls::{self, Tls};
+use phalanx_config::{ClusterSsl, Config, Diagnostic, Env, Severity, Source};
 use phalanx_sys::files::Dir;
 use phalanx_sys::process;
 
 /// Longest configuration file, in bytes.
 const MAX_FILE: u64 = 64 << 20;
+
+/// Longest file of certificates.
+const MAX_CERTIFICATES: u64 = 4 << 20;
 
 /// The configuration files of this process.
 #[derive(Debug)]
@@ -23,6 +27,8 @@ pub(crate) struct Files {
     entries: Vec<Entry>,
     zero_warning: bool,
     ignore_resolve: bool,
+    /// Where certificates lie: found again after `chroot`.
+    certificates: Mutex<BTreeMap<PathBuf, Dir>>,
 }
 
 #[derive(Debug)]
@@ -38,6 +44,8 @@ struct Entry {
 pub(crate) struct Loaded {
     /// The configuration; `None` when it has errors.
     pub config: Option<Config>,
+    /// What the `ssl` line of its `cluster` section names.
+    pub tls: Option<Tls>,
     /// Messages in HAProxy's form, one or more lines each, in order.
     pub messages: Vec<Message>,
 }
@@ -62,7 +70,8 @@ impl Files {
     /// One line naming the file that can't be opened.
     pub(crate) fn open(paths: &[PathBuf], zero_warning: bool, ignore_resolve: bool) -> Result<Files, String> {
         let entries = paths.iter().map(|path| Entry::open(path).map_err(|e| cannot_open(path, &e)));
-        Ok(Files { entries: entries.collect::<Result<_, _>>()?, zero_warning, ignore_resolve })
+        let entries = entries.collect::<Result<_, _>>()?;
+        Ok(Files { entries, zero_warning, ignore_resolve, certificates: Mutex::default() })
     }
 
     /// Reads and checks the files as they are now. Resolves names: may block for as long as the
@@ -87,13 +96,57 @@ impl Files {
             severity: Severity::Alert,
             text: format!("[ALERT]    ({pid}) : config : {text}"),
         };
+        let ssl = config.as_ref().and_then(|c| c.cluster.as_ref()).and_then(|c| c.ssl.clone());
+        let tls = match ssl.map(|ssl| self.tls(&ssl).map_err(|why| (ssl, why))).transpose() {
+            Ok(tls) => tls,
+            Err((ssl, why)) => {
+                let file = config.as_ref().and_then(|c| c.files.get(ssl.pos.file as usize).cloned());
+                let diagnostic = Diagnostic {
+                    severity: Severity::Alert,
+                    file: file.unwrap_or_default(),
+                    line: ssl.pos.line,
+                    column: 0,
+                    word: None,
+                    message: format!("'ssl' : {why}"),
+                    hint: None,
+                    excerpt: None,
+                };
+                messages.push(Message { severity: Severity::Alert, text: diagnostic.render(pid) });
+                config = None;
+                None
+            }
+        };
         if config.is_none() {
             messages.push(alert("Fatal errors found in configuration."));
         } else if self.zero_warning && messages.iter().any(|m| m.severity == Severity::Warning) {
             messages.push(alert("Some warnings were found and 'zero-warning' is set. Aborting."));
             config = None;
         }
-        Ok(Loaded { config, messages })
+        Ok(Loaded { config, tls, messages })
+    }
+
+    /// Reads and checks the certificates of the cluster's port.
+    fn tls(&self, ssl: &ClusterSsl) -> Result<Tls, String> {
+        let crt = self.certificate("crt", &ssl.crt)?;
+        let ca = ssl.ca_file.as_deref().map(|path| self.certificate("ca-file", path)).transpose()?;
+        Tls::new(tls::Files { crt, ca, verify: ssl.verify }).map_err(|error| match error {
+            tls::Error::Crt(why) => format!("'crt' file '{}': {why}", ssl.crt.display()),
+            tls::Error::Ca(why) => {
+                format!("'ca-file' '{}': {why}", ssl.ca_file.as_deref().unwrap_or(Path::new("")).display())
+            }
+        })
+    }
+
+    fn certificate(&self, what: &str, path: &Path) -> Result<Vec<u8>, String> {
+        let cannot = |e: io::Error| format!("cannot read the '{what}' file '{}': {e}", path.display());
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let mut dirs = self.certificates.lock();
+        let dir = match dirs.entry(parent.to_owned()) {
+            btree_map::Entry::Occupied(known) => known.into_mut(),
+            btree_map::Entry::Vacant(new) => new.insert(Dir::open(parent).map_err(cannot)?),
+        };
+        let name = path.file_name().ok_or(io::ErrorKind::InvalidInput).map_err(|e| cannot(e.into()))?;
+        dir.read(name, MAX_CERTIFICATES).map_err(cannot)
     }
 }
 

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use phalanx_cluster::Settings;
+use phalanx_cluster::tls::Tls;
 use phalanx_config::{Config, Severity};
 use phalanx_engine::state::{Setup, State};
 use phalanx_engine::stick::Tables;
@@ -80,7 +81,7 @@ pub(crate) fn run(options: Options) -> ExitCode {
         }
     }
     trace(&options);
-    match serve(config, files, Said { messages, warnings }, &options, &mut ready) {
+    match serve(config, loaded.tls, files, Said { messages, warnings }, &options, &mut ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(text) => {
             ready.failed(&format!("[ALERT]    ({}) : {text}", std::process::id()));
@@ -104,6 +105,7 @@ pub(crate) fn guardian(words: &[String]) -> ExitCode {
 /// Starts everything, says that it is ready, and stays until a signal ends it.
 fn serve(
     config: Config,
+    tls: Option<Tls>,
     files: Files,
     said: Said,
     options: &Options,
@@ -129,7 +131,7 @@ fn serve(
     let tables = Tables::new(&name, unix_us, seed);
     let logs = Sink::new(&config.global);
     let setup = Setup { workers, seed, default_maxconn, node: name.clone() };
-    let cluster = control::settings(&config, &name, unix_us).map(|s| Settings { data_dir, ..s });
+    let cluster = control::settings(&config, &name, unix_us).map(|s| Settings { data_dir, tls, ..s });
     let state = State::new(config, setup, tables.clone(), now);
 
     let control = tokio::runtime::Builder::new_multi_thread()

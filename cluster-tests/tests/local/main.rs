@@ -12,3 +12,4 @@ mod membership;
 mod reload;
 mod remote;
 mod stick;
+mod tls;

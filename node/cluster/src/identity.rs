@@ -15,6 +15,8 @@ use tonic::{Request, Status};
 use tracing::{info, warn};
 
 use crate::Settings;
+use crate::server::incoming::Line;
+use crate::tls::Tls;
 
 /// Version of the protocol between nodes. Versions do not mix.
 pub const PROTOCOL: u32 = 2;
@@ -105,7 +107,8 @@ pub(crate) struct Guard(Arc<Gate>);
 struct Gate {
     cluster: String,
     node: String,
-    callers: BTreeMap<String, Arc<str>>,
+    callers: BTreeMap<String, (Arc<str>, String)>,
+    tls: Option<Tls>,
     /// The last problem of each caller, by the name it gave.
     problems: Mutex<BTreeMap<String, String>>,
 }
@@ -117,7 +120,8 @@ impl Guard {
         Guard(Arc::new(Gate {
             cluster: settings.name.clone(),
             node: settings.node.clone(),
-            callers: others.map(|n| (n.name.clone(), Arc::from(n.name.as_str()))).collect(),
+            callers: others.map(|n| (n.name.clone(), (Arc::from(n.name.as_str()), n.addr.clone()))).collect(),
+            tls: settings.tls.clone(),
             problems: Mutex::default(),
         }))
     }
@@ -126,7 +130,10 @@ impl Guard {
 impl Interceptor for Guard {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let from = quote(text(request.metadata(), KEY_FROM).unwrap_or_default());
-        let caller = self.0.check(request.metadata(), &from);
+        let caller = self.0.check(request.metadata(), &from).and_then(|(caller, addr)| {
+            self.0.check_line(request.extensions().get(), &caller.node, addr)?;
+            Ok(caller)
+        });
         self.0.report(&from, caller.as_ref().err());
         let caller = caller.map_err(|problem| match problem {
             Problem::Stranger(text) => Status::unauthenticated(text),
@@ -155,7 +162,8 @@ impl Problem {
 }
 
 impl Gate {
-    fn check(&self, metadata: &MetadataMap, from: &str) -> Result<Caller, Problem> {
+    /// The caller by its own account, and its address by ours.
+    fn check(&self, metadata: &MetadataMap, from: &str) -> Result<(Caller, &str), Problem> {
         let Some(protocol) = text(metadata, KEY_PROTOCOL).filter(|_| !from.is_empty()) else {
             return Err(Problem::Stranger("the call does not come from a Phalanx node".into()));
         };
@@ -182,7 +190,7 @@ impl Gate {
         if from == self.node {
             return Err(Problem::Misfit(format!("both call themselves node '{}'", self.node)));
         }
-        let Some(node) = self.callers.get(from) else {
+        let Some((node, addr)) = self.callers.get(from) else {
             return Err(Problem::Misfit(format!(
                 "node '{from}' is not in the cluster section of node '{}'",
                 self.node
@@ -191,7 +199,20 @@ impl Gate {
         let incarnation = text(metadata, KEY_INCARNATION).and_then(|i| i.parse().ok());
         let incarnation =
             incarnation.ok_or_else(|| Problem::Stranger(format!("{KEY_INCARNATION} is not a number")))?;
-        Ok(Caller { node: node.clone(), id: node_id(node), incarnation })
+        Ok((Caller { node: node.clone(), id: node_id(node), incarnation }, addr))
+    }
+
+    /// Whether the connection is one of this node's.
+    fn check_line(&self, line: Option<&Line>, from: &str, addr: &str) -> Result<(), Problem> {
+        let Some(tls) = &self.tls else { return Ok(()) };
+        let Some(line) = line.filter(|line| line.fits) else {
+            return Err(Problem::Misfit(format!(
+                "node '{}' speaks TLS: 'ssl' is missing in the 'cluster' section of node '{from}'",
+                self.node
+            )));
+        };
+        tls.check_peer(line.certificate.as_deref(), from, addr)
+            .map_err(|why| Problem::Misfit(format!("the certificate of node '{from}' {why}")))
     }
 
     /// Logs a change in what is wrong with the calls of `from`.
@@ -238,6 +259,7 @@ mod tests {
             nodes: nodes.to_vec(),
             data_dir: "/nonexistent".into(),
             incarnation: 5,
+            tls: None,
         }
     }
 

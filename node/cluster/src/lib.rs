@@ -35,6 +35,7 @@ mod raft;
 mod server;
 mod status;
 pub mod sync;
+pub mod tls;
 pub mod vip;
 
 /// What the `cluster` section and the process say.
@@ -50,6 +51,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Number of this run of the process: larger than that of every earlier run.
     pub incarnation: u64,
+    /// The nodes talk TLS with each other.
+    pub tls: Option<tls::Tls>,
 }
 
 /// A `node` line.
@@ -159,6 +162,12 @@ impl Cluster {
             });
         };
         let addr = this.addr.clone();
+        if let Some(problem) = settings.tls.as_ref().and_then(|tls| tls.own_problem(this)) {
+            tracing::warn!(
+                "cluster {}: the other nodes will refuse this one: in 'crt', {problem}",
+                settings.name
+            );
+        }
         let peers = Peers::new(&settings)?;
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
@@ -177,7 +186,7 @@ impl Cluster {
             routes = vips.add_to(routes);
         }
         let guard = identity::Guard::new(&settings);
-        tasks.spawn(server::serve(settings.name.clone(), addr, guard, routes, stopped));
+        tasks.spawn(server::serve(settings.clone(), addr, guard, routes, stopped));
         let tasks = Mutex::new(tasks);
         Ok(Cluster(Arc::new(Parts { settings, peers, seat, vips, sync, control, stop, tasks })))
     }
@@ -215,6 +224,11 @@ impl Cluster {
     /// Replication of stick tables.
     pub fn sync(&self) -> &sync::Handle {
         &self.0.sync
+    }
+
+    /// TLS between the nodes, when they have it.
+    pub fn tls(&self) -> Option<&tls::Tls> {
+        self.0.settings.tls.as_ref()
     }
 
     /// The other nodes.

@@ -18,7 +18,7 @@ use tonic::{Code, Status};
 use tracing::{info, warn};
 
 use crate::identity::{Stamp, node_id};
-use crate::{Settings, StartError};
+use crate::{Settings, StartError, tls};
 
 /// How often a peer is asked for its state.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -117,11 +117,15 @@ impl Peers {
                 cluster: settings.name.clone(),
                 stamp,
                 lanes: [
-                    endpoint.connect_lazy(),
-                    endpoint.connect_lazy(),
-                    endpoint.connect_lazy(),
+                    tls::channel(settings, node, &endpoint),
+                    tls::channel(settings, node, &endpoint),
+                    tls::channel(settings, node, &endpoint),
                     // An answer that nobody reads for a while must not hold up the others.
-                    endpoint.clone().initial_connection_window_size(CONTROL_WINDOW).connect_lazy(),
+                    tls::channel(
+                        settings,
+                        node,
+                        &endpoint.clone().initial_connection_window_size(CONTROL_WINDOW),
+                    ),
                 ],
                 known: Mutex::default(),
             }))
@@ -221,6 +225,9 @@ impl Peer {
         let since = *known.since.get_or_insert_with(Instant::now);
         // Nodes are often started together: the first moments of silence say nothing.
         let tell = problem.refused || since.elapsed() >= SILENT_FOR;
+        // A side that refuses closes, which is all that an attempt may see of it.
+        let cut = ["connection closed", "Connection reset"].iter().any(|cut| problem.text.contains(cut));
+        let tell = tell && (!cut || known.reported.is_empty());
         if tell && known.reported.len() < REPORTED && !known.reported.contains(&problem.text) {
             warn!("cluster {}: node '{}' at {}: {}", self.cluster, self.name, self.addr, problem.text);
             known.reported.push(problem.text.clone());
@@ -250,9 +257,16 @@ fn problem(status: &Status) -> Problem {
             while let Some(inner) = cause.source() {
                 cause = inner;
             }
+            let io = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+            if let Some(tls::Refusal(text)) = io.and_then(|inner| inner.downcast_ref()) {
+                return Problem { text: text.clone(), refused: true };
+            }
             let own = std::ptr::addr_eq(cause, status);
             let text = if own { status.message().to_owned() } else { cause.to_string() };
-            Problem { text: plain(&text), refused: false }
+            match tls::refused_later(&text) {
+                Some(text) => Problem { text, refused: true },
+                None => Problem { text: plain(&text), refused: false },
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 //! the node forwards meanwhile. Bytes that are not gRPC end their own connection and nothing else.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
@@ -14,9 +15,10 @@ use tonic::transport::Server;
 use tracing::{info, warn};
 
 use self::incoming::incoming;
+use crate::Settings;
 use crate::identity::Guard;
 
-mod incoming;
+pub(crate) mod incoming;
 
 /// Between two attempts to bind.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
@@ -28,13 +30,14 @@ const BACKLOG: u32 = 256;
 
 /// Serves `routes` on `addr` until `stop` turns true or its sender is gone.
 pub(crate) async fn serve(
-    cluster: String,
+    settings: Arc<Settings>,
     addr: String,
     guard: Guard,
     routes: Routes,
     mut stop: watch::Receiver<bool>,
 ) {
-    let Some(listener) = bind_when_possible(&cluster, &addr, &mut stop).await else { return };
+    let cluster = &settings.name;
+    let Some(listener) = bind_when_possible(cluster, &addr, &mut stop).await else { return };
     info!("cluster {cluster}: listening on {addr}");
     let server = Server::builder()
         .layer(InterceptorLayer::new(guard))
@@ -43,9 +46,12 @@ pub(crate) async fn serve(
         .http2_keepalive_timeout(Some(Duration::from_secs(4)))
         .add_routes(routes);
     let mut stopped = stop.clone();
-    let serving = server.serve_with_incoming_shutdown(incoming(listener), async move {
-        ended(&mut stopped).await;
-    });
+    let serving = server.serve_with_incoming_shutdown(
+        incoming(listener, cluster.clone(), settings.tls.clone()),
+        async move {
+            ended(&mut stopped).await;
+        },
+    );
     let mut serving = std::pin::pin!(serving);
     let end = tokio::select! {
         end = &mut serving => Some(end),

@@ -208,9 +208,8 @@ impl Vips {
             return self.0.move_here(vip, to, &me).await;
         }
         let unreachable = |why: String| MoveError(format!("node '{holder}', which holds vip '{vip}': {why}"));
-        let channel = link::endpoint(&self.0.settings, &holder, self.0.timing)
-            .map_err(&unreachable)?
-            .connect()
+        let endpoint = link::endpoint(&self.0.settings, &holder, self.0.timing).map_err(&unreachable)?;
+        let channel = crate::tls::connect(&self.0.settings, &holder, &endpoint)
             .await
             .map_err(|_| unreachable("cannot be reached".into()))?;
         let stamp = crate::identity::Stamp::new(&self.0.settings, &holder).map_err(&unreachable)?;

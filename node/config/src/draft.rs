@@ -163,6 +163,7 @@ pub(crate) struct ClusterDraft {
     pub(crate) nodes: Vec<ClusterNode>,
     pub(crate) data_dir: Option<std::path::PathBuf>,
     pub(crate) vips: Vec<Vip>,
+    pub(crate) ssl: Option<crate::model::ClusterSsl>,
     /// First words of the lines that were refused.
     pub(crate) refused: Vec<String>,
 }

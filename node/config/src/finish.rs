@@ -84,7 +84,14 @@ impl Parser<'_> {
             }
         }
         let data_dir = draft.data_dir.unwrap_or_default();
-        Cluster { name: draft.name, nodes: draft.nodes, data_dir, vips: draft.vips, pos: draft.pos }
+        Cluster {
+            name: draft.name,
+            nodes: draft.nodes,
+            data_dir,
+            vips: draft.vips,
+            ssl: draft.ssl,
+            pos: draft.pos,
+        }
     }
 
     /// Everything that names another proxy, a table or the cluster.

@@ -830,7 +830,22 @@ pub struct Cluster {
     pub data_dir: PathBuf,
     /// `vip` lines.
     pub vips: Vec<Vip>,
+    /// `ssl`: the nodes talk TLS with each other.
+    pub ssl: Option<ClusterSsl>,
     /// Where the section starts.
+    pub pos: Pos,
+}
+
+/// `ssl crt FILE [ca-file FILE] [verify required|none]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterSsl {
+    /// `crt`: certificate, chain and private key of this node, in PEM.
+    pub crt: PathBuf,
+    /// `ca-file`: who signs the certificates of the nodes. Always there with `verify required`.
+    pub ca_file: Option<PathBuf>,
+    /// `verify required`, the default: both sides show a certificate, and each checks the other's.
+    pub verify: bool,
+    /// Where it was declared.
     pub pos: Pos,
 }
 

@@ -187,6 +187,7 @@ fn open_cluster(parser: &mut Parser<'_>, words: &[Word]) -> Result<(), Fault> {
         nodes: Vec::new(),
         data_dir: None,
         vips: Vec::new(),
+        ssl: None,
         refused: Vec::new(),
     });
     parser.at = At::Cluster(parser.draft.clusters.len() - 1);

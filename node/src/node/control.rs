@@ -320,6 +320,9 @@ impl Node {
             return Err(format!("{} {e}", said.join("\n")));
         }
         logs.reload(&config.global);
+        if let (Some(running), Some(new)) = (self.cluster.as_ref().and_then(Cluster::tls), &loaded.tls) {
+            running.replace(new);
+        }
         self.plane.announce(&report.effects);
         let mut text = said.join("\n");
         let registry = self.api.context.authority.registry();
@@ -394,7 +397,14 @@ fn at_next_start(old: &Config, new: &Config) -> Vec<&'static str> {
     differs(o.ulimit_n != n.ulimit_n, "'ulimit-n'");
     differs(o.daemon != n.daemon, "'daemon'");
     differs(o.pidfile != n.pidfile, "'pidfile'");
-    differs(old.cluster != new.cluster, "the 'cluster' section");
+    let mut cluster = new.cluster.clone();
+    if let (Some(old), Some(new)) = (&old.cluster, &mut cluster)
+        && old.ssl.is_some() == new.ssl.is_some()
+    {
+        // Other certificates are taken at once.
+        new.ssl.clone_from(&old.ssl);
+    }
+    differs(old.cluster != cluster, "the 'cluster' section");
     kept
 }
 
@@ -466,5 +476,6 @@ pub(super) fn settings(config: &Config, node: &str, incarnation: u64) -> Option<
         nodes: nodes.collect(),
         data_dir: cluster.data_dir.clone(),
         incarnation,
+        tls: None,
     })
 }

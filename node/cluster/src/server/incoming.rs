@@ -1,11 +1,12 @@
-//! Connections to the cluster's port: accepted, counted, bounded.
+//! Connections to the cluster's port: accepted, counted, bounded, recognised.
 //!
 //! Anybody may connect to the port. So that strangers cannot take the descriptors that forwarding
 //! needs, nor the places of the nodes, connections are bounded in all and per address; one above the
-//! bound is closed at once. An error of `accept` (no descriptors left, say) is a pause, never the end
-//! of serving.
+//! bound is closed at once. Its first byte tells what a connection speaks ([`greet`]): TLS is taken
+//! on here, with a deadline, and beside accepting. An error of `accept` (no descriptors left, say) is a
+//! pause, never the end of serving.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -13,13 +14,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::{Stream, stream};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{Stream, StreamExt, stream};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::sleep;
-use tonic::transport::server::{Connected, TcpConnectInfo};
-use tracing::debug;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
+use tracing::{debug, info, warn};
+
+use crate::tls::{Tls, describe};
 
 /// Connections in all.
 const MAX: usize = 1024;
@@ -30,29 +37,161 @@ pub(super) const MAX_PER_ADDRESS: usize = 64;
 /// After an error of `accept`.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a connection may take until it has said what it speaks, TLS included.
+const GREET_WITHIN: Duration = Duration::from_secs(5);
+
+/// A connection that is refused may read the reason for so long.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Addresses whose problems are remembered, and problems of one address: each is told once.
+const STRANGERS: usize = 64;
+const REPORTED: usize = 8;
+
+/// First byte of a TLS record with a handshake; HTTP/2 begins with `P`.
+const TLS_HANDSHAKE: u8 = 0x16;
+
 /// How many connections each address has.
 type Counts = Arc<Mutex<HashMap<IpAddr, usize>>>;
 
 /// The connections that are let in.
-pub(super) fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Connection>> {
-    stream::unfold((listener, Counts::default()), async |(listener, counts)| {
+pub(super) fn incoming(
+    listener: TcpListener,
+    cluster: String,
+    tls: Option<Tls>,
+) -> impl Stream<Item = io::Result<Connection>> {
+    let counts = Counts::default();
+    let door =
+        Door { listener, counts, cluster, tls, greeted: FuturesUnordered::new(), told: BTreeMap::new() };
+    stream::unfold(door, async |mut door| {
+        let connection = door.next().await;
+        Some((Ok(connection), door))
+    })
+}
+
+type Greeting = Pin<Box<dyn Future<Output = (IpAddr, Result<Connection, Refused>)> + Send>>;
+
+struct Door {
+    listener: TcpListener,
+    counts: Counts,
+    cluster: String,
+    tls: Option<Tls>,
+    greeted: FuturesUnordered<Greeting>,
+    /// What was told of each address since it last did well.
+    told: BTreeMap<IpAddr, Vec<String>>,
+}
+
+/// Why a connection is not let in.
+enum Refused {
+    /// It ended, or said nothing: scanners and health checks do.
+    Silent,
+    /// In words that follow the address.
+    For(String),
+}
+
+impl Door {
+    async fn next(&mut self) -> Connection {
         loop {
-            let (stream, from) = match listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    debug!("accept on the cluster's port: {error}");
-                    sleep(PAUSE).await;
-                    continue;
-                }
-            };
-            // Without it a small answer waits for the acknowledgement of the one before.
-            if let Some(place) = Place::take(&counts, from.ip())
-                && stream.set_nodelay(true).is_ok()
-            {
-                return Some((Ok(Connection { stream, _place: place }), (listener, counts)));
+            tokio::select! {
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, from)) => self.accepted(stream, from.ip()),
+                    Err(error) => {
+                        debug!("accept on the cluster's port: {error}");
+                        sleep(PAUSE).await;
+                    }
+                },
+                Some((from, greeted)) = self.greeted.next(), if !self.greeted.is_empty() => match greeted {
+                    Ok(connection) => {
+                        self.did_well(from, &connection);
+                        return connection;
+                    }
+                    Err(Refused::For(why)) => self.tell(from, why),
+                    Err(Refused::Silent) => {}
+                },
             }
         }
-    })
+    }
+
+    fn accepted(&mut self, stream: TcpStream, from: IpAddr) {
+        // Without it a small answer waits for the acknowledgement of the one before.
+        if let Some(place) = Place::take(&self.counts, from)
+            && stream.set_nodelay(true).is_ok()
+        {
+            let tls = self.tls.clone();
+            self.greeted.push(Box::pin(async move {
+                let greeted = timeout(GREET_WITHIN, greet(stream, place, tls)).await;
+                (from, greeted.unwrap_or(Err(Refused::Silent)))
+            }));
+        }
+    }
+
+    fn did_well(&mut self, from: IpAddr, connection: &Connection) {
+        if connection.line.fits && self.told.remove(&from).is_some() {
+            info!("cluster {}: connections from {from} are accepted again", self.cluster);
+        }
+    }
+
+    fn tell(&mut self, from: IpAddr, why: String) {
+        if self.told.len() >= STRANGERS && !self.told.contains_key(&from) {
+            self.told.pop_first();
+        }
+        let told = self.told.entry(from).or_default();
+        if told.len() < REPORTED && !told.contains(&why) {
+            warn!("cluster {}: connection from {from} refused: {why}", self.cluster);
+            told.push(why);
+        }
+    }
+}
+
+/// Finds out what a connection speaks, by its first byte, and takes on TLS where it is wanted. Plain
+/// HTTP/2 where TLS is wanted is let in for [`Guard`](crate::identity::Guard) to refuse: only there it
+/// has said who it is, and gets an answer that helps.
+async fn greet(stream: TcpStream, place: Place, tls: Option<Tls>) -> Result<Connection, Refused> {
+    let mut first = [0];
+    if !matches!(stream.peek(&mut first).await, Ok(1)) {
+        return Err(Refused::Silent);
+    }
+    let (io, line) = match (first[0], tls) {
+        (TLS_HANDSHAKE, Some(tls)) => {
+            let stream = Box::new(take_on(stream, &tls).await?);
+            let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+            let certificate = shown.map(|c| Arc::new(c.clone().into_owned()));
+            (Io::Tls(stream), Line { fits: true, certificate })
+        }
+        (TLS_HANDSHAKE, None) => {
+            linger(stream).await;
+            let why = "it speaks TLS: 'ssl' is missing in the 'cluster' section here, or there too many";
+            return Err(Refused::For(why.to_owned()));
+        }
+        (_, tls) => (Io::Plain(stream), Line { fits: tls.is_none(), certificate: None }),
+    };
+    Ok(Connection { io, line, _place: place })
+}
+
+/// The TLS handshake.
+async fn take_on(stream: TcpStream, tls: &Tls) -> Result<TlsStream<TcpStream>, Refused> {
+    let refused = |error: &io::Error| match crate::tls::within(error) {
+        Some(_) => Refused::For(describe(error)),
+        None => Refused::Silent,
+    };
+    match TlsAcceptor::from(tls.server()).accept(stream).into_fallible().await {
+        Ok(stream) => Ok(stream),
+        Err((error, stream)) => {
+            linger(stream).await;
+            Err(refused(&error))
+        }
+    }
+}
+
+/// Ends a connection so that the other side reads what was sent last: closing while it still sends
+/// would take that away from it.
+async fn linger(mut stream: TcpStream) {
+    let read_to_end = async {
+        let mut rest = [0; 512];
+        stream.shutdown().await?;
+        while stream.read(&mut rest).await? > 0 {}
+        io::Result::Ok(())
+    };
+    let _ = timeout(LINGER, read_to_end).await;
 }
 
 /// One of the places for connections; given back when dropped.
@@ -88,37 +227,62 @@ impl Drop for Place {
     }
 }
 
+/// What a connection is, for those who judge the calls on it.
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    /// It speaks TLS where TLS is wanted.
+    pub(crate) fits: bool,
+    /// What the other side has shown.
+    pub(crate) certificate: Option<Arc<CertificateDer<'static>>>,
+}
+
 /// A connection with its place.
 pub(super) struct Connection {
-    stream: TcpStream,
+    io: Io,
+    line: Line,
     _place: Place,
 }
 
-impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+enum Io {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+/// Calls the same method on either.
+macro_rules! either {
+    ($self:ident, $method:ident $(, $arg:expr)*) => {
+        match &mut $self.get_mut().io {
+            Io::Plain(io) => Pin::new(io).$method($($arg),*),
+            Io::Tls(io) => Pin::new(io).$method($($arg),*),
+        }
+    };
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Line;
+
+    fn connect_info(&self) -> Line {
+        self.line.clone()
     }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+        either!(self, poll_read, cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+        either!(self, poll_write, cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        either!(self, poll_flush, cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        either!(self, poll_shutdown, cx)
     }
 
     fn poll_write_vectored(
@@ -126,33 +290,41 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+        either!(self, poll_write_vectored, cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        match &self.io {
+            Io::Plain(io) => io.is_write_vectored(),
+            Io::Tls(io) => io.is_write_vectored(),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use futures_util::StreamExt;
-
     use super::*;
+
+    /// A client that has said something.
+    async fn connect(addr: std::net::SocketAddr) -> TcpStream {
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        client.write_all(b"PRI").await.unwrap();
+        client
+    }
 
     #[tokio::test]
     async fn connections_of_one_address_are_bounded_and_places_come_back() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let mut incoming = std::pin::pin!(incoming(listener));
+        let mut incoming = std::pin::pin!(incoming(listener, "test".into(), None));
         let mut clients = Vec::new();
         let mut held = Vec::new();
         for _ in 0..MAX_PER_ADDRESS {
-            clients.push(TcpStream::connect(addr).await.unwrap());
+            clients.push(connect(addr).await);
             held.push(incoming.next().await.unwrap().unwrap());
         }
         // One too many: closed, not held.
-        let above = TcpStream::connect(addr).await.unwrap();
+        let above = connect(addr).await;
         let mut byte = [0];
         let closed = async {
             above.readable().await.unwrap();
@@ -163,7 +335,7 @@ mod tests {
             _ = incoming.next() => panic!("it was let in"),
         }
         held.pop();
-        clients.push(TcpStream::connect(addr).await.unwrap());
+        clients.push(connect(addr).await);
         assert!(incoming.next().await.unwrap().is_ok());
     }
 }

@@ -30,6 +30,7 @@ use tracing::{error, info, warn};
 
 use super::{arp, link};
 use crate::identity::Stamp;
+use crate::tls::{self, Tls};
 use crate::{Node, Settings};
 
 /// How to start the guardian: a program that calls [`main`].
@@ -100,7 +101,13 @@ const TELL_WITHIN: Duration = Duration::from_millis(500);
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
     /// First of all: who we are, and whom to tell.
-    Setup { cluster: String, node: String, incarnation: u64, nodes: Vec<(String, String, bool)> },
+    Setup {
+        cluster: String,
+        node: String,
+        incarnation: u64,
+        nodes: Vec<(String, String, bool)>,
+        tls: Option<tls::Files>,
+    },
     /// The worker holds this; descriptors, if any come along, replace those before.
     Hold(Hold),
     /// The worker has let go by itself.
@@ -144,6 +151,8 @@ struct State {
     running: Option<(Child, UnixStream)>,
     holds: BTreeMap<String, (Hold, Vec<OwnedFd>)>,
     started_before: bool,
+    /// The certificates that the running one was told of.
+    told_tls: u64,
     closed: bool,
 }
 
@@ -167,7 +176,16 @@ impl Guardian {
         if let Some(fds) = fds {
             entry.1 = fds;
         }
+        let tls = self.settings.tls.as_ref().map_or(0, Tls::version);
         let fresh = state.running.is_none();
+        if !fresh && state.told_tls != tls {
+            state.told_tls = tls;
+            if self.tell_all(&state).is_err() {
+                self.end(&mut state);
+            }
+            return self.ensure(&mut state);
+        }
+        state.told_tls = tls;
         self.ensure(&mut state)?;
         if fresh {
             // Starting it has told it everything.
@@ -243,8 +261,13 @@ impl Guardian {
         let Some((_, stream)) = &state.running else { return Ok(()) };
         let s = &self.settings;
         let nodes = s.nodes.iter().map(|n| (n.name.clone(), n.addr.clone(), n.witness)).collect();
-        let setup =
-            Order::Setup { cluster: s.name.clone(), node: s.node.clone(), incarnation: s.incarnation, nodes };
+        let setup = Order::Setup {
+            cluster: s.name.clone(),
+            node: s.node.clone(),
+            incarnation: s.incarnation,
+            nodes,
+            tls: s.tls.as_ref().and_then(small_files),
+        };
         send(stream, &setup, &[])?;
         for (hold, _) in state.holds.values() {
             self.tell(state, hold, true)?;
@@ -268,6 +291,17 @@ impl Guardian {
             drop(stream);
         }
     }
+}
+
+/// The certificates, unless they are too many for a message: then the guardian fences, but tells nobody,
+/// and a takeover waits for the lease to end.
+fn small_files(tls: &Tls) -> Option<tls::Files> {
+    let files = tls.files();
+    let small = files.crt.len() + files.ca.as_ref().map_or(0, Vec::len) <= MESSAGE / 2;
+    if !small {
+        warn!("'crt' and 'ca-file' are too long for the guardian: it will not tell peers of a dead worker");
+    }
+    small.then_some(files)
 }
 
 fn send(stream: &UnixStream, order: &Order, fds: &[OwnedFd]) -> Result<(), String> {
@@ -345,11 +379,18 @@ impl Watch {
 
     fn take(&mut self, order: Order, fds: Vec<OwnedFd>) {
         match order {
-            Order::Setup { cluster, node, incarnation, nodes } => {
+            Order::Setup { cluster, node, incarnation, nodes, tls } => {
                 let nodes = nodes.into_iter().map(|(name, addr, witness)| Node { name, addr, witness });
                 self.settings.nodes = nodes.collect();
                 (self.settings.name, self.settings.node) = (cluster, node);
                 self.settings.incarnation = incarnation;
+                self.settings.tls = tls.and_then(|files| match Tls::new(files) {
+                    Ok(tls) => Some(tls),
+                    Err(why) => {
+                        error!("guardian: peers cannot be told: {why}");
+                        None
+                    }
+                });
             }
             Order::Hold(hold) => {
                 let held = self.holds.entry(hold.vip.clone()).or_insert_with(|| Held {
@@ -447,7 +488,7 @@ async fn tell_peers(settings: &Settings, request: pb::ReleasedRequest) {
             let told = tokio::time::timeout(TELL_WITHIN, async {
                 let stamp = Stamp::new(&settings, &name)?;
                 let endpoint = link::endpoint(&settings, &name, Timing::default())?;
-                let channel = endpoint.connect().await.map_err(|e| e.to_string())?;
+                let channel = tls::connect(&settings, &name, &endpoint).await.map_err(|e| e.to_string())?;
                 let mut client = LeaseClient::with_interceptor(channel, stamp);
                 client.released(request).await.map_err(|e| e.message().to_owned())
             });

@@ -22,8 +22,8 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, warn};
 
 use super::core::{Shared, thread};
-use crate::Settings;
 use crate::identity::{Caller, Stamp};
+use crate::{Settings, tls};
 
 /// Messages waiting for a peer; more are lost, as the protocol allows.
 const QUEUE: usize = 256;
@@ -92,7 +92,8 @@ async fn talk(shared: &Arc<Shared>, peer: NodeId, told: &mut String) -> Result<(
     let endpoint = endpoint(&shared.settings, name, shared.timing).map_err(Ended::Misfit)?;
     let stamp = Stamp::new(&shared.settings, name).map_err(Ended::Misfit)?;
     let patience = silence(shared.timing);
-    let channel = timeout(patience, endpoint.connect()).await.map_err(|e| gone(&e))?.map_err(|e| gone(&e))?;
+    let connecting = tls::connect(&shared.settings, name, &endpoint);
+    let channel = timeout(patience, connecting).await.map_err(|e| gone(&e))?.map_err(|e| gone(&e))?;
     let (queue, messages) = mpsc::channel(QUEUE);
     let link = Registered { shared, peer, id: shared.link_up(peer, true, queue) };
     let mut client = LeaseClient::with_interceptor(channel, stamp);

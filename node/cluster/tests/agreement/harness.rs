@@ -88,6 +88,7 @@ impl Nodes {
             nodes: nodes.clone(),
             data_dir: dir.path().to_owned(),
             incarnation: 0,
+            tls: None,
         });
         Nodes { settings: settings.collect(), all: nodes, dirs, running: (0..count).map(|_| None).collect() }
     }

@@ -6,7 +6,7 @@ use super::bind;
 use crate::keyword::{Arity, CLUSTER, Keyword};
 use crate::known;
 use crate::line::{Args, Fault};
-use crate::model::{Announce, ClusterNode, Vip};
+use crate::model::{Announce, ClusterNode, ClusterSsl, Vip};
 use crate::parser::Parser;
 use crate::value;
 
@@ -37,11 +37,11 @@ pub(crate) const KEYWORDS: &[Keyword] = &[
     ),
     Keyword::new(
         "ssl",
-        "crt <file> ca-file <file>",
+        "crt <file> ca-file <file> [verify required|none]",
         CLUSTER,
-        Arity::AtLeast(0),
-        "Encryption between nodes.",
-        |_, a| Err(a.fault(usize::MAX, known::unsupported("'ssl' between the nodes of a cluster"))),
+        Arity::AtLeast(1),
+        "Mutual TLS between the nodes.",
+        ssl,
     ),
 ];
 
@@ -85,6 +85,62 @@ fn node(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
     };
     let pos = parser.pos();
     parser.cluster().nodes.push(ClusterNode { name, addr: addr.to_owned(), witness, pos });
+    Ok(())
+}
+
+const SSL_OPTIONS: [&str; 3] = ["crt", "ca-file", "verify"];
+
+fn ssl(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
+    if let Some(other) = parser.cluster().ssl.as_ref().map(|ssl| ssl.pos) {
+        let place = parser.place(other);
+        return Err(args.fault(usize::MAX, format!("'ssl' is given already at {place}")));
+    }
+    let (mut crt, mut ca_file, mut verify) = (None, None, None);
+    for next in (0..args.words.len()).step_by(2) {
+        let (word, argument) = (args.text(next), args.text(next + 1));
+        if !SSL_OPTIONS.contains(&word) {
+            let fault = args.named(next, format!(": unknown argument '{word}'"));
+            return Err(match known::nearest(word, SSL_OPTIONS) {
+                Some(near) => fault.hint(known::did_you_mean(near)),
+                None => fault.hint(format!("expects {}", crate::parser::one_of(&SSL_OPTIONS))),
+            });
+        }
+        if argument.is_empty() {
+            return Err(args.named(next, format!(": missing argument after '{word}'")));
+        }
+        let twice = match word {
+            "crt" => crt.replace(PathBuf::from(argument)).is_some(),
+            "ca-file" if argument.starts_with('@') => {
+                return Err(args.fault(next + 1, known::unsupported(&format!("'ca-file {argument}'"))));
+            }
+            "ca-file" => ca_file.replace(PathBuf::from(argument)).is_some(),
+            _ => {
+                let required = match argument {
+                    "required" => true,
+                    "none" => false,
+                    other => {
+                        let fault = args.named(next + 1, format!(": unknown argument '{other}' of 'verify'"));
+                        return Err(fault.hint("expects 'required' or 'none'"));
+                    }
+                };
+                verify.replace(required).is_some()
+            }
+        };
+        if twice {
+            return Err(args.named(next, format!(": '{word}' is given twice")));
+        }
+    }
+    let verify = verify.unwrap_or(true);
+    let Some(crt) = crt else {
+        let fault = args.fault(usize::MAX, "'ssl' : needs 'crt <file>'".to_owned());
+        return Err(fault.hint("a PEM file with this node's certificate and private key"));
+    };
+    if verify && ca_file.is_none() {
+        let fault = args.fault(usize::MAX, "'ssl' : needs 'ca-file <file>' to verify peers".to_owned());
+        return Err(fault.hint("or 'verify none', which encrypts and lets anybody take a node's place"));
+    }
+    let pos = parser.pos();
+    parser.cluster().ssl = Some(ClusterSsl { crt, ca_file, verify, pos });
     Ok(())
 }
 

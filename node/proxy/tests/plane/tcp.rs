@@ -262,6 +262,7 @@ fn a_gated_address_is_listened_on_only_while_the_gate_is_open() {
             prefer: None,
             pos: Pos::default(),
         }],
+        ssl: None,
         pos: Pos::default(),
     });
     let _ = plane.state.load(config, phalanx_engine::time::Now::default());
