@@ -5,6 +5,7 @@
 
 pub mod backend;
 pub mod balance;
+pub mod chunked;
 pub mod cookie;
 pub mod counters;
 pub mod end;
@@ -15,6 +16,7 @@ pub mod hash;
 pub mod health;
 pub mod lease;
 pub mod log;
+pub mod pattern;
 pub mod plan;
 pub mod queue;
 pub mod registry;

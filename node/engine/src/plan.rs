@@ -11,6 +11,7 @@ use phalanx_config::model::{self, Config};
 
 use crate::backend::Backend;
 use crate::frontend::Frontend;
+use crate::pattern::{self, Matcher, PatternSet};
 use crate::stick::{Table, Tables};
 
 /// A configuration, resolved.
@@ -22,6 +23,8 @@ pub struct Plan {
     pub config: Arc<Config>,
     /// Its proxies, in its order.
     pub proxies: Vec<ProxyPlan>,
+    /// What ACLs and maps look into, as in [`Config::patterns`].
+    pub patterns: Vec<Arc<PatternSet>>,
     by_name: HashMap<String, usize>,
 }
 
@@ -97,7 +100,12 @@ impl ProxyPlan {
 }
 
 impl Plan {
-    pub(crate) fn new(epoch: u64, config: Arc<Config>, mut proxies: Vec<ProxyPlan>) -> Plan {
+    pub(crate) fn new(
+        epoch: u64,
+        config: Arc<Config>,
+        mut proxies: Vec<ProxyPlan>,
+        patterns: Vec<Arc<PatternSet>>,
+    ) -> Plan {
         let by_name: HashMap<String, usize> =
             proxies.iter().enumerate().map(|(index, p)| (p.config.name.clone(), index)).collect();
         for (index, proxy) in proxies.iter_mut().enumerate() {
@@ -107,7 +115,7 @@ impl Plan {
                 None => proxy.backend.is_some().then_some(index),
             };
         }
-        Plan { epoch, config, proxies, by_name }
+        Plan { epoch, config, proxies, patterns, by_name }
     }
 
     /// Index of the proxy of this name.
@@ -118,6 +126,11 @@ impl Plan {
     /// The proxy of this name.
     pub fn proxy(&self, name: &str) -> Option<&ProxyPlan> {
         self.index(name).map(|index| &self.proxies[index])
+    }
+
+    /// What an ACL or a map looks into; to be asked for once.
+    pub fn matcher(&self, usage: &model::PatternUse) -> Option<Arc<Matcher>> {
+        pattern::matcher(&self.patterns, usage)
     }
 
     /// The backend (or back side of a `listen`) of this name.

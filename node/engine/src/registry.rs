@@ -20,9 +20,11 @@ use phalanx_config::model;
 pub use self::command::{
     Admin, Base, Change, Command, CommandId, Force, Origin, Rebased, Reply, Request, Target, Weight,
 };
+use self::patterns::Patterns;
 use self::replies::Replies;
 
 mod command;
+pub mod patterns;
 mod replies;
 
 /// Servers that may be added at run time over all backends: a bound on what the log can make a node
@@ -90,6 +92,7 @@ pub struct Registry {
     revision: u64,
     backends: BTreeMap<String, Backend>,
     replies: Replies,
+    patterns: Patterns,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,6 +180,7 @@ impl Registry {
             Command::DelServer { target } => self.del_server(target),
             Command::SetServer { target, change } => self.set_server(target, *change),
             Command::Rebase { servers } => self.rebase(servers),
+            Command::Patterns(command) => self.patterns.apply(command),
         };
         debug_assert!(self.consistent(), "after {command:?}: {self:?}");
         reply
@@ -218,6 +222,11 @@ impl Registry {
             check_port: current(&o.check_port, base.check_port),
             forced: o.forced,
         }
+    }
+
+    /// What commands have changed of maps and ACLs.
+    pub fn patterns(&self) -> &Patterns {
+        &self.patterns
     }
 
     /// The command that tells the cluster which configured values a reload changed; `None` when it

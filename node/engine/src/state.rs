@@ -17,6 +17,7 @@ use phalanx_config::model::{self, Config};
 use crate::backend::{Backend, Effects};
 use crate::counters::{Counters, Padded};
 use crate::frontend::{Frontend, Status};
+use crate::pattern::Sets;
 use crate::plan::{Plan, ProxyPlan};
 use crate::registry::{Added, Registry};
 use crate::stick::Tables;
@@ -130,6 +131,7 @@ pub struct State {
     process: Arc<Process>,
     sessions: Sessions,
     tables: Arc<Tables>,
+    patterns: Sets,
     /// What runtime commands have changed, as of the last [`State::reconcile`]. Its lock serialises
     /// reloads and reconciliations.
     registry: Mutex<Registry>,
@@ -150,7 +152,9 @@ impl State {
             captured: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
         };
-        let build = Build { setup: &setup, tables: &tables, registry: &Registry::new(), now };
+        let patterns = Sets::new(setup.seed);
+        let build =
+            Build { setup: &setup, tables: &tables, patterns: &patterns, registry: &Registry::new(), now };
         let (plan, _) = build.plan(&config, None);
         Arc::new(State {
             epoch: AtomicU64::new(plan.epoch),
@@ -159,6 +163,7 @@ impl State {
             sessions: Sessions::new(setup.workers),
             setup,
             tables,
+            patterns,
             registry: Mutex::default(),
         })
     }
@@ -225,7 +230,13 @@ impl State {
             self.process.set_maxconn(config.global.maxconn.unwrap_or(self.setup.default_maxconn));
         }
         self.tables.configure(&config, now);
-        let build = Build { setup: &self.setup, tables: &self.tables, registry: &registry, now };
+        let build = Build {
+            setup: &self.setup,
+            tables: &self.tables,
+            patterns: &self.patterns,
+            registry: &registry,
+            now,
+        };
         let (plan, report) = build.plan(&config, Some(&old));
         let epoch = plan.epoch;
         self.plan.store(Arc::new(plan));
@@ -240,6 +251,7 @@ impl State {
     pub fn reconcile(&self, registry: &Registry, now: Now) -> Vec<(Arc<Backend>, Effects)> {
         let mut held = self.registry.lock();
         held.clone_from(registry);
+        self.patterns.follow(registry.patterns());
         let plan = self.plan.load_full();
         let backends = plan.proxies.iter().filter_map(|p| p.backend.as_ref());
         backends
@@ -278,6 +290,7 @@ impl State {
 struct Build<'a> {
     setup: &'a Setup,
     tables: &'a Tables,
+    patterns: &'a Sets,
     registry: &'a Registry,
     now: Now,
 }
@@ -285,6 +298,7 @@ struct Build<'a> {
 impl Build<'_> {
     fn plan(&self, config: &Arc<Config>, old: Option<&Plan>) -> (Plan, LoadReport) {
         let mut report = LoadReport::default();
+        let patterns = self.patterns.load(&config.patterns, self.registry.patterns());
         let mut proxies = Vec::with_capacity(config.proxies.len());
         for section in &config.proxies {
             let before = old.and_then(|plan| plan.proxy(&section.name));
@@ -296,7 +310,7 @@ impl Build<'_> {
                 section.kind.is_backend().then(|| self.backend(config, section, before, &mut report));
             proxies.push(ProxyPlan::new(section.clone(), frontend, backend, self.tables));
         }
-        let plan = Plan::new(old.map_or(1, |o| o.epoch + 1), config.clone(), proxies);
+        let plan = Plan::new(old.map_or(1, |o| o.epoch + 1), config.clone(), proxies, patterns);
         for gone in old.iter().flat_map(|o| &o.proxies).filter(|p| plan.index(&p.config.name).is_none()) {
             report.removed.push(gone.config.name.clone());
             if let Some(frontend) = &gone.frontend {

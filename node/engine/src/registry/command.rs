@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use phalanx_config::model;
 
+use super::patterns::PatternCommand;
+
 /// A command as it stands in the log: with the identity that makes it apply once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
@@ -70,6 +72,8 @@ pub enum Command {
         /// The servers that it changed.
         servers: Vec<Rebased>,
     },
+    /// `add map`, `del acl`, … and what a reload changed of their files.
+    Patterns(PatternCommand),
 }
 
 /// A server as the node that takes a command knows it.
