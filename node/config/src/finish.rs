@@ -108,10 +108,12 @@ impl Parser<'_> {
                 self.check_table(drafts, tables, draft, &rule.value.table, rule.pos, "stick");
                 self.check_fetch(draft, &rule.value.expr, rule.pos, "stick");
                 // What the rule stores must have room, as HAProxy gives it.
-                if let Some((_, table)) = tables.iter_mut().find(|(name, _)| *name == rule.value.table)
-                    && !table.store.contains(&DataType::ServerId)
-                {
-                    table.store.push(DataType::ServerId);
+                if let Some((_, table)) = tables.iter_mut().find(|(name, _)| *name == rule.value.table) {
+                    for data in [DataType::ServerId, DataType::ServerKey] {
+                        if !table.store.contains(&data) {
+                            table.store.push(data);
+                        }
+                    }
                 }
             }
             let rule_sets = [
@@ -128,6 +130,7 @@ impl Parser<'_> {
                 }
             }
             let Some(table) = &draft.stick_table else { continue };
+            self.check_write_to(tables, draft, table);
             if let Some(peers) = &table.peers
                 && cluster.is_none_or(|cluster| cluster.name != *peers)
             {
@@ -217,6 +220,21 @@ impl Parser<'_> {
         };
         let message = format!("Proxy '{}': '{what}' rule : unable to find stick-table '{table}'", draft.name);
         self.alert_at(pos, message, hint);
+    }
+
+    /// `write-to` names another table with the same keys.
+    fn check_write_to(&mut self, tables: &[(String, StickTable)], draft: &ProxyDraft, table: &StickTable) {
+        let Some(target) = &table.write_to else { return };
+        let name = &draft.name;
+        let fault = match tables.iter().find(|(other, _)| other == target) {
+            None => format!("unable to find stick-table '{target}'"),
+            Some((other, _)) if other == name => "a table cannot be written to itself".to_owned(),
+            Some((_, other)) if other.key != table.key => {
+                format!("stick-table '{target}' does not have the same key type and length")
+            }
+            Some(_) => return,
+        };
+        self.alert_at(table.pos, format!("Proxy '{name}': stick-table: 'write-to' : {fault}"), None);
     }
 
     fn check_fetch(&mut self, draft: &ProxyDraft, expr: &Expr, pos: Pos, what: &str) {

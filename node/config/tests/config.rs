@@ -175,7 +175,10 @@ fn a_cluster_with_everything() {
     assert_eq!((table.size, table.peers.as_deref()), (1 << 20, Some("prod")));
     let period = Duration::from_secs(10);
     // `stick on` needs the server's id, so that it is stored without being asked for.
-    assert_eq!(table.store, [DataType::HttpReqRate(period), DataType::Gpc0, DataType::ServerId]);
+    assert_eq!(
+        table.store,
+        [DataType::HttpReqRate(period), DataType::Gpc0, DataType::ServerId, DataType::ServerKey]
+    );
     assert_eq!(app.stick_rules[0].table, "app");
     let fe = proxy(&config, "fe");
     assert_eq!(fe.tcp_connection_rules[0].table, "counts");
@@ -311,7 +314,10 @@ fn defaults_can_be_undone() {
     let backups: Vec<bool> = proxy(&config, "on").servers.iter().map(|s| s.options.backup).collect();
     assert_eq!(backups, [false, true]);
     let table = proxy(&config, "by_source").stick_table.as_ref().unwrap();
-    assert_eq!((table.key, &table.store[..], table.expire), (KeyType::Ipv6, &[DataType::ServerId][..], None));
+    assert_eq!(
+        (table.key, &table.store[..], table.expire),
+        (KeyType::Ipv6, &[DataType::ServerId, DataType::ServerKey][..], None)
+    );
     let kinds: Vec<StickKind> =
         proxy(&config, "by_source").stick_rules.iter().map(|rule| rule.kind).collect();
     assert_eq!(kinds, [StickKind::Match, StickKind::StoreRequest]);

@@ -11,7 +11,7 @@ mod reconcile;
 mod tests;
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::AtomicU64;
@@ -20,13 +20,14 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
-use phalanx_config::model;
+use phalanx_config::model::{self, ServerKey};
 
 use crate::balance::{self, Farm, Input, Pick, Shared};
 use crate::counters::{Counters, Padded, Worker, bump};
 use crate::frontend::CapturedError;
 use crate::queue::{Ahead, Enqueued, Queues};
 use crate::server::{Server, Start};
+use crate::stick::Stuck;
 use crate::time::Now;
 
 pub use self::control::{AdminChange, ControlError, Effects, HealthChange, Notice};
@@ -161,6 +162,22 @@ impl Backend {
     /// The server of this id: what a stick entry holds.
     pub fn server_by_id(&self, id: u32) -> Option<Arc<Server>> {
         self.servers().iter().find(|s| s.id() == id).cloned()
+    }
+
+    /// The server that a stick table names: by name or address if one of these is here, else by id.
+    pub fn stuck_server(&self, stuck: &Stuck, by: ServerKey) -> Option<Arc<Server>> {
+        let named = stuck.key.as_deref().and_then(|key| {
+            let servers = self.servers();
+            let address = || key.parse::<SocketAddr>().ok();
+            match by {
+                ServerKey::Name => servers.iter().find(|s| **s.name() == *key).cloned(),
+                ServerKey::Address => {
+                    let address = address()?;
+                    servers.iter().find(|s| s.addr() == address).cloned()
+                }
+            }
+        });
+        named.or_else(|| self.server_by_id(stuck.id).filter(|_| stuck.id != 0))
     }
 
     /// The server of this cookie value.

@@ -262,7 +262,7 @@ impl Peer {
             self.received.clear();
         }
         let origins = self.tables.origins();
-        let origin = origins.intern(&hello.node, hello.incarnation, hello.clock, now.ms() as u32);
+        let origin = origins.intern(&hello.node, hello.incarnation, hello.clock, now.ms());
         session.origins = vec![origin.filter(|&o| o != SELF)];
         session.greeted = true;
         if hello.of == self.tables.incarnation() {
@@ -280,6 +280,7 @@ impl Peer {
         let Some(origin) = self.tables.origins().get(origin) else { return 0 };
         let ours = now.ms() as u32;
         origin.observe(clock, ours, fresh);
+        origin.hear(now.ms());
         let late = origin.clock(ours).wrapping_sub(clock) as i32;
         late.max(0) as u64
     }
@@ -362,7 +363,7 @@ impl Peer {
         if id == SELF || node.len() > MAX_NAME {
             return Err(Error::Protocol("an origin out of bounds"));
         }
-        let origin = self.tables.origins().intern(node, incarnation, clock, now.ms() as u32);
+        let origin = self.tables.origins().intern(node, incarnation, clock, now.ms());
         let id = usize::from(id);
         if session.origins.len() <= id {
             session.origins.resize(id + 1, None);

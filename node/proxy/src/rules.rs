@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use phalanx_config::{Expr, StickKind};
+use phalanx_config::{Expr, ServerKey, StickKind};
+use phalanx_engine::backend::Backend;
 use phalanx_engine::plan::{Stick, Track};
 use phalanx_engine::sample::{Context, Value, evaluate};
-use phalanx_engine::stick::{Input, Key, Scratch, Table, Tracked};
+use phalanx_engine::server::Server;
+use phalanx_engine::stick::{Data, Input, Key, Scratch, Table, Tracked};
 use phalanx_engine::time::Now;
 
 /// The `sc0`..`sc2` of a session or request.
@@ -13,24 +15,34 @@ use phalanx_engine::time::Now;
 pub(crate) struct Counters([Option<Tracked>; 3]);
 
 /// The server that the first rule with a usable entry leads to.
-pub(crate) fn stick_match<T>(
+pub(crate) fn stick_match(
     rules: &[Stick],
     at: &Context<'_>,
     now: Now,
-    mut usable: impl FnMut(u32) -> Option<T>,
-) -> Option<T> {
+    backend: &Backend,
+    persist: bool,
+) -> Option<Arc<Server>> {
     rules.iter().filter(|s| s.rule.kind != StickKind::StoreRequest).find_map(|s| {
-        let id = with_key(&s.rule.expr, at, &s.table, |key| s.table.server_id(key, now))??;
-        usable(id)
+        let stuck = with_key(&s.rule.expr, at, &s.table, |key| s.table.stuck(key, now))??;
+        let server = backend.stuck_server(&stuck, s.table.server_key_is())?;
+        (server.accepts_persistent() || persist).then_some(server)
     })
 }
 
 /// Stores the server that was reached, once per table.
-pub(crate) fn stick_store(rules: &[Stick], at: &Context<'_>, server: u32, now: Now) {
+pub(crate) fn stick_store(rules: &[Stick], at: &Context<'_>, server: &Server, now: Now) {
     for (i, s) in rules.iter().enumerate().filter(|(_, s)| s.rule.kind != StickKind::Match) {
         let same = |o: &Stick| o.rule.kind != StickKind::Match && Arc::ptr_eq(&o.table, &s.table);
-        if !rules[..i].iter().any(same) {
-            with_key(&s.rule.expr, at, &s.table, |key| s.table.set_server_id(key, server, now));
+        if rules[..i].iter().any(same) {
+            continue;
+        }
+        let stick = |text: &str| {
+            with_key(&s.rule.expr, at, &s.table, |key| s.table.stick(key, server.id(), text, now));
+        };
+        match s.table.server_key_is() {
+            _ if !s.table.stores(Data::SERVER_KEY) => stick(""),
+            ServerKey::Name => stick(server.name()),
+            ServerKey::Address => stick(&server.addr().to_string()),
         }
     }
 }

@@ -70,9 +70,8 @@ async fn forward(
     let config = &back.config;
     let at = Context { src: front.src, dst: front.dst, request: None };
     if !back.stick_rules.is_empty() {
-        dispatch.directed = rules::stick_match(&back.stick_rules, &at, session.accepted, |id| {
-            backend.server_by_id(id).filter(|s| s.accepts_persistent() || config.persist)
-        });
+        dispatch.directed =
+            rules::stick_match(&back.stick_rules, &at, session.accepted, backend, config.persist);
     }
     let towards = Towards { worker, session: session.entry.session(), backend, config, reuse: false };
     // Boxed: forwarding, which may take hours, does not carry the state of connecting.
@@ -83,7 +82,7 @@ async fn forward(
     if let Some(server) = dispatch.server.clone() {
         server.counters().count_session(worker.id, worker.now());
         if !server.options().non_stick {
-            rules::stick_store(&back.stick_rules, &at, server.id(), worker.now());
+            rules::stick_store(&back.stick_rules, &at, &server, worker.now());
         }
         session.entry.session().note(Some(backend.name()), Some(&server), sessions::Phase::Data);
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use phalanx_config::{KeyType, Level};
-use phalanx_engine::stick::{self, Cleared, Input, Key, Row, Scratch, SetError, Table};
+use phalanx_engine::stick::{self, Cleared, Data, Input, Key, Kind, Row, Scratch, SetError, Table};
 
 use super::keyword::{Answer, Call, Keyword, Run};
 
@@ -107,10 +107,11 @@ fn entry(table: &Table, row: &Row<'_>, out: &mut String) {
     let exp = row.exp.map_or(0, |exp| exp.as_millis());
     let _ = write!(out, "{:#x}: key={} use={} exp={exp} shard=0", row.ptr, Shown(&row.key), row.uses);
     for (column, value) in table.layout().columns().iter().zip(row.values) {
-        if column.period > 0 {
-            let _ = write!(out, " {}({})={value}", column.of.name, column.period);
+        if column.of.kind == Kind::Text {
+            let text = table.text(*value);
+            let _ = write!(out, " {column}={}", text.as_deref().unwrap_or("-"));
         } else {
-            let _ = write!(out, " {}={value}", column.of.name);
+            let _ = write!(out, " {column}={value}");
         }
     }
     out.push('\n');
@@ -176,11 +177,9 @@ impl<'a> Selection<'a> {
             if index >= MAX_FILTERS {
                 return Err(Answer::error(format!("At most {MAX_FILTERS} filters are supported.")));
             }
-            if stick::by_name(name).is_none() {
-                return Err(fault("Unknown data type"));
-            }
-            let column =
-                table.layout().find(name).ok_or_else(|| fault("Data type not stored in this table"))?;
+            let data = data(name).ok_or_else(|| fault("Unknown data type"))?;
+            let column = table.layout().find_exactly(data);
+            let column = column.ok_or_else(|| fault("Data type not stored in this table"))?;
             let operator: fn(&u64, &u64) -> bool = match words.get(1).map(String::as_str) {
                 Some("eq") => u64::eq,
                 Some("ne") => u64::ne,
@@ -202,17 +201,33 @@ impl<'a> Selection<'a> {
     }
 }
 
+/// `gpc0`, or `gpt[1]`, an element of an array.
+fn data(name: &str) -> Option<Data> {
+    match name.strip_suffix(']').and_then(|n| n.split_once('[')) {
+        None => Data::named(name, 0),
+        Some((name, index)) => {
+            let array = stick::by_name(name)?.array;
+            Data::named(name, index.parse().ok()?).filter(|_| array)
+        }
+    }
+}
+
 /// A key of the table's type from the word that names it.
 fn key<'a>(table: &Table, text: &'a str, scratch: &'a mut Scratch) -> Option<Key<'a>> {
     let input = match table.key_type() {
         KeyType::Ip | KeyType::Ipv6 => Input::Ip(text.parse().ok()?),
         KeyType::Integer => Input::Int(text.parse().ok()?),
         KeyType::String(_) => Input::Bytes(text.as_bytes()),
+        // As in HAProxy, such a key can't be given as a word.
+        KeyType::Binary(_) => return None,
     };
     table.key(input, scratch)
 }
 
 fn invalid_key(table: &Table) -> Answer {
+    if matches!(table.key_type(), KeyType::Binary(_)) {
+        return Answer::error("Keys of tables of type 'binary' cannot be given by name.");
+    }
     Answer::error(format!("Invalid key value, the table's keys are of type '{}'.", table.type_name()))
 }
 
@@ -231,21 +246,20 @@ fn set(call: &Call<'_>) -> Answer {
     }
     let mut scratch = Scratch::default();
     let Some(key) = key(&table, call.arg(2), &mut scratch) else { return invalid_key(&table) };
-    let mut data = Vec::new();
+    let mut wishes = Vec::new();
     for pair in call.args[3..].chunks(2) {
         let Some(name) = pair[0].strip_prefix("data.") else {
             return Answer::error("\"data.<type>\" followed by a value expected");
         };
-        let Some(of) = stick::by_name(name) else { return Answer::error("Unknown data type") };
-        if table.layout().find(name).is_none() {
+        let Some(data) = data(name) else { return Answer::error("Unknown data type") };
+        let Some(column) = table.layout().find_exactly(data).map(|at| table.layout().columns()[at]) else {
             return Answer::error("Data type not stored in this table");
-        }
-        let Some(value) = pair.get(1).and_then(|v| v.parse::<u32>().ok()) else {
-            return Answer::error("Require a valid integer value to store");
         };
-        data.push((of.name, u64::from(value)));
+        let value = pair.get(1).and_then(|v| v.parse::<u64>().ok()).filter(|&v| column.holds(v));
+        let Some(value) = value else { return Answer::error("Require a valid integer value to store") };
+        wishes.push((data, value));
     }
-    match table.set(&key, &data, call.now) {
+    match table.set(&key, &wishes, call.now) {
         Ok(()) => Answer::done(),
         Err(SetError::NotStored(_)) => Answer::error("Data type not stored in this table"),
         Err(SetError::Full) => Answer::error("Unable to allocate a new entry"),

@@ -25,12 +25,9 @@ fn spec() -> Spec {
         DataType::HttpReqRate(Duration::from_secs(60)),
     ];
     Spec {
-        key: KeyType::String(32),
-        size: 10_000,
         expire: Some(Duration::from_secs(600)),
-        nopurge: false,
         shared: true,
-        store,
+        ..Spec::new(KeyType::String(32), 10_000, &store)
     }
 }
 

@@ -134,6 +134,7 @@ pub(crate) fn key_code(key: KeyType) -> (u32, u32) {
         KeyType::Ip => (4, 4),
         KeyType::Ipv6 => (5, 16),
         KeyType::String(len) => (6, u32::try_from(len).unwrap_or(u32::MAX)),
+        KeyType::Binary(len) => (7, u32::try_from(len).unwrap_or(u32::MAX)),
     }
 }
 
@@ -144,6 +145,7 @@ pub(crate) fn key_type(code: u32, len: u32) -> Option<KeyType> {
         4 => Some(KeyType::Ip),
         5 => Some(KeyType::Ipv6),
         6 => Some(KeyType::String(len as usize)),
+        7 => Some(KeyType::Binary(len as usize)),
         _ => None,
     }
 }

@@ -46,7 +46,7 @@ impl World {
         let mut rng = SmallRng::seed_from_u64(seed);
         let store =
             vec![DataType::HttpReqCnt, DataType::HttpReqRate(Duration::from_secs(2)), DataType::ServerId];
-        let spec = Spec { key: KeyType::Integer, size: 1000, expire, nopurge: false, shared: true, store };
+        let spec = Spec { expire, shared: true, ..Spec::new(KeyType::Integer, 1000, &store) };
         let count = rng.random_range(3..=4);
         let delay = *[0, 1, 5, 40].get(rng.random_range(0..4usize)).unwrap();
         let mut world = World {

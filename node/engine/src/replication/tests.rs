@@ -11,12 +11,9 @@ fn at(ms: u64) -> Now {
 
 fn node(name: &str) -> Arc<Tables> {
     let spec = Spec {
-        key: KeyType::Integer,
-        size: 200_000,
         expire: Some(Duration::from_secs(10)),
-        nopurge: false,
         shared: true,
-        store: vec![DataType::Gpc0],
+        ..Spec::new(KeyType::Integer, 200_000, &[DataType::Gpc0])
     };
     let tables = Tables::new(name, 1, 1);
     tables.apply(&BTreeMap::from([("t".to_string(), spec)]), at(0));
@@ -131,14 +128,7 @@ fn another_version_and_another_node_are_refused() {
 fn a_table_that_only_one_has_is_warned_about_once() {
     let [(a, mut of_a), (_b, mut of_b)] = pair(at(1));
     let mut specs = BTreeMap::new();
-    let spec = Spec {
-        key: KeyType::Ip,
-        size: 10,
-        expire: None,
-        nopurge: false,
-        shared: true,
-        store: vec![DataType::Gpc0],
-    };
+    let spec = Spec { shared: true, ..Spec::new(KeyType::Ip, 10, &[DataType::Gpc0]) };
     specs.insert("new".to_string(), spec);
     for _ in 0..3 {
         a.apply(&specs, at(2));

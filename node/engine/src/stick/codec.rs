@@ -12,12 +12,14 @@
 //! Reading trusts nothing: a short, long or impossible entry ends the batch with an error.
 
 use phalanx_config::model::KeyType;
+use smallvec::SmallVec;
 
 use super::key::Key;
-use super::layout::{Kind, Layout};
+use super::layout::{Column, Data, Kind, Layout};
 use super::origin::{CLEARED, Hlc, SELF};
 use super::rate;
-use super::shard::{NIL, Shard, hlc};
+use super::shard::{NIL, Shard, get64, hlc, put64};
+use super::texts::{self, Texts};
 use super::{Table, WALK};
 use crate::time::Now;
 
@@ -48,18 +50,30 @@ impl Reading {
     /// For a sender whose columns are these (name and period), of a kind that we know; `None` when it
     /// has one that we have never heard of, so that its width is unknown.
     pub(crate) fn new(key: KeyType, theirs: &[(String, u32)], ours: &Layout) -> Option<Reading> {
-        let place = |(name, period): &(String, u32)| {
+        let mut columns: Vec<Place> = Vec::with_capacity(theirs.len());
+        for (at, (name, period)) in theirs.iter().enumerate() {
+            let (name, factor) = match name.split_once('/') {
+                Some((name, factor)) => (name, factor.parse().ok()?),
+                None => (name.as_str(), 1),
+            };
             let of = super::by_name(name)?;
-            let column = ours.bit(of.bit).filter(|c| c.period == *period);
-            Some(Place { kind: of.kind, at: column.map(|c| c.at) })
-        };
-        Some(Reading { key, columns: theirs.iter().map(place).collect::<Option<_>>()? })
+            // Elements of an array are so many columns of one name.
+            let before = theirs[..at].iter().filter(|(other, _)| other == name).count();
+            let column = Data::named(name, u8::try_from(before).ok()?).and_then(|data| ours.exactly(data));
+            let column = column.filter(|c| (c.period, c.factor) == (*period, factor));
+            columns.push(Place { kind: of.kind, at: column.map(|c| c.at) });
+        }
+        Some(Reading { key, columns })
     }
 }
 
 /// The columns of a layout as [`Reading::new`] wants them.
 pub(crate) fn columns(layout: &Layout) -> Vec<(String, u32)> {
-    layout.columns().iter().map(|c| (c.of.name.to_string(), c.period)).collect()
+    let name = |c: &Column| match c.factor {
+        1 => c.of.name.to_string(),
+        factor => format!("{}/{factor}", c.of.name),
+    };
+    layout.columns().iter().map(|c| (name(c), c.period)).collect()
 }
 
 /// What [`Table::merge`] needs besides the bytes.
@@ -109,7 +123,7 @@ impl Table {
         while at != NIL && cut.entries < WALK && out.len() < BATCH_BYTES {
             cut.reached = shard.entries[at as usize].seq;
             if shard.holds(at) {
-                encode(&shard, at, true, out, &mut origin);
+                encode(&shard, at, true, &self.shared.texts, out, &mut origin);
                 cut.entries += 1;
             }
             at = shard.newer(at);
@@ -138,7 +152,7 @@ impl Table {
         let mut cut = Cut::default();
         while at < end && at - from < 2 * u64::from(WALK) && cut.entries < WALK && out.len() < BATCH_BYTES {
             if shard.holds(at as u32) {
-                encode(&shard, at as u32, false, out, &mut origin);
+                encode(&shard, at as u32, false, &self.shared.texts, out, &mut origin);
                 cut.entries += 1;
             }
             at += 1;
@@ -184,15 +198,36 @@ impl Table {
         let mut input = Input(bytes);
         let mut entry = Incoming::default();
         let mut count = 0;
+        let target = self.write_to.lock().upgrade();
         while !input.0.is_empty() {
-            let key = entry.read(&mut input, from, self.layout.stride())?;
+            let key = entry.read(&mut input, from, self.layout.stride(), &self.shared.texts)?;
             for slot in &entry.slots {
                 self.shared.hlc.observe(slot.birth.max(slot.clock));
             }
             self.merge_entry(&key, &entry, now);
+            if let Some(target) = &target {
+                self.write_on(&key, target, now);
+            }
             count += 1;
         }
         Ok(count)
+    }
+
+    /// `write-to`: what an entry has in registers goes into another table's entry of the same key.
+    fn write_on(&self, key: &Key, target: &Table, now: Now) {
+        let Some((index, hash)) = self.locate(key) else { return };
+        let mut shard = self.enter(index, now);
+        let mut values: SmallVec<[(Data, u32); 4]> = SmallVec::new();
+        if let Some(at) = shard.lookup(key, hash) {
+            let registers =
+                self.layout.columns().iter().filter(|c| matches!(c.of.kind, Kind::Register | Kind::Text));
+            let read = |c: &Column| (c.data(), shard.read(at, *c, &self.shared.origins) as u32);
+            values.extend(registers.map(read).filter(|(_, value)| *value != 0));
+        }
+        self.leave(shard, index, 0);
+        if !values.is_empty() {
+            target.write_registers(key, &values, now);
+        }
     }
 
     fn merge_entry(&self, key: &Key, entry: &Incoming, now: Now) {
@@ -261,23 +296,25 @@ impl Table {
         // Only its origin writes a slot, so the greater value is the later one.
         let mut changed = false;
         for c in self.layout.columns() {
-            let range = c.at..c.at + c.of.kind.words();
-            let (mine, theirs) = (&mut words[range.clone()], &theirs[range]);
-            let newer = match c.of.kind {
-                Kind::Counter => theirs[0] > mine[0],
-                Kind::Register => hlc(theirs) > hlc(mine),
-                Kind::Rate => {
-                    changed |= rate::merge(mine, theirs);
-                    false
-                }
-            };
-            if newer {
-                mine.copy_from_slice(theirs);
-                changed = true;
-            }
+            changed |= merge_column(c.of.kind, &mut words[c.range()], &theirs[c.range()]);
         }
         changed
     }
+}
+
+/// Takes `theirs` if it is a later state of what one origin writes. Returns whether anything changed.
+fn merge_column(kind: Kind, mine: &mut [u32], theirs: &[u32]) -> bool {
+    let newer = match kind {
+        Kind::Counter => theirs[0] > mine[0],
+        Kind::Counter64 => get64(theirs) > get64(mine),
+        Kind::Gauge => theirs[1].wrapping_sub(mine[1]) as i32 > 0,
+        Kind::Register | Kind::Text => hlc(theirs) > hlc(mine),
+        Kind::Rate => return rate::merge(mine, theirs),
+    };
+    if newer {
+        mine.copy_from_slice(theirs);
+    }
+    newer
 }
 
 /// Copies what two tables have in common: a reload changed what the second one stores.
@@ -301,14 +338,11 @@ pub(super) fn carry(old: &Table, new: &Table, now: Now) {
 
 // ---- writing ----
 
-fn encode(shard: &Shard, at: u32, own: bool, out: &mut Vec<u8>, origin: &mut impl FnMut(u16)) {
+fn encode(shard: &Shard, at: u32, own: bool, texts: &Texts, out: &mut Vec<u8>, origin: &mut impl FnMut(u16)) {
     match shard.keys.get(at) {
         Key::V4(n) | Key::Int(n) => out.extend_from_slice(&n.to_le_bytes()),
         Key::V6(n) => out.extend_from_slice(&n.to_le_bytes()),
-        Key::Str(text) => {
-            number(out, text.len() as u64);
-            out.extend_from_slice(text);
-        }
+        Key::Str(text) => string(out, text),
     }
     let e = &shard.entries[at as usize];
     number(out, if e.expire == u64::MAX { 0 } else { 1 + e.expire.saturating_sub(shard.now) });
@@ -327,9 +361,11 @@ fn encode(shard: &Shard, at: u32, own: bool, out: &mut Vec<u8>, origin: &mut imp
         origin(slot.origin);
         let words = shard.slot_words(s);
         for c in shard.shape.layout.columns() {
-            let w = &words[c.at..];
+            let w = &words[c.range()];
             match c.of.kind {
                 Kind::Counter => number(out, u64::from(w[0])),
+                Kind::Counter64 => number(out, get64(w)),
+                Kind::Gauge => w.iter().for_each(|&w| number(out, u64::from(w))),
                 Kind::Rate => {
                     out.extend_from_slice(&w[0].to_le_bytes());
                     number(out, u64::from(w[1]));
@@ -339,9 +375,18 @@ fn encode(shard: &Shard, at: u32, own: bool, out: &mut Vec<u8>, origin: &mut imp
                     number(out, u64::from(w[0]));
                     out.extend_from_slice(&hlc(w).to_le_bytes());
                 }
+                Kind::Text => {
+                    string(out, texts.get(w[0]).unwrap_or_default().as_bytes());
+                    out.extend_from_slice(&hlc(w).to_le_bytes());
+                }
             }
         }
     }
+}
+
+fn string(out: &mut Vec<u8>, text: &[u8]) {
+    number(out, text.len() as u64);
+    out.extend_from_slice(text);
 }
 
 fn number(out: &mut Vec<u8>, mut n: u64) {
@@ -377,6 +422,7 @@ impl Incoming {
         input: &mut Input<'a>,
         from: &Source,
         stride: usize,
+        texts: &Texts,
     ) -> Result<Key<'a>, Malformed> {
         self.slots.clear();
         self.words.clear();
@@ -397,8 +443,8 @@ impl Incoming {
             }
             self.words.resize(start + stride, 0);
             for place in &from.reading.columns {
-                let words = input.column(place.kind)?;
-                if place.kind == Kind::Register {
+                let words = input.column(place.kind, texts)?;
+                if matches!(place.kind, Kind::Register | Kind::Text) {
                     clock = clock.max(hlc(&words));
                 }
                 if let Some(at) = place.at {
@@ -447,15 +493,31 @@ impl<'a> Input<'a> {
         if reading > Hlc::LIMIT { Err(Malformed) } else { Ok(reading) }
     }
 
-    fn column(&mut self, kind: Kind) -> Result<[u32; 3], Malformed> {
+    fn column(&mut self, kind: Kind, texts: &Texts) -> Result<[u32; 3], Malformed> {
         Ok(match kind {
             Kind::Counter => [self.word()?, 0, 0],
+            Kind::Counter64 => {
+                let mut words = [0; 3];
+                put64(&mut words, self.number()?);
+                words
+            }
+            Kind::Gauge => [self.word()?, self.word()?, 0],
             Kind::Rate => [u32::from_le_bytes(self.array()?), self.word()?, self.word()?],
             Kind::Register => {
                 let value = self.word()?;
                 super::shard::register(value, self.clock()?)
             }
+            Kind::Text => {
+                let text = self.string(texts::LONGEST)?;
+                let text = std::str::from_utf8(text).map_err(|_| Malformed)?;
+                super::shard::register(texts.intern(text), self.clock()?)
+            }
         })
+    }
+
+    fn string(&mut self, longest: usize) -> Result<&'a [u8], Malformed> {
+        let len = usize::try_from(self.number()?).map_err(|_| Malformed)?;
+        if len > longest { Err(Malformed) } else { self.take(len) }
     }
 
     fn key(&mut self, kind: KeyType) -> Result<Key<'a>, Malformed> {
@@ -463,10 +525,7 @@ impl<'a> Input<'a> {
             KeyType::Ip => Key::V4(u32::from_le_bytes(self.array()?)),
             KeyType::Integer => Key::Int(u32::from_le_bytes(self.array()?)),
             KeyType::Ipv6 => Key::V6(u128::from_le_bytes(self.array()?)),
-            KeyType::String(_) => {
-                let len = usize::try_from(self.number()?).map_err(|_| Malformed)?;
-                Key::Str(self.take(len)?)
-            }
+            KeyType::String(_) | KeyType::Binary(_) => Key::Str(self.string(usize::MAX)?),
         })
     }
 }

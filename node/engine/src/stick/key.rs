@@ -16,7 +16,7 @@ pub enum Key<'a> {
     V6(u128),
     /// `type integer`.
     Int(u32),
-    /// `type string`.
+    /// `type string`, `type binary`.
     Str(&'a [u8]),
 }
 
@@ -33,7 +33,21 @@ pub enum Input<'a> {
 
 /// Room for a key whose text had to be made (an address or a number in a string table).
 #[derive(Debug, Default)]
-pub struct Scratch(String);
+pub struct Scratch(Vec<u8>);
+
+impl Scratch {
+    fn write(&mut self, text: fmt::Arguments<'_>) -> &[u8] {
+        self.0.clear();
+        let _ = std::io::Write::write_fmt(&mut self.0, text);
+        &self.0
+    }
+
+    fn copy(&mut self, bytes: &[u8]) -> &[u8] {
+        self.0.clear();
+        self.0.extend_from_slice(bytes);
+        &self.0
+    }
+}
 
 impl<'a> Key<'a> {
     /// Casts a sample to the table's type, as HAProxy casts samples; `None` when it cannot be.
@@ -45,16 +59,24 @@ impl<'a> Key<'a> {
             KeyType::String(len) => {
                 let text = match input {
                     Input::Bytes(text) => text,
-                    Input::Ip(ip) => {
-                        scratch.0 = ip.to_string();
-                        scratch.0.as_bytes()
-                    }
-                    Input::Int(n) => {
-                        scratch.0 = n.to_string();
-                        scratch.0.as_bytes()
-                    }
+                    Input::Ip(ip) => scratch.write(format_args!("{ip}")),
+                    Input::Int(n) => scratch.write(format_args!("{n}")),
                 };
-                Some(Key::Str(&text[..text.len().min(len)]))
+                // The C string that HAProxy would keep ends at the first NUL.
+                let text = &text[..text.len().min(len)];
+                Some(Key::Str(text.split(|&b| b == 0).next().unwrap_or_default()))
+            }
+            KeyType::Binary(len) => {
+                match input {
+                    Input::Bytes(bytes) if bytes.len() >= len => return Some(Key::Str(&bytes[..len])),
+                    Input::Bytes(bytes) => scratch.copy(bytes),
+                    // As HAProxy casts them: in network order, a number as 64 bits.
+                    Input::Ip(IpAddr::V4(ip)) => scratch.copy(&ip.octets()),
+                    Input::Ip(IpAddr::V6(ip)) => scratch.copy(&ip.octets()),
+                    Input::Int(n) => scratch.copy(&n.to_be_bytes()),
+                };
+                scratch.0.resize(len, 0);
+                Some(Key::Str(&scratch.0))
             }
         }
     }
@@ -64,6 +86,7 @@ impl<'a> Key<'a> {
         match (self, kind) {
             (Key::V4(_), KeyType::Ip) | (Key::V6(_), KeyType::Ipv6) | (Key::Int(_), KeyType::Integer) => true,
             (Key::Str(text), KeyType::String(len)) => text.len() <= len,
+            (Key::Str(bytes), KeyType::Binary(len)) => bytes.len() == len,
             _ => false,
         }
     }
@@ -157,7 +180,7 @@ impl Keys {
             KeyType::Ip => Keys::V4(Vec::new()),
             KeyType::Ipv6 => Keys::V6(Vec::new()),
             KeyType::Integer => Keys::Int(Vec::new()),
-            KeyType::String(_) => Keys::Str(Vec::new()),
+            KeyType::String(_) | KeyType::Binary(_) => Keys::Str(Vec::new()),
         }
     }
 

@@ -4,7 +4,7 @@
 //! index 0 is this process. Origins are never forgotten while the process lives.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
 
@@ -22,12 +22,37 @@ pub struct Origin {
     pub(crate) id: u64,
     /// Our milliseconds minus its milliseconds.
     offset: AtomicU32,
+    /// Our milliseconds when it last gave a sign of life.
+    heard: AtomicU64,
+    /// A later run of its node is known.
+    superseded: AtomicBool,
 }
 
+/// A run that was not heard of for so long is taken for dead: the stream to it, which says something
+/// every second and is given up after five, could not be renewed.
+const DEAD: u64 = 6_000;
+
 impl Origin {
-    fn new(node: &str, incarnation: u64, offset: u32) -> Arc<Origin> {
+    fn new(node: &str, incarnation: u64, theirs: u32, ours: u64) -> Arc<Origin> {
         let id = hash::bytes(incarnation, node.as_bytes());
-        Arc::new(Origin { node: node.to_string(), incarnation, id, offset: AtomicU32::new(offset) })
+        Arc::new(Origin {
+            node: node.to_string(),
+            incarnation,
+            id,
+            offset: AtomicU32::new((ours as u32).wrapping_sub(theirs)),
+            heard: AtomicU64::new(ours),
+            superseded: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether its gauges count: the node is heard of, and has not been started anew since.
+    pub(crate) fn lives(&self, now: u64) -> bool {
+        !self.superseded.load(Relaxed) && now < self.heard.load(Relaxed).saturating_add(DEAD)
+    }
+
+    /// It gave a sign of life at `now`.
+    pub(crate) fn hear(&self, now: u64) {
+        self.heard.fetch_max(now, Relaxed);
     }
 
     /// What its clock reads when ours reads `now`.
@@ -63,7 +88,9 @@ pub(crate) const CLEARED: u16 = u16::MAX;
 
 impl Origins {
     pub(crate) fn new(node: &str, incarnation: u64) -> Origins {
-        Origins { list: ArcSwap::from_pointee(vec![Origin::new(node, incarnation, 0)]) }
+        let own = Origin::new(node, incarnation, 0, 0);
+        own.heard.store(u64::MAX, Relaxed);
+        Origins { list: ArcSwap::from_pointee(vec![own]) }
     }
 
     pub(crate) fn list(&self) -> arc_swap::Guard<Arc<Vec<Arc<Origin>>>> {
@@ -76,7 +103,7 @@ impl Origins {
 
     /// The index of `node`'s run `incarnation`, registered with its clock if it is new. `None` when
     /// 65,000 are known already.
-    pub(crate) fn intern(&self, node: &str, incarnation: u64, theirs: u32, ours: u32) -> Option<u16> {
+    pub(crate) fn intern(&self, node: &str, incarnation: u64, theirs: u32, ours: u64) -> Option<u16> {
         let find =
             |list: &[Arc<Origin>]| list.iter().position(|o| o.incarnation == incarnation && o.node == node);
         loop {
@@ -88,8 +115,11 @@ impl Origins {
                 return None;
             }
             let mut grown = Vec::clone(&list);
-            grown.push(Origin::new(node, incarnation, ours.wrapping_sub(theirs)));
+            grown.push(Origin::new(node, incarnation, theirs, ours));
             let at = grown.len() - 1;
+            let runs = || grown.iter().filter(|o| o.node == node);
+            let last = runs().map(|o| o.incarnation).max().unwrap_or(incarnation);
+            runs().filter(|o| o.incarnation < last).for_each(|o| o.superseded.store(true, Relaxed));
             let before = self.list.compare_and_swap(&*list, Arc::new(grown));
             if Arc::ptr_eq(&before, &list) {
                 return Some(at as u16);

@@ -409,6 +409,12 @@ impl Shard {
         }
     }
 
+    /// Time until the entry expires, in a table where entries do.
+    pub(crate) fn left(&self, at: u32) -> Option<std::time::Duration> {
+        let left = self.entries[at as usize].expire.saturating_sub(self.now);
+        self.shape.ttl.map(|_| std::time::Duration::from_millis(left))
+    }
+
     /// One session less; the entry's time starts again.
     pub(crate) fn release(&mut self, at: u32) {
         self.entries[at as usize].expire = self.horizon();
@@ -544,23 +550,29 @@ impl Shard {
             if origin == CLEARED {
                 continue;
             }
-            let w = &self.slot_words(s)[column.at..][..column.of.kind.words()];
-            match column.of.kind {
-                Kind::Counter => sum += u64::from(w[0]),
-                Kind::Rate => {
-                    let now = self.now as u32;
-                    let now = if origin == SELF { now } else { clock(origins, origin, now) };
-                    sum += rate::read(w, now, column.period);
-                }
-                Kind::Register => {
+            let w = &self.slot_words(s)[column.range()];
+            let now = self.now as u32;
+            sum = match column.of.kind {
+                Kind::Register | Kind::Text => {
                     let hlc = hlc(w);
-                    if hlc > latest.0 || (hlc == latest.0 && hlc != 0 && beats(origins, origin, latest.1)) {
-                        (latest, sum) = ((hlc, origin), u64::from(w[0]));
+                    if hlc < latest.0 || (hlc == latest.0 && (hlc == 0 || !beats(origins, origin, latest.1)))
+                    {
+                        continue;
                     }
+                    latest = (hlc, origin);
+                    u64::from(w[0])
                 }
-            }
+                _ if origin == SELF => sum.saturating_add(value(w, column, now, true)),
+                Kind::Rate => sum.saturating_add(value(w, column, clock(origins, origin, now), true)),
+                Kind::Gauge => sum.saturating_add(value(w, column, now, lives(origins, origin, self.now))),
+                Kind::Counter | Kind::Counter64 => sum.saturating_add(value(w, column, now, true)),
+            };
         }
-        sum
+        if column.of.kind == Kind::Counter64 {
+            sum
+        } else {
+            sum.min(u64::from(u32::MAX) * u64::from(column.factor))
+        }
     }
 
     // ---- the update log ----
@@ -711,6 +723,27 @@ impl Iterator for Chain<'_> {
     }
 }
 
+/// What one slot's words of a column say, on the clock of its origin; a gauge's if it `lives`.
+pub(crate) fn value(w: &[u32], column: Column, now: u32, lives: bool) -> u64 {
+    match column.of.kind {
+        Kind::Counter | Kind::Register | Kind::Text => u64::from(w[0]),
+        Kind::Counter64 => get64(w),
+        Kind::Gauge if lives => u64::from(w[0]),
+        Kind::Gauge => 0,
+        Kind::Rate => rate::read(w, now, column.period) * u64::from(column.factor),
+    }
+}
+
+/// A number of two words.
+pub(crate) fn get64(w: &[u32]) -> u64 {
+    u64::from(w[0]) | u64::from(w[1]) << 32
+}
+
+/// Writes a number of two words.
+pub(crate) fn put64(w: &mut [u32], n: u64) {
+    (w[0], w[1]) = (n as u32, (n >> 32) as u32);
+}
+
 /// The hybrid logical clock of a register.
 pub(crate) fn hlc(w: &[u32]) -> u64 {
     u64::from(w[1]) | u64::from(w[2]) << 32
@@ -719,6 +752,10 @@ pub(crate) fn hlc(w: &[u32]) -> u64 {
 /// A register's words.
 pub(crate) fn register(value: u32, hlc: u64) -> [u32; 3] {
     [value, hlc as u32, (hlc >> 32) as u32]
+}
+
+fn lives(origins: &Origins, origin: u16, now: u64) -> bool {
+    origins.list().get(usize::from(origin)).is_some_and(|o| o.lives(now))
 }
 
 fn clock(origins: &Origins, origin: u16, now: u32) -> u32 {

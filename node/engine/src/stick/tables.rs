@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqC
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use phalanx_config::model::{Config, DataType, KeyType};
+use phalanx_config::model::{Config, DataType, KeyType, ServerKey};
 
 use super::layout::Layout;
 use super::origin::{Hlc, Origins};
 use super::shard::Shape;
+use super::texts::Texts;
 use super::{MAX_PEERS, Table, codec};
 use crate::time::Now;
 
@@ -29,12 +30,33 @@ pub struct Spec {
     pub shared: bool,
     /// `store`, and what `stick` rules need.
     pub store: Vec<DataType>,
+    /// `brates-factor`.
+    pub brates_factor: u32,
+    /// `srvkey`.
+    pub server_key: ServerKey,
+    /// `write-to`.
+    pub write_to: Option<String>,
 }
 
 impl Spec {
+    /// A table of `size` keys that stores `store`, and no more than that.
+    pub fn new(key: KeyType, size: usize, store: &[DataType]) -> Spec {
+        Spec {
+            key,
+            size,
+            expire: None,
+            nopurge: false,
+            shared: false,
+            store: store.to_vec(),
+            brates_factor: 1,
+            server_key: ServerKey::Name,
+            write_to: None,
+        }
+    }
+
     pub(super) fn shape(&self) -> Shape {
         let ttl = self.expire.map(|d| (d.as_millis() as u64).max(1));
-        Shape { layout: Layout::new(&self.store), ttl, shared: self.shared }
+        Shape { layout: Layout::new(&self.store, self.brates_factor), ttl, shared: self.shared }
     }
 }
 
@@ -43,6 +65,7 @@ pub(super) struct Shared {
     pub(super) origins: Origins,
     pub(super) hlc: Hlc,
     pub(super) seed: u64,
+    pub(super) texts: Texts,
     waker: RwLock<Option<Box<dyn Fn() + Send + Sync>>>,
     woken: AtomicBool,
 }
@@ -79,6 +102,7 @@ impl Tables {
                 origins: Origins::new(node, incarnation),
                 hlc: Hlc::default(),
                 seed,
+                texts: Texts::default(),
                 waker: RwLock::new(None),
                 woken: AtomicBool::new(false),
             }),
@@ -118,8 +142,8 @@ impl Tables {
             let mut store = table.store.clone();
             let stuck =
                 |p: &phalanx_config::model::Proxy| p.stick_rules.iter().any(|r| r.table == proxy.name);
-            if !store.contains(&DataType::ServerId) && config.proxies.iter().any(|p| stuck(p)) {
-                store.push(DataType::ServerId);
+            if config.proxies.iter().any(|p| stuck(p)) {
+                store.extend([DataType::ServerId, DataType::ServerKey]);
             }
             let spec = Spec {
                 key: table.key,
@@ -128,6 +152,9 @@ impl Tables {
                 nopurge: table.nopurge,
                 shared: table.peers.is_some() && table.peers.as_deref() == cluster,
                 store,
+                brates_factor: table.brates_factor,
+                server_key: table.server_key,
+                write_to: table.write_to.clone(),
             };
             specs.insert(proxy.name.clone(), spec);
         }
@@ -141,7 +168,11 @@ impl Tables {
         for (name, spec) in specs {
             let shape = spec.shape();
             let table = match tables.get(name) {
-                Some(old) if old.kind == spec.key && old.layout == shape.layout => {
+                Some(old)
+                    if old.kind == spec.key
+                        && old.server_key == spec.server_key
+                        && old.layout == shape.layout =>
+                {
                     old.reshape(spec);
                     old.clone()
                 }
@@ -156,6 +187,11 @@ impl Tables {
                 }
             };
             next.insert(name.clone(), table);
+        }
+        for (name, spec) in specs {
+            let target =
+                spec.write_to.as_ref().and_then(|target| next.get(target)).filter(|t| t.kind == spec.key);
+            *next[name].write_to.lock() = target.map(Arc::downgrade).unwrap_or_default();
         }
         *tables = next;
         drop(tables);

@@ -329,9 +329,8 @@ impl<'a> Transaction<'a> {
         }
         if self.dispatch.directed.is_none() && !plan.stick_rules.is_empty() {
             let at = Context { src: self.front.src, dst: self.front.dst, request: Some((buf, head)) };
-            self.dispatch.directed = rules::stick_match(&plan.stick_rules, &at, self.received, |id| {
-                backend.server_by_id(id).filter(|s| s.accepts_persistent() || config.persist)
-            });
+            self.dispatch.directed =
+                rules::stick_match(&plan.stick_rules, &at, self.received, backend, config.persist);
         }
         if let Some(balance @ (Balance::Hdr { .. } | Balance::Uri { .. } | Balance::UrlParam(_))) =
             &config.balance
@@ -375,7 +374,7 @@ impl<'a> Transaction<'a> {
         if !plan.stick_rules.is_empty() && !server.options().non_stick {
             let request = Some((self.front.buf.bytes(), head));
             let at = Context { src: self.front.src, dst: self.front.dst, request };
-            rules::stick_store(&plan.stick_rules, &at, server.id(), now);
+            rules::stick_store(&plan.stick_rules, &at, server, now);
         }
         if let Some(directed) = &self.dispatch.directed
             && !Arc::ptr_eq(directed, server)

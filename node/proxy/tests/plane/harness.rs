@@ -29,6 +29,10 @@ pub(crate) fn tracking_backend(
         nopurge: false,
         peers: None,
         store,
+        write_to: None,
+        recv_only: false,
+        server_key: ServerKey::Name,
+        brates_factor: 1,
         pos: Pos::default(),
     };
     let backend = Proxy {

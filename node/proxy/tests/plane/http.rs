@@ -416,6 +416,10 @@ fn a_stick_table_keeps_a_session_on_its_server() {
         nopurge: false,
         peers: None,
         store: vec![DataType::ServerId, DataType::HttpReqCnt],
+        write_to: None,
+        recv_only: false,
+        server_key: ServerKey::Name,
+        brates_factor: 1,
         pos: Pos::default(),
     };
     let proxy = Proxy {

@@ -1,0 +1,179 @@
+//! An entry that a session tracks: where events are counted.
+//!
+//! HAProxy counts `conn_*` when the tracking begins, `sess_*` when the connection rules are through,
+//! `http_*` as requests and responses come, `bytes_*` when data has passed. Each is one call here, under
+//! one short lock; what the table does not store costs a look at its layout.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use super::layout::{Column, Data, Kind};
+use super::lookup::add;
+use super::{Table, shard};
+use crate::time::Now;
+
+/// An entry that a session tracks (`track-sc0`). While any is held the entry neither expires nor is
+/// evicted; dropping the last one starts its time again.
+pub struct Tracked {
+    table: Arc<Table>,
+    shard: u32,
+    entry: u32,
+    /// Counted in `conn_cur` until it is dropped.
+    current: Cell<bool>,
+    /// Bytes in and out that make no block of `brates-factor` yet.
+    rest: Cell<(u16, u16)>,
+}
+
+impl Tracked {
+    pub(super) fn new(table: &Arc<Table>, shard: usize, entry: u32) -> Tracked {
+        Tracked {
+            table: table.clone(),
+            shard: shard as u32,
+            entry,
+            current: Cell::new(false),
+            rest: Cell::new((0, 0)),
+        }
+    }
+
+    /// Counts a connection, which lasts until this is dropped.
+    pub fn conn(&self, now: Now) {
+        let begins = !self.current.replace(true);
+        let gauge = (Data::CONN_CUR, u64::from(begins));
+        self.count(&[(Data::CONN_CNT, 1), (Data::CONN_RATE, 1), gauge], now);
+    }
+
+    /// Counts a session: a connection that the connection rules let pass.
+    pub fn sess(&self, now: Now) {
+        self.count(&[(Data::SESS_CNT, 1), (Data::SESS_RATE, 1)], now);
+    }
+
+    /// Counts an HTTP request.
+    pub fn http_req(&self, now: Now) {
+        self.count(&[(Data::HTTP_REQ_CNT, 1), (Data::HTTP_REQ_RATE, 1)], now);
+    }
+
+    /// Counts an HTTP error that the client caused.
+    pub fn http_err(&self, now: Now) {
+        self.count(&[(Data::HTTP_ERR_CNT, 1), (Data::HTTP_ERR_RATE, 1)], now);
+    }
+
+    /// Counts an HTTP failure of the server.
+    pub fn http_fail(&self, now: Now) {
+        self.count(&[(Data::HTTP_FAIL_CNT, 1), (Data::HTTP_FAIL_RATE, 1)], now);
+    }
+
+    /// Counts bytes from the client.
+    pub fn bytes_in(&self, n: u64, now: Now) {
+        let (mut rest, other) = self.rest.get();
+        self.bytes([Data::BYTES_IN_CNT, Data::BYTES_IN_RATE], n, &mut rest, now);
+        self.rest.set((rest, other));
+    }
+
+    /// Counts bytes to the client.
+    pub fn bytes_out(&self, n: u64, now: Now) {
+        let (other, mut rest) = self.rest.get();
+        self.bytes([Data::BYTES_OUT_CNT, Data::BYTES_OUT_RATE], n, &mut rest, now);
+        self.rest.set((other, rest));
+    }
+
+    /// Counts glitches of the front connection.
+    pub fn glitches(&self, n: u64, now: Now) {
+        self.count(&[(Data::GLITCH_CNT, n), (Data::GLITCH_RATE, n)], now);
+    }
+
+    /// Adds to a general purpose counter and to its rate; returns the counter's new sum, or the rate's
+    /// when only that is stored. `None` when neither is.
+    pub fn inc(&self, data: Data, n: u64, now: Now) -> Option<u64> {
+        let rate = data.rate_of_gpc();
+        self.count(&[(data, n), (rate, n)], now);
+        self.value(data, now).or_else(|| self.value(rate, now))
+    }
+
+    /// Counts one more of whatever `gpc0` is used for; returns the cluster's sum.
+    pub fn inc_gpc0(&self, now: Now) -> u64 {
+        self.inc(Data::GPC0, 1, now).unwrap_or(0)
+    }
+
+    /// Sets a general purpose tag. `false` when the table does not store it.
+    pub fn set_gpt(&self, data: Data, value: u32, now: Now) -> bool {
+        let Some(column) = self.table.layout.column(data).filter(|c| c.of.kind == Kind::Register) else {
+            return false;
+        };
+        let mut shard = self.table.enter(self.shard as usize, now);
+        let hlc = self.table.shared.hlc.tick(now);
+        let slot = shard.own(self.entry, || hlc);
+        shard.slot_words_mut(slot)[column.range()].copy_from_slice(&shard::register(value, hlc));
+        shard.refresh(self.entry);
+        let woken = shard.publish(self.entry);
+        self.table.leave(shard, self.shard as usize, woken);
+        true
+    }
+
+    /// A value, summed over the nodes; `None` when the table does not store it.
+    pub fn value(&self, data: impl Into<Data>, now: Now) -> Option<u64> {
+        let column = self.table.layout.column(data)?;
+        let shard = self.table.enter(self.shard as usize, now);
+        let value = shard.read(self.entry, column, &self.table.shared.origins);
+        self.table.leave(shard, self.shard as usize, 0);
+        Some(value)
+    }
+
+    /// Sessions of this node that track the entry (`sc_trackers`).
+    pub fn trackers(&self) -> u32 {
+        self.table.shards[self.shard as usize].lock().entries[self.entry as usize].uses
+    }
+
+    /// The table.
+    pub fn table(&self) -> &Arc<Table> {
+        &self.table
+    }
+
+    fn bytes(&self, [count, rate]: [Data; 2], n: u64, rest: &mut u16, now: Now) {
+        let factor = self.table.layout.column(rate).map_or(1, |c| u64::from(c.factor));
+        let all = u64::from(*rest) + n;
+        *rest = (all % factor) as u16;
+        self.count(&[(count, n), (rate, all / factor)], now);
+    }
+
+    /// Adds to what the table stores of `events`.
+    fn count(&self, events: &[(Data, u64)], now: Now) {
+        let layout = &self.table.layout;
+        let wanted = |&(data, n): &(Data, u64)| -> Option<(Column, u64)> {
+            Some((layout.column(data)?, n)).filter(|_| n > 0)
+        };
+        let mut shard = self.table.enter(self.shard as usize, now);
+        shard.refresh(self.entry);
+        let mut news = shard.stale(self.entry);
+        for (column, n) in events.iter().filter_map(wanted) {
+            let slot = shard.own(self.entry, || self.table.shared.hlc.tick(now));
+            let tick = shard.now as u32;
+            add(shard.slot_words_mut(slot), column, n, tick);
+            news = true;
+        }
+        let woken = if news { shard.publish(self.entry) } else { 0 };
+        self.table.leave(shard, self.shard as usize, woken);
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        let mut shard = self.table.shards[self.shard as usize].lock();
+        let gauge = self.table.layout.column(Data::CONN_CUR).filter(|_| self.current.get());
+        if let Some(c) = gauge
+            && let Some(slot) = shard.slot_of(self.entry, super::SELF)
+        {
+            let w = &mut shard.slot_words_mut(slot)[c.range()];
+            (w[0], w[1]) = (w[0].wrapping_sub(1), w[1].wrapping_add(1));
+        }
+        shard.release(self.entry);
+        let news = gauge.is_some() || shard.stale(self.entry);
+        let woken = if news { shard.publish(self.entry) } else { 0 };
+        self.table.leave(shard, self.shard as usize, woken);
+    }
+}
+
+impl std::fmt::Debug for Tracked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tracked").field("table", &self.table.name).finish_non_exhaustive()
+    }
+}
