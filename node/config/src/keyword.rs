@@ -11,24 +11,27 @@ use crate::keywords::TABLES;
 use crate::line::{Args, Fault};
 use crate::parser::Parser;
 
+/// A bit set of sections.
+pub(crate) type Sections = u16;
+
 /// `global`.
-pub(crate) const GLOBAL: u8 = 1;
+pub(crate) const GLOBAL: Sections = 1;
 /// `defaults`.
-pub(crate) const DEFAULTS: u8 = 2;
+pub(crate) const DEFAULTS: Sections = 2;
 /// `frontend`.
-pub(crate) const FRONTEND: u8 = 4;
+pub(crate) const FRONTEND: Sections = 4;
 /// `listen`.
-pub(crate) const LISTEN: u8 = 8;
+pub(crate) const LISTEN: Sections = 8;
 /// `backend`.
-pub(crate) const BACKEND: u8 = 16;
+pub(crate) const BACKEND: Sections = 16;
 /// `cluster`.
-pub(crate) const CLUSTER: u8 = 32;
+pub(crate) const CLUSTER: Sections = 32;
 /// Settings of the side that accepts.
-pub(crate) const FRONT: u8 = DEFAULTS | FRONTEND | LISTEN;
+pub(crate) const FRONT: Sections = DEFAULTS | FRONTEND | LISTEN;
 /// Settings of the side that has servers.
-pub(crate) const BACK: u8 = DEFAULTS | LISTEN | BACKEND;
+pub(crate) const BACK: Sections = DEFAULTS | LISTEN | BACKEND;
 /// Settings of both.
-pub(crate) const PROXY: u8 = FRONT | BACK;
+pub(crate) const PROXY: Sections = FRONT | BACK;
 
 /// How many arguments a keyword takes after its own words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +56,7 @@ pub struct Keyword {
     /// One sentence for the reference.
     pub doc: &'static str,
     /// Bit set of the sections it may stand in.
-    pub(crate) sections: u8,
+    pub(crate) sections: Sections,
     pub(crate) arity: Arity,
     /// Whether `no` and `default` may precede it.
     pub(crate) negatable: bool,
@@ -64,7 +67,7 @@ impl Keyword {
     pub(crate) const fn new(
         name: &'static str,
         usage: &'static str,
-        sections: u8,
+        sections: Sections,
         arity: Arity,
         doc: &'static str,
         apply: Apply,
@@ -91,7 +94,7 @@ impl Keyword {
 }
 
 /// Names of the sections in a bit set.
-pub(crate) fn section_names(mask: u8) -> impl Iterator<Item = &'static str> {
+pub(crate) fn section_names(mask: Sections) -> impl Iterator<Item = &'static str> {
     let all = [
         (GLOBAL, "global"),
         (DEFAULTS, "defaults"),
@@ -124,7 +127,7 @@ pub(crate) fn family(first: &str) -> &'static [&'static Keyword] {
 
 /// The keyword with the most words that these words begin with, and how many words it has. A name
 /// may stand in several tables (`description`): one that fits the section wins.
-pub(crate) fn find(words: &[&str], section: u8) -> Option<(&'static Keyword, usize)> {
+pub(crate) fn find(words: &[&str], section: Sections) -> Option<(&'static Keyword, usize)> {
     let first = words.first()?;
     let matching = family(first).iter().filter_map(|keyword| {
         let mut length = 0;

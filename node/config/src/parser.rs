@@ -459,7 +459,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Bit of the section that the parser is in.
-    pub(crate) fn mask(&self) -> u8 {
+    pub(crate) fn mask(&self) -> keyword::Sections {
         match self.at {
             At::Nowhere | At::Refused => 0,
             At::Global => keyword::GLOBAL,

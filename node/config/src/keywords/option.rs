@@ -12,7 +12,12 @@ use crate::value;
 
 use Arity::{Between, Exact};
 
-const fn switch(name: &'static str, sections: u8, doc: &'static str, apply: Apply) -> Keyword {
+const fn switch(
+    name: &'static str,
+    sections: crate::keyword::Sections,
+    doc: &'static str,
+    apply: Apply,
+) -> Keyword {
     Keyword::new(name, "", sections, Exact(0), doc, apply).negatable()
 }
 

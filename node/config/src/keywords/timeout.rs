@@ -9,7 +9,12 @@ use crate::line::{Args, Fault};
 use crate::model::Timeouts;
 use crate::parser::Parser;
 
-const fn kw(name: &'static str, sections: u8, doc: &'static str, apply: Apply) -> Keyword {
+const fn kw(
+    name: &'static str,
+    sections: crate::keyword::Sections,
+    doc: &'static str,
+    apply: Apply,
+) -> Keyword {
     Keyword::new(name, "<time>", sections, Arity::Exact(1), doc, apply)
 }
 

@@ -9,11 +9,11 @@ use crate::parser::Parser;
 
 const USAGE: &str = "<key> [table <table>]";
 
-const fn rule(name: &'static str, sections: u8, apply: Apply) -> Keyword {
+const fn rule(name: &'static str, sections: crate::keyword::Sections, apply: Apply) -> Keyword {
     Keyword::new(name, USAGE, sections, Arity::AtLeast(1), "Counts under a key of a stick table.", apply)
 }
 
-const ANY: u8 = FRONTEND | LISTEN | BACKEND;
+const ANY: crate::keyword::Sections = FRONTEND | LISTEN | BACKEND;
 
 /// The table.
 pub(crate) const KEYWORDS: &[Keyword] = &[
