@@ -6,6 +6,7 @@
 //! [`Base`] reserves, so that tests run side by side. Waiting is polling with a deadline.
 
 mod base;
+pub mod bench;
 mod binary;
 mod certificates;
 mod cluster;

@@ -4,16 +4,16 @@
 //! generator and the origin share CPU 1. Rounds alternate, A B A B, so that whatever else the machine
 //! does hits both; shown are medians with least and most, and Phalanx's median by HAProxy's.
 
-use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use cluster_tests::{Base, phalanx, until};
+use cluster_tests::bench::{Running, Spread, find};
+use cluster_tests::{Base, phalanx};
 use serde_json::json;
 
 /// Measures Phalanx beside HAProxy with the same configuration.
@@ -285,88 +285,6 @@ impl Bench {
     }
 }
 
-/// Median, least and most.
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
-}
-
-impl Spread {
-    fn of(values: impl Iterator<Item = f64>) -> Spread {
-        let mut sorted: Vec<f64> = values.collect();
-        sorted.sort_by(f64::total_cmp);
-        let middle = sorted.len() / 2;
-        let median = match sorted.len() % 2 {
-            0 => f64::midpoint(sorted[middle - 1], sorted[middle]),
-            _ => sorted[middle],
-        };
-        Spread { median, min: sorted[0], max: sorted[sorted.len() - 1] }
-    }
-
-    fn json(&self) -> serde_json::Value {
-        json!({ "median": self.median, "min": self.min, "max": self.max })
-    }
-}
-
-impl std::fmt::Display for Spread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let digits = if self.median < 100.0 { 2 } else { 0 };
-        let mut text = String::new();
-        write!(text, "{:.digits$} ({:.digits$}..{:.digits$})", self.median, self.min, self.max)?;
-        write!(f, "{text:<28}")
-    }
-}
-
-/// A process that ends with us.
-struct Running {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Running {
-    fn start(command: &mut Command, dir: &Path) -> Result<Running, String> {
-        let log = dir.join("output");
-        let out = std::fs::File::create(&log).map_err(|e| e.to_string())?;
-        let again = out.try_clone().map_err(|e| e.to_string())?;
-        let child = command.stdin(Stdio::null()).stdout(out).stderr(again).spawn();
-        let name = command.get_program().display().to_string();
-        Ok(Running { child: child.map_err(|e| format!("cannot start {name}: {e}"))?, log })
-    }
-
-    fn wait_for(&self, addr: &str) {
-        until(&format!("{addr} answers: {}", self.output()), Duration::from_secs(10), || {
-            TcpStream::connect(addr).is_ok()
-        });
-    }
-
-    /// CPU seconds of all its threads.
-    fn cpu(&self) -> Result<f64, String> {
-        let tasks = format!("/proc/{}/task", self.child.id());
-        let entries = std::fs::read_dir(&tasks).map_err(|e| format!("{tasks}: {e}"))?;
-        let mut total = 0.0;
-        for task in entries.flatten() {
-            let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-            total += text.split_whitespace().next().and_then(|n| n.parse::<f64>().ok()).unwrap_or(0.0) / 1e9;
-        }
-        if total == 0.0 {
-            return Err("no CPU time in /proc/PID/task/*/schedstat".into());
-        }
-        Ok(total)
-    }
-
-    fn output(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// Sends to whoever connects, as fast as it is taken.
 struct Source;
 
@@ -409,9 +327,4 @@ fn nginx_conf(dir: &str, addr: &str) -> String {
          scgi_temp_path {dir}/t5;\n  open_file_cache max=10;\n  server {{\n    listen {addr} backlog=4096;\n    root {dir}/html;\n\
          location = /small {{ return 200 \"hello, world\\n\"; }}\n  }}\n}}\n"
     )
-}
-
-fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).chain(["/usr/sbin".into()]).map(|d| d.join(program)).find(|p| p.exists())
 }

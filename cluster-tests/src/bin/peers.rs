@@ -1,0 +1,530 @@
+//! Stick tables between two nodes: Phalanx beside Debian's HAProxy and its `peers` section.
+//!
+//! `cargo run --release -p cluster-tests --bin peers`. Both get the same requests, each of which tracks
+//! three keys of one table (`type ip`, `store http_req_rate`) and is answered by the proxy itself. The
+//! teacher is filled once; then rounds alternate, A B A B, each with a fresh learner: it is taught
+//! everything while requests go on, then updates are timed from the request to the learner's Runtime
+//! API, alone and under load, and CPU time is read. Shown are medians with least and most.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use cluster_tests::bench::{Running, Spread, find};
+use cluster_tests::{Base, phalanx};
+use serde_json::json;
+
+/// Measures the replication of stick tables beside HAProxy's.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Entries to teach
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1_000..=8_000_000))]
+    entries: u32,
+    /// Rounds of each
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
+    rounds: u32,
+    /// Updates a second while busy
+    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    updates: u32,
+    /// Seconds of load for CPU time
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
+    seconds: u64,
+    /// Write the figures here too
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("peers: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What is measured in a round, in the order of [`Round`].
+const FIGURES: [&str; 13] = [
+    "teach: s from start to all entries",
+    "teach: s from first to last entry",
+    "teach: us CPU an entry, teacher",
+    "teach: us CPU an entry, learner",
+    "request p99 before, ms",
+    "request p99 while teaching, ms",
+    "update to visible, quiet, p50 ms",
+    "update to visible, quiet, p99 ms",
+    "update to visible, busy, p50 ms",
+    "update to visible, busy, p99 ms",
+    "us CPU an update more at the sender",
+    "us CPU an update at the receiver",
+    "bytes an entry at the learner",
+];
+
+type Round = [f64; FIGURES.len()];
+
+fn run(args: &Args) -> Result<(), String> {
+    if find("haproxy").is_none() {
+        return Err("needs the program 'haproxy': apt-get install haproxy".into());
+    }
+    if cfg!(debug_assertions) {
+        eprintln!("peers: this is a debug build: the figures mean little, use --release");
+    }
+    let mut sides =
+        [Side::new("phalanx", phalanx(), args)?, Side::new("haproxy", Path::new("haproxy"), args)?];
+    println!(
+        "{} entries, {} rounds A B A B, busy = {} updates/s; nodes with nbthread 1",
+        args.entries, args.rounds, args.updates
+    );
+    let mut memory = Vec::new();
+    for side in &mut sides {
+        memory.push(side.fill()?);
+    }
+    let mut rounds: [Vec<Round>; 2] = Default::default();
+    for _ in 0..args.rounds {
+        for (side, figures) in sides.iter_mut().zip(&mut rounds) {
+            figures.push(side.round().map_err(|e| format!("{}: {e}\n{}", side.name, side.output()))?);
+        }
+    }
+    let mut results = Vec::new();
+    let mut show = |what: &str, ours: Spread, theirs: Spread| {
+        let ratio = ours.median / theirs.median;
+        println!("{what:<36} phalanx {ours}  haproxy {theirs}  ratio {ratio:.2}");
+        results
+            .push(json!({ "what": what, "phalanx": ours.json(), "haproxy": theirs.json(), "ratio": ratio }));
+    };
+    for (index, what) in FIGURES.iter().enumerate() {
+        let [ours, theirs] = &rounds;
+        show(what, Spread::of(ours.iter().map(|f| f[index])), Spread::of(theirs.iter().map(|f| f[index])));
+    }
+    let one = |value: f64| Spread::of(std::iter::once(value));
+    show("bytes an entry at the teacher", one(memory[0]), one(memory[1]));
+    if let Some(path) = &args.json {
+        let text = json!({ "entries": args.entries, "rounds": args.rounds, "updates": args.updates, "results": results });
+        std::fs::write(path, format!("{text:#}\n"))
+            .map_err(|e| format!("cannot write '{}': {e}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Two nodes of one product.
+struct Side {
+    name: &'static str,
+    program: PathBuf,
+    base: Base,
+    dir: tempfile::TempDir,
+    entries: u32,
+    updates: u32,
+    seconds: u64,
+    teacher: Option<Running>,
+    learner: Option<Running>,
+    /// Next key that nobody has asked for.
+    fresh: u32,
+}
+
+/// Keys that one request tracks.
+const KEYS: u32 = 3;
+/// How long anything may take.
+const LIMIT: Duration = Duration::from_secs(120);
+/// Updates timed in a round, alone and under load.
+const PROBES: u32 = 300;
+
+impl Side {
+    fn new(name: &'static str, program: &Path, args: &Args) -> Result<Side, String> {
+        let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+        Ok(Side {
+            name,
+            program: program.to_owned(),
+            base: Base::free(),
+            dir,
+            entries: args.entries,
+            updates: args.updates,
+            seconds: args.seconds,
+            teacher: None,
+            learner: None,
+            fresh: args.entries,
+        })
+    }
+
+    fn start(&self, node: u8) -> Result<Running, String> {
+        let dir = self.dir.path().join(format!("n{node}"));
+        // A learner begins from nothing, its raft log included.
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
+        let shown = dir.display();
+        let (a, b) = (self.base.at(11, 7100), self.base.at(12, 7100));
+        let section = if self.name == "phalanx" {
+            format!("cluster bench\n    node n1 {a}\n    node n2 {b}\n    data-dir {shown}/data\n")
+        } else {
+            format!("peers bench\n    peer n1 {a}\n    peer n2 {b}\n")
+        };
+        let text = format!(
+            "global\n    nbthread 1\n    maxconn 1000\n    stats socket {shown}/sock mode 600 level admin\n{section}\
+             defaults\n    mode http\n    timeout connect 5s\n    timeout client 600s\n    timeout server 60s\n\
+             listen t\n    bind {}\n    http-request track-sc0 req.hdr(a) table t\n\
+             \x20   http-request track-sc1 req.hdr(b) table t\n    http-request track-sc2 req.hdr(c) table t\n\
+             \x20   stick-table type ip size {} expire 1h store http_req_rate(10s) peers bench\n",
+            self.base.at(10 + node, 8080),
+            u64::from(self.entries) * 5 / 4 + 100_000,
+        );
+        let file = dir.join("proxy.cfg");
+        std::fs::write(&file, text).map_err(|e| e.to_string())?;
+        let mut command = Command::new(&self.program);
+        command.arg("-f").arg(&file).args(["-db", "-L", &format!("n{node}")]);
+        Running::start(&mut command, &dir)
+    }
+
+    /// Starts the teacher and makes its entries; returns the bytes that each costs.
+    fn fill(&mut self) -> Result<f64, String> {
+        let teacher = self.start(1)?;
+        teacher.wait_for(&self.base.at(11, 8080));
+        // What the first requests allocate is not the table's.
+        requests(&self.web(), (0..64).map(|_| [0; 3]))?;
+        let before = teacher.resident()?;
+        let began = Instant::now();
+        let all = (0..self.entries.div_ceil(KEYS)).map(|i| [i * KEYS, i * KEYS + 1, i * KEYS + 2]);
+        requests(&self.web(), all)?;
+        self.fresh = self.entries.next_multiple_of(KEYS);
+        let used = Api::open(&self.sock(1))?.used()?;
+        if used < self.entries {
+            return Err(format!("{}: the table has {used} entries, not {}", self.name, self.entries));
+        }
+        let bytes = (teacher.resident()?.saturating_sub(before)) as f64 / f64::from(used);
+        println!("{}: filled in {:.1} s", self.name, began.elapsed().as_secs_f64());
+        self.teacher = Some(teacher);
+        Ok(bytes)
+    }
+
+    fn round(&mut self) -> Result<Round, String> {
+        let before = self.requests_for(Duration::from_secs(2))?;
+        let alone = self.cpu_under_load(None)?;
+        let load = Paced::start(&self.web(), 4, 2_000 / 4);
+        let taught = self.teach()?;
+        let while_teaching = load.finish()?;
+        let quiet = self.probe(Duration::from_millis(3))?;
+        let flood = Flood::start(&self.web(), self.updates / KEYS, self.entries)?;
+        std::thread::sleep(Duration::from_millis(300));
+        let busy = self.probe(Duration::from_millis(3));
+        flood.finish()?;
+        let busy = busy?;
+        let learner = self.learner.as_ref().ok_or("no learner")?;
+        let together = self.cpu_under_load(Some(learner))?;
+        self.learner = None;
+        Ok([
+            taught[0],
+            taught[1],
+            taught[2],
+            taught[3],
+            percentile(before, 99),
+            percentile(while_teaching, 99),
+            percentile(quiet.clone(), 50),
+            percentile(quiet, 99),
+            percentile(busy.clone(), 50),
+            percentile(busy, 99),
+            together[0] - alone[0],
+            together[1],
+            taught[4],
+        ])
+    }
+
+    /// A fresh learner is taught everything: seconds from its start and from its first entry, CPU time of
+    /// teacher and learner by entry, memory by entry.
+    fn teach(&mut self) -> Result<[f64; 5], String> {
+        let teacher = self.teacher.as_ref().ok_or("no teacher")?;
+        let wanted = Api::open(&self.sock(1))?.used()?;
+        let cpu = teacher.cpu()?;
+        let began = Instant::now();
+        let learner = self.start(2)?;
+        let mut api = loop {
+            match Api::open(&self.sock(2)) {
+                Ok(api) => break api,
+                Err(e) if began.elapsed() > LIMIT => return Err(e),
+                Err(_) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        let empty = learner.resident()?;
+        let mut first = None;
+        loop {
+            let used = api.used()?;
+            if used > 0 {
+                first.get_or_insert_with(Instant::now);
+            }
+            if used >= wanted {
+                break;
+            }
+            if began.elapsed() > LIMIT {
+                return Err(format!("only {used} of {wanted} entries are taught"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let n = f64::from(wanted);
+        let figures = [
+            began.elapsed().as_secs_f64(),
+            first.map_or(0.0, |first| first.elapsed().as_secs_f64()),
+            (teacher.cpu()? - cpu) * 1e6 / n,
+            learner.cpu()? * 1e6 / n,
+            learner.resident()?.saturating_sub(empty) as f64 / n,
+        ];
+        self.learner = Some(learner);
+        Ok(figures)
+    }
+
+    /// Times from a request for a key that is new to its being seen on the learner, in milliseconds.
+    fn probe(&mut self, pause: Duration) -> Result<Vec<f64>, String> {
+        let mut client = Client::connect(&self.web())?;
+        let mut api = Api::open(&self.sock(2))?;
+        let mut times = Vec::new();
+        for _ in 0..PROBES {
+            let key = self.fresh;
+            self.fresh += 1;
+            let command = format!("show table t key {}\n", address(key));
+            let began = Instant::now();
+            client.ask(&[[key; 3]])?;
+            while !api.ask(&command)?.contains("key=") {
+                if began.elapsed() > LIMIT {
+                    return Err(format!("an update was not seen within {LIMIT:?}"));
+                }
+            }
+            times.push(began.elapsed().as_secs_f64() * 1e3);
+            std::thread::sleep(pause);
+        }
+        Ok(times)
+    }
+
+    /// CPU time by update of teacher and learner while updates come at the busy rate.
+    fn cpu_under_load(&self, learner: Option<&Running>) -> Result<[f64; 2], String> {
+        let teacher = self.teacher.as_ref().ok_or("no teacher")?;
+        let flood = Flood::start(&self.web(), self.updates / KEYS, self.entries)?;
+        std::thread::sleep(Duration::from_millis(300));
+        let cpu = || Ok::<_, String>([teacher.cpu()?, learner.map_or(Ok(0.0), Running::cpu)?]);
+        let (before, sent) = (cpu()?, flood.sent());
+        std::thread::sleep(Duration::from_secs(self.seconds));
+        let (after, sent) = (cpu()?, (flood.sent() - sent) * u64::from(KEYS));
+        flood.finish()?;
+        Ok([0, 1].map(|i| (after[i] - before[i]) * 1e6 / sent.max(1) as f64))
+    }
+
+    fn requests_for(&self, time: Duration) -> Result<Vec<f64>, String> {
+        let load = Paced::start(&self.web(), 4, 2_000 / 4);
+        std::thread::sleep(time);
+        load.finish()
+    }
+
+    fn web(&self) -> String {
+        self.base.at(11, 8080)
+    }
+
+    fn sock(&self, node: u8) -> PathBuf {
+        self.dir.path().join(format!("n{node}/sock"))
+    }
+
+    fn output(&self) -> String {
+        [&self.teacher, &self.learner].into_iter().flatten().map(Running::output).collect()
+    }
+}
+
+/// In milliseconds of whatever is in `times`; the highest when there are few.
+fn percentile(mut times: Vec<f64>, p: usize) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get((times.len() * p / 100).min(times.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+}
+
+fn address(key: u32) -> String {
+    std::net::Ipv4Addr::from(0x0a00_0000 + key).to_string()
+}
+
+/// A kept connection; the length of an answer is that of the first.
+struct Client {
+    stream: TcpStream,
+    answer: usize,
+    out: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl Client {
+    fn connect(addr: &str) -> Result<Client, String> {
+        let stream = TcpStream::connect(addr).map_err(|e| format!("{addr}: {e}"))?;
+        let set = stream.set_nodelay(true).and_then(|()| stream.set_read_timeout(Some(LIMIT)));
+        set.map_err(|e| e.to_string())?;
+        let mut client = Client { stream, answer: 0, out: Vec::new(), buffer: vec![0; 64 * 1024] };
+        // Alone, so that whatever comes is one answer.
+        client.write(&[[0; 3]])?;
+        while client.answer == 0 || !client.buffer[..client.answer].ends_with(b"</html>\n") {
+            let n = client.stream.read(&mut client.buffer[client.answer..]).map_err(|e| e.to_string())?;
+            if n == 0 {
+                return Err("the proxy closed the connection".into());
+            }
+            client.answer += n;
+        }
+        Ok(client)
+    }
+
+    fn write(&mut self, requests: &[[u32; 3]]) -> Result<(), String> {
+        self.out.clear();
+        for [a, b, c] in requests.iter().map(|keys| keys.map(address)) {
+            let _ = write!(self.out, "GET / HTTP/1.1\r\nhost: x\r\na: {a}\r\nb: {b}\r\nc: {c}\r\n\r\n");
+        }
+        self.stream.write_all(&self.out).map_err(|e| e.to_string())
+    }
+
+    /// Sends requests at once and reads all answers.
+    fn ask(&mut self, requests: &[[u32; 3]]) -> Result<(), String> {
+        self.write(requests)?;
+        let mut left = requests.len() * self.answer;
+        while left > 0 {
+            let room = left.min(self.buffer.len());
+            match self.stream.read(&mut self.buffer[..room]) {
+                Ok(0) => return Err("the proxy closed the connection".into()),
+                Ok(n) => left -= n,
+                Err(e) => return Err(e.to_string()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sends all of these, as fast as they are taken.
+fn requests(addr: &str, all: impl Iterator<Item = [u32; 3]>) -> Result<(), String> {
+    let mut client = Client::connect(addr)?;
+    let mut some = Vec::with_capacity(64);
+    for keys in all {
+        some.push(keys);
+        if some.len() == 64 {
+            client.ask(&some)?;
+            some.clear();
+        }
+    }
+    client.ask(&some)
+}
+
+/// Requests at a steady pace on a few connections; their times count from when they were due.
+struct Paced {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Result<Vec<f64>, String>>>,
+}
+
+impl Paced {
+    fn start(addr: &str, threads: u32, each: u32) -> Paced {
+        let stop = Arc::new(AtomicBool::new(false));
+        let threads = (0..threads).map(|thread| {
+            let (addr, stop) = (addr.to_owned(), stop.clone());
+            std::thread::spawn(move || {
+                let mut client = Client::connect(&addr)?;
+                let mut times = Vec::new();
+                let began = Instant::now();
+                for i in 0u32.. {
+                    if stop.load(Relaxed) {
+                        break;
+                    }
+                    let due = began + Duration::from_secs(1) / each * i;
+                    std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                    client.ask(&[[i % 1000 * KEYS + thread; 3]])?;
+                    times.push(due.elapsed().as_secs_f64() * 1e3);
+                }
+                Ok(times)
+            })
+        });
+        Paced { threads: threads.collect(), stop }
+    }
+
+    fn finish(self) -> Result<Vec<f64>, String> {
+        self.stop.store(true, Relaxed);
+        let mut all = Vec::new();
+        for thread in self.threads {
+            all.extend(thread.join().map_err(|_| "a client panicked")??);
+        }
+        Ok(all)
+    }
+}
+
+/// Requests at a high rate on one connection, a millisecond's worth at a time.
+struct Flood {
+    stop: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    thread: JoinHandle<Result<(), String>>,
+}
+
+impl Flood {
+    fn start(addr: &str, rate: u32, entries: u32) -> Result<Flood, String> {
+        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, count) = (stop.clone(), sent.clone());
+        let mut client = Client::connect(addr)?;
+        let thread = std::thread::spawn(move || {
+            let began = Instant::now();
+            let (mut done, mut key) = (0u64, 0u32);
+            while !stopped.load(Relaxed) {
+                let due = (began.elapsed().as_secs_f64() * f64::from(rate)) as u64;
+                // What could not be sent in time is not made up for in one go.
+                let some: Vec<_> = (done..due.min(done + 256))
+                    .map(|_| {
+                        key = (key + KEYS) % (entries / KEYS * KEYS);
+                        [key, key + 1, key + 2]
+                    })
+                    .collect();
+                if some.is_empty() {
+                    std::thread::sleep(Duration::from_micros(500));
+                    continue;
+                }
+                client.ask(&some)?;
+                done = due;
+                count.fetch_add(some.len() as u64, Relaxed);
+            }
+            Ok(())
+        });
+        Ok(Flood { stop, sent, thread })
+    }
+
+    fn sent(&self) -> u64 {
+        self.sent.load(Relaxed)
+    }
+
+    fn finish(self) -> Result<(), String> {
+        self.stop.store(true, Relaxed);
+        self.thread.join().map_err(|_| "a client panicked")?
+    }
+}
+
+/// A Runtime API connection that stays open.
+struct Api {
+    stream: UnixStream,
+    answer: Vec<u8>,
+}
+
+impl Api {
+    fn open(path: &Path) -> Result<Api, String> {
+        let stream = UnixStream::connect(path).map_err(|e| format!("{}: {e}", path.display()))?;
+        stream.set_read_timeout(Some(LIMIT)).map_err(|e| e.to_string())?;
+        let mut api = Api { stream, answer: Vec::new() };
+        api.ask("prompt\n")?;
+        Ok(api)
+    }
+
+    fn ask(&mut self, command: &str) -> Result<&str, String> {
+        self.stream.write_all(command.as_bytes()).map_err(|e| e.to_string())?;
+        self.answer.clear();
+        let mut some = [0; 4096];
+        while !self.answer.ends_with(b"> ") {
+            match self.stream.read(&mut some) {
+                Ok(0) => return Err("the Runtime API closed the connection".into()),
+                Ok(n) => self.answer.extend_from_slice(&some[..n]),
+                Err(e) => return Err(e.to_string()),
+            }
+        }
+        std::str::from_utf8(&self.answer).map_err(|e| e.to_string())
+    }
+
+    /// Entries of the table.
+    fn used(&mut self) -> Result<u32, String> {
+        let shown = self.ask("show table\n")?;
+        let used = shown.split_once("used:").and_then(|(_, rest)| rest.split_whitespace().next());
+        used.and_then(|n| n.parse().ok()).ok_or_else(|| format!("no 'used' in: {shown}"))
+    }
+}
