@@ -5,6 +5,7 @@
 //! cluster, Runtime API, reload) shares one small control runtime and can never stall it.
 
 mod background;
+mod checks;
 mod control;
 mod limits;
 mod vips;

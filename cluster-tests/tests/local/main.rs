@@ -1,6 +1,7 @@
 //! Tests on loopback, without special rights.
 
 mod bad_peers;
+mod checks;
 mod cluster_command;
 mod configurations;
 mod durability;

@@ -33,6 +33,7 @@ mod identity;
 mod peer;
 mod raft;
 mod server;
+pub mod share;
 mod status;
 pub mod sync;
 pub mod tls;
@@ -130,6 +131,7 @@ struct Parts {
     vips: Option<vip::Vips>,
     sync: sync::Handle,
     control: control::Control,
+    share: share::Handle,
     stop: watch::Sender<bool>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -179,16 +181,19 @@ impl Cluster {
         let sync = sync::Handle::new(&settings.name, tables, &peers, clock, stopped.clone());
         tasks.spawn(sync.clone().run(peers.clone()));
         let control = control::Control::default();
+        let share = share::Handle::new(&settings, &peers, clock, stopped.clone());
+        tasks.spawn(share.clone().run());
         let mut routes = Routes::new(sync.service())
             .add_service(raft::service::server(seat.clone()))
-            .add_service(control.service());
+            .add_service(control.service())
+            .add_service(share.service());
         if let Some(vips) = &vips {
             routes = vips.add_to(routes);
         }
         let guard = identity::Guard::new(&settings);
         tasks.spawn(server::serve(settings.clone(), addr, guard, routes, stopped));
         let tasks = Mutex::new(tasks);
-        Ok(Cluster(Arc::new(Parts { settings, peers, seat, vips, sync, control, stop, tasks })))
+        Ok(Cluster(Arc::new(Parts { settings, peers, seat, vips, sync, control, share, stop, tasks })))
     }
 
     /// Carries out a command for the whole cluster: from any node, answered after it is committed
@@ -229,6 +234,11 @@ impl Cluster {
     /// TLS between the nodes, when they have it.
     pub fn tls(&self) -> Option<&tls::Tls> {
         self.0.settings.tls.as_ref()
+    }
+
+    /// Probes and places that the nodes share out.
+    pub fn share(&self) -> &share::Handle {
+        &self.0.share
     }
 
     /// The other nodes.

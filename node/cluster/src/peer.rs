@@ -55,6 +55,8 @@ pub enum Lane {
     Lease,
     /// Runtime API commands.
     Control,
+    /// Who probes what, and who may use how many places.
+    Share,
 }
 
 /// A connection to a peer, for a generated client: stamps each call with who calls whom.
@@ -73,7 +75,7 @@ pub struct Peer {
     witness: bool,
     cluster: String,
     stamp: Stamp,
-    lanes: [Channel; 4],
+    lanes: [Channel; 5],
     known: Mutex<Known>,
 }
 
@@ -126,6 +128,7 @@ impl Peers {
                         node,
                         &endpoint.clone().initial_connection_window_size(CONTROL_WINDOW),
                     ),
+                    tls::channel(settings, node, &endpoint),
                 ],
                 known: Mutex::default(),
             }))
@@ -177,6 +180,7 @@ impl Peer {
             Lane::Sync => &self.lanes[1],
             Lane::Lease => &self.lanes[2],
             Lane::Control => &self.lanes[3],
+            Lane::Share => &self.lanes[4],
         };
         InterceptedService::new(channel.clone(), self.stamp.clone())
     }

@@ -58,6 +58,7 @@ pub(crate) struct Settings {
     pub(crate) dontlog_normal: bool,
     pub(crate) logasap: bool,
     pub(crate) log_health_checks: bool,
+    pub(crate) per_node_checks: bool,
     pub(crate) connection_mode: Option<ConnectionMode>,
     pub(crate) forwardfor: Option<ForwardFor>,
     pub(crate) allbackups: bool,

@@ -290,6 +290,7 @@ impl Parser<'_> {
             dontlog_normal: settings.dontlog_normal,
             logasap: settings.logasap,
             log_health_checks: settings.log_health_checks,
+            per_node_checks: settings.per_node_checks,
             connection_mode: settings.connection_mode.unwrap_or_default(),
             forwardfor: settings.forwardfor,
             allbackups: settings.allbackups,
@@ -447,6 +448,7 @@ fn drop_the_other_side(draft: &mut ProxyDraft) {
         settings.httpchk = None;
         settings.http_check_send = None;
         settings.log_health_checks = false;
+        settings.per_node_checks = false;
         settings.allbackups = false;
         settings.persist = false;
         let timeouts = &mut settings.timeouts;

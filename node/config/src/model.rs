@@ -300,6 +300,8 @@ pub struct Proxy {
     pub logasap: bool,
     /// `option log-health-checks`.
     pub log_health_checks: bool,
+    /// `option per-node-checks`: every node of a cluster checks for itself.
+    pub per_node_checks: bool,
     /// `option httpclose`/`http-server-close`/`http-keep-alive`.
     pub connection_mode: ConnectionMode,
     /// `option forwardfor`.

@@ -233,6 +233,7 @@ fn every_field_can_be_set() {
     );
     assert!(bind.transparent);
     assert!(all.dontlognull && all.dontlog_normal && all.logasap && all.log_health_checks);
+    assert!(all.per_node_checks);
     assert!(all.allbackups && all.abortonclose && all.persist && all.clitcpka && all.srvtcpka);
     assert_eq!((all.log_format, all.logs.len()), (LogFormat::Tcp, 3));
     assert_eq!(all.monitor_uri.as_deref(), Some("/alive"));

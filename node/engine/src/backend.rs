@@ -9,6 +9,7 @@ mod lines;
 mod reconcile;
 #[cfg(test)]
 mod tests;
+mod verdicts;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

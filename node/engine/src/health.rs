@@ -47,6 +47,15 @@ pub enum CheckStatus {
 }
 
 impl CheckStatus {
+    /// From its number.
+    pub fn from_u8(n: u8) -> CheckStatus {
+        use CheckStatus::*;
+        let all = [
+            Ini, Start, SockErr, L4Ok, L4Tout, L4Con, L6Ok, L6Tout, L6Rsp, L7Tout, L7Rsp, L7Ok, L7OkC, L7Sts,
+        ];
+        all.into_iter().find(|status| *status as u8 == n).unwrap_or(Unknown)
+    }
+
     /// Short form, as in CSV `check_status`.
     pub fn code(self) -> &'static str {
         self.texts().0

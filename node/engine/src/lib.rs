@@ -29,3 +29,4 @@ pub mod stick;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod time;
+pub mod verdict;

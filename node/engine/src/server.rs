@@ -38,7 +38,8 @@ pub enum OpState {
 }
 
 impl OpState {
-    fn from_u8(n: u8) -> OpState {
+    /// From its number.
+    pub fn from_u8(n: u8) -> OpState {
         match n {
             0 => OpState::Stopped,
             1 => OpState::Starting,
@@ -117,6 +118,17 @@ pub struct CheckState {
     pub ip: Option<IpAddr>,
     /// Port that probes go to, if it is another than the server's.
     pub port: Option<u16>,
+    /// This node alone cannot reach the server, and does not use it.
+    pub apart: Option<Apart>,
+}
+
+/// Why this node does not use a server that is up for the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Apart {
+    /// What this node's own probe found.
+    pub report: Report,
+    /// A node that can reach it.
+    pub reached_by: Arc<str>,
 }
 
 /// What changes rarely, under the server's own lock.
@@ -184,6 +196,8 @@ pub struct Server {
     served_max: AtomicU32,
     pub(crate) queued: AtomicU32,
     queued_max: AtomicU32,
+    /// Failed attempts to connect since the last that succeeded.
+    failures: AtomicU32,
     /// Stamp of the last selection, for the least recently used of equals.
     pub(crate) last_used: AtomicU64,
     pub(crate) control: Mutex<Control>,
@@ -202,6 +216,7 @@ impl Server {
             last: None,
             ip: o.check_addr,
             port: o.check_port,
+            apart: None,
         };
         Server {
             backend,
@@ -224,6 +239,7 @@ impl Server {
             served_max: AtomicU32::new(0),
             queued: AtomicU32::new(0),
             queued_max: AtomicU32::new(0),
+            failures: AtomicU32::new(0),
             last_used: AtomicU64::new(0),
             control: Mutex::new(Control {
                 check,
@@ -361,6 +377,20 @@ impl Server {
     /// Largest [`Server::queued`].
     pub fn queued_max(&self) -> u32 {
         self.queued_max.load(Relaxed)
+    }
+
+    /// Notes how an attempt to connect to it ended.
+    pub fn note_connect(&self, connected: bool) {
+        if !connected {
+            self.failures.fetch_add(1, Relaxed);
+        } else if self.failures.load(Relaxed) != 0 {
+            self.failures.store(0, Relaxed);
+        }
+    }
+
+    /// Failed attempts to connect since the last that succeeded.
+    pub fn connect_failures(&self) -> u32 {
+        self.failures.load(Relaxed)
     }
 
     /// Percent of its weight while starting, 100 otherwise.

@@ -320,6 +320,14 @@ fn check(row: &mut Row, server: &Server, now: Now) {
     row.set(CheckRise, check.health.rise());
     row.set(CheckFall, check.health.fall());
     row.set(CheckHealth, check.health.value());
+    if let Some(apart) = &check.apart {
+        // Of this node alone: the others go on using the server.
+        row.set(CheckStatus, apart.report.status.code());
+        row.set(CheckDuration, apart.report.duration.as_millis() as u64);
+        row.set(LastChk, format!("only from this node; {} can reach it", apart.reached_by));
+        row.set(CheckDesc, apart.report.status.text());
+        return;
+    }
     let Some(last) = &check.last else {
         row.set(CheckStatus, "INI");
         row.set(CheckDesc, "Initializing");

@@ -56,6 +56,7 @@ pub fn section(balance: Balance, servers: Vec<Arc<Server>>) -> Proxy {
         dontlog_normal: false,
         logasap: false,
         log_health_checks: false,
+        per_node_checks: false,
         connection_mode: ConnectionMode::KeepAlive,
         forwardfor: None,
         allbackups: false,

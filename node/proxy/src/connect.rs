@@ -244,6 +244,7 @@ async fn open(
     })
     .await?;
     Ok(connecting.map(|()| {
+        server.note_connect(true);
         bump(&server.counters().shard(towards.worker.id).connect, 1);
         bump(&towards.backend.counters().shard(towards.worker.id).connect, 1);
         Connection { stream, addr: server.addr(), requests: 0 }
@@ -259,6 +260,7 @@ fn failed(
     avoid: &mut Option<Arc<Server>>,
 ) -> Result<bool, End> {
     let worker = towards.worker.id;
+    server.note_connect(false);
     bump(&server.counters().shard(worker).econ, 1);
     bump(&towards.backend.counters().shard(worker).econ, 1);
     let end = match &failure {

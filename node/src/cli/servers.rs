@@ -44,6 +44,13 @@ pub(super) const KEYWORDS: &[Keyword] = &[
         run: Run::Now(show::conn),
     },
     Keyword {
+        words: &["show", "checks"],
+        usage: "[<backend>]",
+        text: "report which node checks which server, and what this node alone cannot reach",
+        level: Level::User,
+        run: Run::Now(show::checks),
+    },
+    Keyword {
         words: &["get", "weight"],
         usage: "<bk>/<srv>",
         text: "report a server's current weight",

@@ -28,6 +28,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
+use super::checks;
 use super::vips::Floating;
 use crate::args::Options;
 use crate::cli;
@@ -118,7 +119,11 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
         .map_err(|e| format!("cannot start the workers: {e}"))?
         .map_err(|e| e.to_string())?;
     let forwarder = Arc::new(forwarder);
-    let _ = plane.checker.set(Checker::start(state.clone(), clock, plane.log.clone()));
+    let sharing = cluster.as_ref().map(checks::sharing);
+    let _ = plane.checker.set(Checker::start(state.clone(), clock, plane.log.clone(), sharing));
+    if let Some(cluster) = &cluster {
+        checks::answer(cluster, &plane.checker);
+    }
     if let (Some(floating), Some(cluster)) = (&floating, &cluster) {
         floating.ready(&forwarder, cluster, state.tables());
     }

@@ -94,7 +94,7 @@ impl Announcer for Gate {
 }
 
 /// Lets the node take VIPs once the log is applied up to what was committed when it joined, and the
-/// stick tables have been taught.
+/// stick tables and the health of the servers have been taught.
 async fn catch_up(vips: Vips, cluster: Cluster, tables: Arc<Tables>) {
     let started = Instant::now();
     loop {
@@ -108,6 +108,9 @@ async fn catch_up(vips: Vips, cluster: Cluster, tables: Arc<Tables>) {
         let untaught = tables.list().into_iter().find(|t| t.is_shared() && !t.is_learned());
         if let Some(table) = untaught.filter(|_| started.elapsed() < TAUGHT_WITHIN) {
             reasons.push(format!("stick table '{}' is not taught yet", table.name()));
+        }
+        if !cluster.share().is_taught() {
+            reasons.push("the health of the servers is not taught yet".to_owned());
         }
         let done = reasons.is_empty();
         vips.set_behind(reasons);

@@ -31,7 +31,7 @@ use crate::tls::{Tls, describe};
 /// Connections in all.
 const MAX: usize = 1024;
 
-/// Connections from one address; a node uses three.
+/// Connections from one address; a node uses five.
 pub(super) const MAX_PER_ADDRESS: usize = 64;
 
 /// After an error of `accept`.

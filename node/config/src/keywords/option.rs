@@ -41,6 +41,9 @@ pub(crate) const KEYWORDS: &[Keyword] = &[
     switch("option log-health-checks", BACK, "Logs every change of a check.", |p, a| {
         set(p, a, |s| &mut s.log_health_checks)
     }),
+    switch("option per-node-checks", BACK, "Every node of a cluster checks for itself.", |p, a| {
+        set(p, a, |s| &mut s.per_node_checks)
+    }),
     switch("option httpclose", PROXY, "Closes both sides after each response.", |p, a| {
         connection_mode(p, a, ConnectionMode::Close)
     }),

@@ -324,7 +324,7 @@ impl Backend {
         self.raise(server, now);
     }
 
-    fn go_up(
+    pub(super) fn go_up(
         &self,
         server: &Arc<Server>,
         standing: &mut Standing,
@@ -340,7 +340,7 @@ impl Backend {
     }
 
     /// Between running and stopping: persistent traffic goes on.
-    fn stay_up(
+    pub(super) fn stay_up(
         &self,
         server: &Arc<Server>,
         state: &str,
@@ -356,7 +356,7 @@ impl Backend {
         effects.line(lines::NOTICE, format!("{} is {state}{reason}{tail}", lines::subject(server)));
     }
 
-    fn go_down(
+    pub(super) fn go_down(
         &self,
         server: &Arc<Server>,
         standing: &mut Standing,

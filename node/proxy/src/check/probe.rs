@@ -32,6 +32,12 @@ pub(super) async fn run(backend: &Backend, server: &Server) -> Report {
     Report { status, code, info, duration: began.elapsed() }
 }
 
+/// The longest that a probe may take.
+pub(super) fn longest(backend: &Backend, server: &Server) -> Duration {
+    let limits = Limits::new(&backend.config().timeouts, server.options().inter);
+    limits.connect + limits.read.unwrap_or_default()
+}
+
 /// Time limits of a probe (manual, `timeout check`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Limits {

@@ -80,7 +80,7 @@ impl World {
         let state = State::new(testing::config(section), setup, tables, now(&clock));
         let kept = lines.clone();
         let log: Log = Arc::new(move |_, level, text| kept.lock().push((level, text.to_owned())));
-        let checker = Checker::start(state.clone(), clock, log);
+        let checker = Checker::start(state.clone(), clock, log, None);
         World { state, checker, lines, clock }
     }
 

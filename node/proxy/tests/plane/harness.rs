@@ -76,6 +76,7 @@ pub(crate) fn listen(mode: Mode, servers: &[SocketAddr]) -> Proxy {
         dontlog_normal: false,
         logasap: false,
         log_health_checks: false,
+        per_node_checks: false,
         connection_mode: ConnectionMode::KeepAlive,
         forwardfor: None,
         allbackups: false,

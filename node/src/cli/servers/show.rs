@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use phalanx_engine::backend::Backend;
 use phalanx_engine::health::CheckResult;
 use phalanx_engine::server::{OpState, Server};
+use phalanx_engine::verdict::Duty;
 
 use crate::cli::keyword::{Answer, Call};
 
@@ -51,10 +52,12 @@ pub(super) fn state(call: &Call<'_>) -> Answer {
 fn state_line(call: &Call<'_>, backend: &Backend, server: &Server, out: &mut String) {
     let (check, addr, config) = (server.check(), server.addr(), server.config());
     let since = call.now.mono.saturating_sub(server.last_change().mono).as_secs();
-    let (status, result, health) = match (check.configured, &check.last) {
+    let last = check.apart.as_ref().map(|a| &a.report).or(check.last.as_ref());
+    let (status, result, health) = match (check.configured, last) {
         // Without checks: as if risen, until maintenance takes that away.
         (false, _) => (1, CheckResult::Unknown as u8, if server.admin().maint() { 0 } else { 2 }),
         (true, None) => (1, CheckResult::Unknown as u8, check.health.value()),
+        (true, Some(last)) if check.apart.is_some() => (last.status as u8, last.status.result() as u8, 0),
         (true, Some(last)) => (last.status as u8, last.status.result() as u8, check.health.value()),
     };
     // Bits: 2 configured, 4 enabled, 8 paused by maintenance.
@@ -82,6 +85,37 @@ fn state_line(call: &Call<'_>, backend: &Backend, server: &Server, out: &mut Str
         server.initial_weight(),
         addr.port(),
     );
+}
+
+/// Who checks what, and which servers this node alone cannot reach.
+pub(super) fn checks(call: &Call<'_>) -> Answer {
+    let backends = match chosen(call) {
+        Ok(backends) => backends,
+        Err(answer) => return answer,
+    };
+    let board = call.ctx.authority.cluster().map(|cluster| cluster.share().board());
+    let mut out = String::from("# be_name srv_name kind prober status last_check here\n");
+    for backend in backends {
+        for server in backend.servers().iter().filter(|s| s.check_runs()) {
+            let check = server.check();
+            let subject = phalanx_proxy::check::subject(&backend, server);
+            let shared = board.filter(|_| !backend.config().per_node_checks);
+            let prober = match shared.map(|board| (board.duty(&subject), board.claim(&subject, call.now))) {
+                None | Some((Duty::Probe, _)) => call.ctx.state.node().to_owned(),
+                Some((_, Some((node, _)))) => node.to_string(),
+                Some((_, None)) => "-".to_owned(),
+            };
+            let last = check.last.map_or("INI", |last| last.status.code());
+            let here = match check.apart {
+                Some(apart) => format!("apart:{}", apart.report.status.code()),
+                None => "agrees".to_owned(),
+            };
+            let word = if check.health.is_up() { "UP" } else { "DOWN" };
+            let _ =
+                writeln!(out, "{} {} health {prober} {word} {last} {here}", backend.name(), server.name());
+        }
+    }
+    Answer::dump(out)
 }
 
 pub(super) fn conn(call: &Call<'_>) -> Answer {
