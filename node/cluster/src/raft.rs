@@ -15,7 +15,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
 use openraft::{Config, Instant as _, RaftMetrics, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
-use phalanx_engine::registry::{Command, CommandId, Registry, Reply, Request};
+use phalanx_engine::registry::{Command, CommandId, Registry, Reply, Request, epochs};
 use phalanx_wire::raft::propose_reply::Outcome;
 use phalanx_wire::raft::{HelloReply, ProposeRequest};
 use tokio::time::{sleep, timeout, timeout_at};
@@ -45,6 +45,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// Largest command, serialized.
 const MAX_REQUEST: usize = 64 << 10;
+
+/// Largest command that pushes a configuration.
+const MAX_PUSH: usize = epochs::MAX_TEXT + MAX_REQUEST;
 
 /// Largest snapshot that is taken from a leader.
 const MAX_SNAPSHOT: usize = 256 << 20;
@@ -188,8 +191,9 @@ impl Raft {
         let ticket = Ticket::take(self)?;
         let request = Request { id: ticket.id, done_below: ticket.done_below, command };
         let bytes = encode(&request).map_err(|e| ProposeError::Refused(e.to_string()))?;
-        if bytes.len() > MAX_REQUEST {
-            return Err(ProposeError::Refused(format!("the command is larger than {MAX_REQUEST} bytes")));
+        let limit = if matches!(request.command, Command::Config(_)) { MAX_PUSH } else { MAX_REQUEST };
+        if bytes.len() > limit {
+            return Err(ProposeError::Refused(format!("the command is larger than {limit} bytes")));
         }
         let mut unknown = None;
         let mut refused = "no leader is elected".to_owned();

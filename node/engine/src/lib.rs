@@ -21,6 +21,7 @@ pub mod plan;
 pub mod queue;
 pub mod registry;
 pub mod replication;
+pub mod rollout;
 pub mod sample;
 pub mod server;
 pub mod state;

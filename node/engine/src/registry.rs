@@ -20,10 +20,12 @@ use phalanx_config::model;
 pub use self::command::{
     Admin, Base, Change, Command, CommandId, Force, Origin, Rebased, Reply, Request, Target, Weight,
 };
+use self::epochs::Epochs;
 use self::patterns::Patterns;
 use self::replies::Replies;
 
 mod command;
+pub mod epochs;
 pub mod patterns;
 mod replies;
 
@@ -93,6 +95,7 @@ pub struct Registry {
     backends: BTreeMap<String, Backend>,
     replies: Replies,
     patterns: Patterns,
+    epochs: Epochs,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,6 +184,7 @@ impl Registry {
             Command::SetServer { target, change } => self.set_server(target, *change),
             Command::Rebase { servers } => self.rebase(servers),
             Command::Patterns(command) => self.patterns.apply(command),
+            Command::Config(command) => self.epochs.apply(command),
         };
         debug_assert!(self.consistent(), "after {command:?}: {self:?}");
         reply
@@ -246,6 +250,11 @@ impl Registry {
             }
         }
         (!servers.is_empty()).then_some(Command::Rebase { servers })
+    }
+
+    /// What is agreed about the configuration.
+    pub fn epochs(&self) -> &Epochs {
+        &self.epochs
     }
 
     fn record(&self, backend: &str, name: &str) -> Option<&Record> {
@@ -411,13 +420,15 @@ impl Registry {
     }
 
     fn consistent(&self) -> bool {
-        self.backends.values().all(|b| {
-            let mut ids: Vec<u32> = b.servers.values().filter_map(|r| Some(r.added.as_ref()?.id)).collect();
-            let count = ids.len();
-            ids.sort_unstable();
-            ids.dedup();
-            ids.len() == count && ids.iter().all(|id| *id > 0)
-        })
+        self.epochs.consistent()
+            && self.backends.values().all(|b| {
+                let mut ids: Vec<u32> =
+                    b.servers.values().filter_map(|r| Some(r.added.as_ref()?.id)).collect();
+                let count = ids.len();
+                ids.sort_unstable();
+                ids.dedup();
+                ids.len() == count && ids.iter().all(|id| *id > 0)
+            })
     }
 }
 

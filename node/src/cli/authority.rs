@@ -16,7 +16,7 @@ pub(crate) enum Authority {
 
 /// A registry of this process alone.
 pub(crate) struct Local {
-    registry: Mutex<Registry>,
+    registry: Box<Mutex<Registry>>,
     changed: Box<dyn Fn(&Registry) + Send + Sync>,
 }
 
@@ -24,7 +24,7 @@ impl Local {
     /// An empty one. `changed` is called after every change, one at a time, and must bring the
     /// engine's state in line before it returns.
     pub(crate) fn new(changed: impl Fn(&Registry) + Send + Sync + 'static) -> Local {
-        Local { registry: Mutex::default(), changed: Box::new(changed) }
+        Local { registry: Box::default(), changed: Box::new(changed) }
     }
 }
 

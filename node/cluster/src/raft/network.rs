@@ -26,8 +26,9 @@ use tonic::{Response, Status};
 use super::types::{Member, Snapshot, SnapshotData, Types, Vote, decode, encode};
 use crate::peer::{Lane, Line, Peer, Peers};
 
-/// Largest message of a call. Entries are bounded well below it, see [`super::MAX_REQUEST`].
-pub(super) const MAX_MESSAGE: usize = 16 << 20;
+/// Largest message of a call: as many entries as go together, each the largest that there is, see
+/// [`super::MAX_PUSH`].
+pub(super) const MAX_MESSAGE: usize = 80 << 20;
 
 /// Bytes of a snapshot in one message.
 const PIECE: usize = 64 << 10;

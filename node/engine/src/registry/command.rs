@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use phalanx_config::model;
 
+use super::epochs::ConfigCommand;
 use super::patterns::PatternCommand;
 
 /// A command as it stands in the log: with the identity that makes it apply once.
@@ -74,6 +75,8 @@ pub enum Command {
     },
     /// `add map`, `del acl`, … and what a reload changed of their files.
     Patterns(PatternCommand),
+    /// About the configuration itself.
+    Config(ConfigCommand),
 }
 
 /// A server as the node that takes a command knows it.
