@@ -33,6 +33,7 @@ mod layout;
 mod lookup;
 pub(crate) mod origin;
 mod rate;
+mod rows;
 mod runtime;
 mod shard;
 mod tables;

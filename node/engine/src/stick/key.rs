@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use phalanx_config::model::KeyType;
 
 use super::hash;
+use super::rows::Rows;
 
 /// A key, of its table's type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -168,19 +169,19 @@ impl fmt::Display for Key<'_> {
 /// The keys of one shard by entry index, each kind as small as it goes.
 #[derive(Debug)]
 pub(crate) enum Keys {
-    V4(Vec<u32>),
-    V6(Vec<u128>),
-    Int(Vec<u32>),
-    Str(Vec<Box<[u8]>>),
+    V4(Rows<u32>),
+    V6(Rows<u128>),
+    Int(Rows<u32>),
+    Str(Rows<Box<[u8]>>),
 }
 
 impl Keys {
     pub(crate) fn new(kind: KeyType) -> Keys {
         match kind {
-            KeyType::Ip => Keys::V4(Vec::new()),
-            KeyType::Ipv6 => Keys::V6(Vec::new()),
-            KeyType::Integer => Keys::Int(Vec::new()),
-            KeyType::String(_) | KeyType::Binary(_) => Keys::Str(Vec::new()),
+            KeyType::Ip => Keys::V4(Rows::new()),
+            KeyType::Ipv6 => Keys::V6(Rows::new()),
+            KeyType::Integer => Keys::Int(Rows::new()),
+            KeyType::String(_) | KeyType::Binary(_) => Keys::Str(Rows::new()),
         }
     }
 
@@ -220,17 +221,9 @@ impl Keys {
     }
 }
 
-fn put<T>(v: &mut Vec<T>, at: u32, value: T) {
+fn put<T>(v: &mut Rows<T>, at: u32, value: T) {
     match v.get_mut(at as usize) {
         Some(place) => *place = value,
-        None => push(v, value),
+        None => v.push(value),
     }
-}
-
-/// Appends, growing by a quarter: a table of a million entries must not hold a second million empty.
-pub(crate) fn push<T>(v: &mut Vec<T>, value: T) {
-    if v.len() == v.capacity() {
-        v.reserve_exact((v.len() / 4).max(16));
-    }
-    v.push(value);
 }

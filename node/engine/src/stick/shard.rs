@@ -11,10 +11,11 @@ use hashbrown::HashTable;
 use phalanx_config::model::KeyType;
 use smallvec::SmallVec;
 
-use super::key::{Key, Keys, push};
+use super::key::{Key, Keys};
 use super::layout::{Column, Kind, Layout};
 use super::origin::{CLEARED, Origins, SELF};
 use super::rate;
+use super::rows::{Rows, Words};
 
 pub(crate) const NIL: u32 = u32::MAX;
 const WHEEL: usize = 64;
@@ -83,10 +84,10 @@ pub(crate) struct Shard {
     pub(crate) shape: Shape,
     index: HashTable<u32>,
     pub(crate) keys: Keys,
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) entries: Rows<Entry>,
     free: u32,
-    pub(crate) slots: Vec<Slot>,
-    pub(crate) words: Vec<u32>,
+    pub(crate) slots: Rows<Slot>,
+    words: Words,
     free_slot: u32,
     lists: Box<[List; WHEEL + 2]>,
     /// Wheel buckets before this one have been emptied.
@@ -124,14 +125,15 @@ pub(crate) struct Updates {
 
 impl Shard {
     pub(crate) fn new(kind: KeyType, shape: Shape, seed: u64) -> Shard {
+        let stride = shape.layout.stride();
         Shard {
             shape,
             index: HashTable::new(),
             keys: Keys::new(kind),
-            entries: Vec::new(),
+            entries: Rows::new(),
             free: NIL,
-            slots: Vec::new(),
-            words: Vec::new(),
+            slots: Rows::new(),
+            words: Words::new(stride),
             free_slot: NIL,
             lists: Box::new([EMPTY; WHEEL + 2]),
             swept: 0,
@@ -210,7 +212,7 @@ impl Shard {
             list: 0,
         };
         let at = if self.free == NIL {
-            push(&mut self.entries, entry);
+            self.entries.push(entry);
             (self.entries.len() - 1) as u32
         } else {
             let at = self.free;
@@ -467,27 +469,20 @@ impl Shard {
 
     /// Words of a slot.
     pub(crate) fn slot_words(&self, slot: u32) -> &[u32] {
-        let stride = self.shape.layout.stride();
-        &self.words[slot as usize * stride..][..stride]
+        self.words.row(slot as usize)
     }
 
     /// Words of a slot, to be written.
     pub(crate) fn slot_words_mut(&mut self, slot: u32) -> &mut [u32] {
-        let stride = self.shape.layout.stride();
-        &mut self.words[slot as usize * stride..][..stride]
+        self.words.row_mut(slot as usize)
     }
 
     /// A new, zeroed slot at the front of the entry's chain.
     pub(crate) fn add_slot(&mut self, at: u32, origin: u16, birth: u64) -> u32 {
         let slot = Slot { birth, next: self.entries[at as usize].slots, origin };
         let index = if self.free_slot == NIL {
-            push(&mut self.slots, slot);
-            let stride = self.shape.layout.stride();
-            let need = self.slots.capacity() * stride;
-            if self.words.capacity() < need {
-                self.words.reserve_exact(need - self.words.len());
-            }
-            self.words.resize(self.slots.len() * stride, 0);
+            self.slots.push(slot);
+            self.words.push();
             (self.slots.len() - 1) as u32
         } else {
             let index = self.free_slot;
@@ -706,7 +701,7 @@ impl Shard {
 
 /// Slots of one entry.
 pub(crate) struct Chain<'a> {
-    slots: &'a [Slot],
+    slots: &'a Rows<Slot>,
     at: u32,
 }
 
