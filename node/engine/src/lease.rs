@@ -13,7 +13,10 @@
 //! 2. **The holder counts shorter.** It counts the term from before the proposal was *sent*, less a
 //!    guard for the drift of both clocks, over acknowledgements of that very round.
 //! 3. **Majorities intersect.** If X and Y both held at time t, one acceptor would have granted both,
-//!    each grant covering t: against (1).
+//!    each grant covering t: against (1). Majorities of one configuration do, and of two that
+//!    follow each other, which differ by one node. Others need not: so an acceptor that has seen a
+//!    configuration votes no more for who counts over an older one, and another is not made before
+//!    a majority has seen the last one for a full term ([`crate::membership::settled`]). The configuration that a node has seen outlives its restart.
 //! 4. **A restarted acceptor has forgotten its grants**, so it votes only after the longest term has
 //!    passed since its start.
 //! 5. **The holder is silent from `until` on**, whatever happens to its process: the driver hands
@@ -190,26 +193,47 @@ impl fmt::Display for NotMoved {
     }
 }
 
+/// A node with a vote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Voter {
+    /// Its number.
+    pub id: NodeId,
+    /// It votes but never holds.
+    pub witness: bool,
+}
+
 /// Who takes part, seen from one node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
     /// This node.
     pub me: NodeId,
     /// Different for each start of the process.
     pub incarnation: u64,
-    /// For every node in order of [`NodeId`]: a witness votes but never holds.
-    pub witness: Vec<bool>,
+    /// Number of the configuration.
+    pub config: u64,
+    /// Those that vote, in order of [`NodeId`].
+    pub voters: Vec<Voter>,
     /// Node with the first chance at a VIP that nobody has held yet.
     pub prefer: Option<NodeId>,
 }
 
 impl Group {
-    fn majority(&self) -> usize {
-        self.witness.len() / 2 + 1
+    fn len(&self) -> usize {
+        self.voters.len()
     }
 
-    fn nodes(&self) -> impl Iterator<Item = NodeId> + use<> {
-        (0..self.witness.len() as u8).map(NodeId)
+    fn majority(&self) -> usize {
+        self.len() / 2 + 1
+    }
+
+    /// Place of a node among the voters.
+    fn place(&self, id: NodeId) -> Option<usize> {
+        self.voters.binary_search_by_key(&id, |v| v.id).ok()
+    }
+
+    /// Whether this node may be a candidate at all.
+    fn may_hold(&self) -> bool {
+        self.place(self.me).is_some_and(|at| !self.voters[at].witness)
     }
 }
 
@@ -219,6 +243,8 @@ pub struct Lease {
     group: Group,
     timing: Timing,
     acceptor: Acceptor,
+    /// When the acceptor leaves older configurations behind.
+    raise: Option<Duration>,
     role: Role,
     fit: Fit,
     /// Why the VIP is without a holder, which decides who goes first.
@@ -262,6 +288,8 @@ struct Tenure {
     rounds: VecDeque<(u64, Duration)>,
     /// For every node, when the newest round that it acknowledged was sent.
     acked: Vec<Option<Duration>>,
+    /// Acknowledgements of earlier rounds belong to another configuration.
+    counts_from: u64,
     refused: Vec<bool>,
     /// `None` until the first majority.
     until: Option<Duration>,
@@ -303,7 +331,8 @@ impl Lease {
     /// A machine that starts now: it votes only after the start wait.
     pub fn new(group: Group, timing: Timing, seed: u64, now: Now) -> Lease {
         Lease {
-            acceptor: Acceptor::new(now.mono + timing.start_wait, timing.lease),
+            acceptor: Acceptor::new(now.mono + timing.start_wait, timing.lease, group.config, now.mono),
+            raise: None,
             role: Role::Idle,
             fit: Fit::No(vec!["starting".into()]),
             free: Free::Initially,
@@ -320,7 +349,7 @@ impl Lease {
 
     /// Takes a message in.
     pub fn handle(&mut self, from: NodeId, message: Message, now: Now) {
-        if usize::from(from.0) >= self.group.witness.len() {
+        if self.group.place(from).is_none() {
             return;
         }
         self.lapse(now);
@@ -343,6 +372,10 @@ impl Lease {
     /// Lets time pass; call it at [`Lease::deadline`], and as often as you like.
     pub fn tick(&mut self, now: Now) {
         self.lapse(now);
+        if self.raise.is_some_and(|at| now.mono >= at) {
+            self.raise = None;
+            self.acceptor.raise(self.group.config, now.mono);
+        }
         if let Some(holder) = self.acceptor.expire(now.mono) {
             self.freed(Free::Expired(holder));
         }
@@ -380,7 +413,7 @@ impl Lease {
             Role::Withdrawing { .. } => None,
         };
         let known = self.known.map(|(_, until)| until);
-        [own, known, self.acceptor.deadline()]
+        [own, known, self.acceptor.deadline(), self.raise]
             .into_iter()
             .flatten()
             .min()
@@ -446,6 +479,40 @@ impl Lease {
         }
     }
 
+    /// The cluster has another configuration: from now on this node counts majorities over it.
+    ///
+    /// The caller has stored it, so that it is there after a restart. A tenure goes on. The acceptor
+    /// leaves the older configuration a little later, so that a holder that hears of the new one
+    /// somewhat after us does not lose its lease.
+    pub fn reconfigure(&mut self, group: Group, now: Now) {
+        self.lapse(now);
+        if group.config <= self.group.config {
+            return;
+        }
+        self.abandon(now);
+        self.group = group;
+        self.candidacy = None;
+        self.raise = Some(now.mono + self.timing.lease / 2);
+        if self.holds() && !self.group.may_hold() {
+            let reason = Reason::Unfit(vec!["not a member that may hold it".into()]);
+            self.withdraw(reason, None, now);
+        }
+        let voters = self.group.len();
+        if let Role::Tenure(tenure) = &mut self.role {
+            // What was granted before was counted over other nodes: `until` stands, nothing else does.
+            tenure.counts_from = tenure.last_sent().map_or(0, |(round, _)| round + 1);
+            tenure.acked = vec![None; voters];
+            tenure.refused = vec![false; voters];
+            self.propose(now);
+        }
+        self.tick(now);
+    }
+
+    /// The oldest configuration in which this node votes, and since when.
+    pub fn floor(&self) -> (u64, Duration) {
+        self.acceptor.floor()
+    }
+
     /// What this node knows of the VIP.
     pub fn view(&self, now: Now) -> View {
         let known = match &self.role {
@@ -478,9 +545,9 @@ impl Lease {
         &self.fit
     }
 
-    /// Whether this node only votes.
+    /// Whether this node only votes, or is no member.
     pub fn is_witness(&self) -> bool {
-        self.group.witness[usize::from(self.group.me.0)]
+        !self.group.may_hold()
     }
 
     fn holds(&self) -> bool {
@@ -545,9 +612,11 @@ impl Lease {
         };
         // The one that follows the last holder goes first: two that fail in turn do not toss the
         // VIP to and fro while a third is well.
-        let nodes = self.group.witness.len() as u32;
-        let after = last.map_or(0, |last| u32::from(last.0) + 1);
-        let rank = (u32::from(me.0) + nodes - after % nodes) % nodes;
+        let voters = &self.group.voters;
+        let after = last.map_or(0, |last| voters.partition_point(|v| v.id <= last));
+        let mine = voters.partition_point(|v| v.id < me);
+        let nodes = voters.len().max(1);
+        let rank = ((mine + nodes - after % nodes) % nodes) as u32;
         let jitter = self.timing.step.mul_f64(self.rng.random_range(0.0..0.5));
         head_start + self.timing.step * rank + jitter
     }
@@ -557,25 +626,27 @@ impl Lease {
         self.counter = (self.counter + 1).max(now.unix_us / 1000);
         let ballot =
             Ballot { counter: self.counter, node: self.group.me, incarnation: self.group.incarnation };
-        let promised = vec![false; self.group.witness.len()];
+        let promised = vec![false; self.group.len()];
         self.role = Role::Preparing { ballot, since: now.mono, refused: promised.clone(), promised };
-        self.broadcast(Message::Prepare { ballot }, now);
+        self.broadcast(Message::Prepare { ballot, config: self.group.config }, now);
     }
 
     fn promised(&mut self, from: NodeId, about: Ballot, now: Now) {
         let majority = self.group.majority();
+        let Some(place) = self.group.place(from) else { return };
         let Role::Preparing { ballot, since, promised, .. } = &mut self.role else { return };
         if *ballot != about {
             return;
         }
-        promised[usize::from(from.0)] = true;
+        promised[place] = true;
         if promised.iter().filter(|&&yes| yes).count() >= majority {
             self.role = Role::Tenure(Tenure {
                 ballot: about,
                 since: *since,
                 rounds: VecDeque::with_capacity(ROUNDS),
-                acked: vec![None; self.group.witness.len()],
-                refused: vec![false; self.group.witness.len()],
+                acked: vec![None; self.group.len()],
+                counts_from: 0,
+                refused: vec![false; self.group.len()],
                 until: None,
             });
             self.propose(now);
@@ -591,17 +662,19 @@ impl Lease {
         // The lease is counted from here: before anything has left this node.
         tenure.rounds.push_back((round, now.mono));
         let (ballot, held) = (tenure.ballot, tenure.until.is_some());
-        self.broadcast(Message::Propose { ballot, round, term: self.timing.lease, held }, now);
+        let config = self.group.config;
+        self.broadcast(Message::Propose { ballot, config, round, term: self.timing.lease, held }, now);
     }
 
     fn accepted(&mut self, from: NodeId, about: Ballot, round: u64, now: Now) {
         let majority = self.group.majority();
+        let Some(place) = self.group.place(from) else { return };
         let Role::Tenure(tenure) = &mut self.role else { return };
-        if tenure.ballot != about {
+        if tenure.ballot != about || round < tenure.counts_from {
             return;
         }
         let Some(&(_, sent)) = tenure.rounds.iter().find(|(r, _)| *r == round) else { return };
-        let slot = &mut tenure.acked[usize::from(from.0)];
+        let slot = &mut tenure.acked[place];
         *slot = (*slot).max(Some(sent));
         let Some(sent) = tenure.majority_sent(majority) else { return };
         let until = sent + self.timing.lease.saturating_sub(self.timing.guard);
@@ -620,13 +693,14 @@ impl Lease {
     }
 
     fn refused(&mut self, from: NodeId, about: Ballot, why: Refusal, now: Now) {
-        let hopeless = self.group.witness.len() - self.group.majority() + 1;
+        let hopeless = self.group.len() - self.group.majority() + 1;
+        let Some(place) = self.group.place(from) else { return };
         let refused = match &mut self.role {
             Role::Preparing { ballot, refused, .. } if *ballot == about => refused,
             Role::Tenure(t) if t.ballot == about && t.until.is_none() => &mut t.refused,
             _ => return,
         };
-        refused[usize::from(from.0)] = true;
+        refused[place] = true;
         if refused.iter().filter(|&&no| no).count() < hopeless {
             return;
         }
@@ -712,7 +786,7 @@ impl Lease {
 
     fn broadcast(&mut self, message: Message, now: Now) {
         let me = self.group.me;
-        for to in self.group.nodes().filter(|&to| to != me) {
+        for to in self.group.voters.iter().map(|v| v.id).filter(|&to| to != me) {
             self.outputs.push_back(Output::Send { to, message });
         }
         match message {

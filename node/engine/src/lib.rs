@@ -16,6 +16,7 @@ pub mod hash;
 pub mod health;
 pub mod lease;
 pub mod log;
+pub mod membership;
 pub mod pattern;
 pub mod plan;
 pub mod queue;

@@ -21,11 +21,13 @@ pub use self::command::{
     Admin, Base, Change, Command, CommandId, Force, Origin, Rebased, Reply, Request, Target, Weight,
 };
 use self::epochs::Epochs;
+pub use self::members::{MAX_MEMBERS, Member, MemberCommand, Members, NewMember, Stage};
 use self::patterns::Patterns;
 use self::replies::Replies;
 
 mod command;
 pub mod epochs;
+mod members;
 pub mod patterns;
 mod replies;
 
@@ -96,6 +98,7 @@ pub struct Registry {
     replies: Replies,
     patterns: Patterns,
     epochs: Epochs,
+    members: Members,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,9 +188,15 @@ impl Registry {
             Command::Rebase { servers } => self.rebase(servers),
             Command::Patterns(command) => self.patterns.apply(command),
             Command::Config(command) => self.epochs.apply(command),
+            Command::Member(command) => self.members.apply(command, self.revision),
         };
         debug_assert!(self.consistent(), "after {command:?}: {self:?}");
         reply
+    }
+
+    /// The nodes of the cluster.
+    pub fn members(&self) -> &Members {
+        &self.members
     }
 
     /// The servers added to `backend`, by name.
@@ -421,6 +430,7 @@ impl Registry {
 
     fn consistent(&self) -> bool {
         self.epochs.consistent()
+            && self.members.consistent()
             && self.backends.values().all(|b| {
                 let mut ids: Vec<u32> =
                     b.servers.values().filter_map(|r| Some(r.added.as_ref()?.id)).collect();

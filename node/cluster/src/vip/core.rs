@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use phalanx_engine::lease::{
-    Ballot, Epoch, Fit, Free, Group, Lease, Message, NodeId, Output, Reason, Timing, View,
+    Ballot, Epoch, Fit, Free, Group, Lease, Message, NodeId, Output, Reason, Timing, View, Voter,
 };
 use phalanx_engine::time::Now;
 use phalanx_sys::clock;
@@ -115,7 +115,8 @@ impl Shared {
                 Announce::Listen => Box::new(super::hands::Listen::new(vip.clone(), announcer.clone())),
             });
             let prefer = vip.prefer.as_deref().and_then(|name| names.id(name));
-            let group = Group { me, incarnation: settings.incarnation, witness: witness.clone(), prefer };
+            let voters = names.ids().map(|id| Voter { id, witness: witness[usize::from(id.0)] }).collect();
+            let group = Group { me, incarnation: settings.incarnation, config: 1, voters, prefer };
             ones.push(One {
                 lease: Lease::new(group, options.timing, options.seed.wrapping_add(i as u64), now()),
                 settings: vip,

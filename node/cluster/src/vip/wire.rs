@@ -62,17 +62,23 @@ impl Names {
                 Step::Release(pb::Release { to })
             }
         };
+        let config = match message {
+            Message::Prepare { config, .. } | Message::Propose { config, .. } => config,
+            _ => 0,
+        };
         let ballot = Some(self.ballot_out(message.ballot()));
-        pb::VipMessage { vip: vip.to_owned(), ballot, step: Some(step) }
+        pb::VipMessage { vip: vip.to_owned(), ballot, step: Some(step), config }
     }
 
     pub(super) fn message_in(&self, message: pb::VipMessage) -> Option<Message> {
         let ballot = self.ballot_in(message.ballot)?;
+        let config = message.config;
         Some(match message.step? {
-            Step::Prepare(_) => Message::Prepare { ballot },
+            Step::Prepare(_) => Message::Prepare { ballot, config },
             Step::Promise(_) => Message::Promise { ballot },
             Step::Propose(p) => Message::Propose {
                 ballot,
+                config,
                 round: p.round,
                 term: Duration::from_micros(p.term_us),
                 held: p.held,
@@ -91,6 +97,7 @@ impl Names {
                 Why::Held(pb::Held { by: Some(self.ballot_out(by)), left_us: micros(left) })
             }
             Refusal::TooLong { longest } => Why::LongestUs(micros(longest)),
+            Refusal::Outdated { config } => Why::Outdated(config),
         }
     }
 
@@ -102,6 +109,7 @@ impl Names {
                 Refusal::Held { by: self.ballot_in(held.by)?, left: Duration::from_micros(held.left_us) }
             }
             Why::LongestUs(us) => Refusal::TooLong { longest: Duration::from_micros(us) },
+            Why::Outdated(config) => Refusal::Outdated { config },
         })
     }
 }
@@ -121,20 +129,21 @@ mod tests {
         let ballot = Ballot { counter: 7, node: NodeId(1), incarnation: 3 };
         let us = Duration::from_micros;
         for message in [
-            Message::Prepare { ballot },
+            Message::Prepare { ballot, config: 3 },
             Message::Promise { ballot },
-            Message::Propose { ballot, round: 4, term: us(600_000), held: true },
+            Message::Propose { ballot, config: 3, round: 4, term: us(600_000), held: true },
             Message::Accepted { ballot, round: 4 },
             Message::Refused { ballot, why: Refusal::Starting { left: us(5) } },
             Message::Refused { ballot, why: Refusal::Outranked { counter: 9 } },
             Message::Refused { ballot, why: Refusal::Held { by: ballot, left: us(6) } },
             Message::Refused { ballot, why: Refusal::TooLong { longest: us(8) } },
+            Message::Refused { ballot, why: Refusal::Outdated { config: 9 } },
             Message::Release { ballot, to: None },
             Message::Release { ballot, to: Some(NodeId(0)) },
         ] {
             assert_eq!(names.message_in(names.message_out("web", message)), Some(message));
         }
-        let mut stranger = names.message_out("web", Message::Prepare { ballot });
+        let mut stranger = names.message_out("web", Message::Prepare { ballot, config: 3 });
         stranger.ballot.as_mut().unwrap().node = "n9".into();
         assert_eq!(names.message_in(stranger), None);
     }

@@ -17,6 +17,8 @@ pub struct Acceptor {
     grant: Option<Grant>,
     /// The last ballot that was released: a late copy of its proposal must not bring it back.
     retired: Option<Ballot>,
+    /// No vote for who counts majorities over an older configuration; since when.
+    floor: (u64, Duration),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -26,19 +28,36 @@ struct Grant {
 }
 
 impl Acceptor {
-    /// An acceptor that votes from `votes_from` on, and grants for `longest` at most.
-    pub fn new(votes_from: Duration, longest: Duration) -> Acceptor {
-        Acceptor { votes_from, longest, promised: None, grant: None, retired: None }
+    /// An acceptor that votes from `votes_from` on, for nodes of no older configuration than `floor`,
+    /// and grants for `longest` at most.
+    pub fn new(votes_from: Duration, longest: Duration, floor: u64, now: Duration) -> Acceptor {
+        Acceptor { votes_from, longest, promised: None, grant: None, retired: None, floor: (floor, now) }
+    }
+
+    /// Votes no more in configurations older than `floor`.
+    pub fn raise(&mut self, floor: u64, now: Duration) {
+        if floor > self.floor.0 {
+            self.floor = (floor, now);
+        }
+    }
+
+    /// The oldest configuration that it votes in, and since when.
+    pub fn floor(&self) -> (u64, Duration) {
+        self.floor
     }
 
     /// Answers a `Prepare` or `Propose` that arrives at `now`.
     pub fn handle(&mut self, message: Message, now: Duration) -> Option<Message> {
         let ballot = message.ballot();
         let verdict = match message {
-            Message::Prepare { .. } => self.prepare(ballot, now).map(|()| Message::Promise { ballot }),
-            Message::Propose { round, term, held, .. } => {
-                self.propose(ballot, term, held, now).map(|()| Message::Accepted { ballot, round })
-            }
+            Message::Prepare { config, .. } => self
+                .current(config)
+                .and_then(|()| self.prepare(ballot, now))
+                .map(|()| Message::Promise { ballot }),
+            Message::Propose { round, term, held, config, .. } => self
+                .current(config)
+                .and_then(|()| self.propose(ballot, term, held, now))
+                .map(|()| Message::Accepted { ballot, round }),
             _ => return None,
         };
         Some(verdict.unwrap_or_else(|why| Message::Refused { ballot, why }))
@@ -77,6 +96,15 @@ impl Acceptor {
 
     fn live(&self, now: Duration) -> Option<Grant> {
         self.grant.filter(|grant| grant.until > now)
+    }
+
+    /// The third condition: who counts over a former configuration might not meet a majority of the
+    /// present one.
+    fn current(&self, config: u64) -> Result<(), Refusal> {
+        match config < self.floor.0 {
+            true => Err(Refusal::Outdated { config: self.floor.0 }),
+            false => Ok(()),
+        }
     }
 
     fn prepare(&mut self, ballot: Ballot, now: Duration) -> Result<(), Refusal> {

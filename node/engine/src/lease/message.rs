@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-/// A node, by its place among the names of all nodes in alphabetical order.
+/// A node, by the number that it was given when it became a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub u8);
 
@@ -47,6 +47,8 @@ pub enum Message {
     Prepare {
         /// The candidacy.
         ballot: Ballot,
+        /// The sender's configuration: over whom it counts majorities.
+        config: u64,
     },
     /// Yes.
     Promise {
@@ -57,6 +59,8 @@ pub enum Message {
     Propose {
         /// The candidacy or tenure.
         ballot: Ballot,
+        /// The sender's configuration: over whom it counts majorities.
+        config: u64,
         /// To be echoed.
         round: u64,
         /// For how long.
@@ -112,13 +116,18 @@ pub enum Refusal {
         /// What it would.
         longest: Duration,
     },
+    /// The sender counts majorities over nodes that are no longer those of the cluster.
+    Outdated {
+        /// The oldest configuration that it votes in.
+        config: u64,
+    },
 }
 
 impl Message {
     /// What it is about.
     pub fn ballot(&self) -> Ballot {
         match *self {
-            Message::Prepare { ballot }
+            Message::Prepare { ballot, .. }
             | Message::Promise { ballot }
             | Message::Propose { ballot, .. }
             | Message::Accepted { ballot, .. }

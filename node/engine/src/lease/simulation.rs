@@ -4,11 +4,43 @@
 //! stop, pause and restart; the group is cut in two. Ownership is recorded in true time as the rest of
 //! the system enforces it: from `Acquired` to `Withdraw`, the lease's own end, or the node's death,
 //! whichever is first. A paused node goes on owning until the end of its lease, as the kernel lets it.
+//!
+//! The members may change meanwhile: the registry and the gate are the real ones; what stands for raft
+//! is a list of what was committed, which each node hears of when it likes, if at all, and the
+//! leader's own knowledge, which is of those that it reaches at that moment.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::*;
+use crate::membership::{Adopted, View as MembersView, settled};
+use crate::registry::{Command, MemberCommand, Members, NewMember, Registry, Reply};
+
+/// How members change.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Changes {
+    /// Mean time between attempts.
+    pub(super) every_us: u64,
+    /// A node hears of a change within so long, unless it is cut off.
+    pub(super) lag_us: u64,
+    /// What is done wrong on purpose.
+    pub(super) mutation: Option<Mutation>,
+}
+
+/// Faults that the simulation has to find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mutation {
+    /// A change follows whatever the nodes have seen.
+    SkipSettled,
+    /// It is enough that one voter has seen the present configuration for a term.
+    OneIsEnough,
+    /// Two voters at once.
+    TwoAtOnce,
+    /// A node that restarts begins with the configuration that it was founded with.
+    ForgetConfig,
+    /// Acceptors vote for nodes of any configuration.
+    VoteForOld,
+}
 
 /// What is wrong with the world.
 #[derive(Clone, Debug)]
@@ -27,6 +59,9 @@ pub(super) struct World {
     /// Mean time between faults; 0 = none.
     pub(super) fault_us: u64,
     pub(super) length_us: u64,
+    pub(super) changes: Option<Changes>,
+    /// How many of the nodes are members at first.
+    pub(super) founders: usize,
 }
 
 impl World {
@@ -42,6 +77,8 @@ impl World {
             drift: 0,
             fault_us: 0,
             length_us: 10_000_000,
+            changes: None,
+            founders: 3,
         }
     }
 
@@ -60,6 +97,25 @@ impl World {
             drift: [0, 5, 30][rng.random_range(0..3)],
             fault_us: [200_000, 700_000, 3_000_000][rng.random_range(0..3)],
             length_us: 40_000_000,
+            changes: None,
+            founders: nodes,
+        }
+    }
+
+    /// A bad world whose members change.
+    pub(super) fn changing(seed: u64, mutation: Option<Mutation>) -> World {
+        let mut rng = SmallRng::seed_from_u64(seed ^ 0xc4a6e);
+        let lag_us = [10_000, 400_000, 3_000_000][rng.random_range(0..3)];
+        let every_us = [30_000, 700_000][rng.random_range(0..2)];
+        World {
+            nodes: 7,
+            founders: rng.random_range(1..=5),
+            witness: rng.random_bool(0.3).then(|| rng.random_range(0..7)),
+            loss: [0, 20, 100][rng.random_range(0..3)],
+            delay_us: [500, 5_000][rng.random_range(0..2)],
+            fault_us: [200_000, 700_000, 3_000_000][rng.random_range(0..3)],
+            changes: Some(Changes { every_us, lag_us, mutation }),
+            ..World::bad(seed)
         }
     }
 }
@@ -74,6 +130,8 @@ struct Node {
     incarnation: u64,
     /// Withdrawing takes a moment: its end, in true time.
     withdrawn_at: Option<u64>,
+    /// How much of what was committed it has heard of and stored.
+    heard: usize,
 }
 
 /// One tenure, in true time.
@@ -94,6 +152,8 @@ enum Event {
     Resume(usize),
     Start(usize),
     Heal,
+    Change,
+    Hear(usize),
 }
 
 pub(super) struct Simulation {
@@ -107,6 +167,9 @@ pub(super) struct Simulation {
     rng: SmallRng,
     pub(super) owned: Vec<Owned>,
     open: Vec<Option<usize>>,
+    /// The lists that were committed, in order.
+    committed: Vec<Members>,
+    registry: Registry,
     pub(super) trace: Vec<String>,
 }
 
@@ -114,18 +177,20 @@ impl Simulation {
     pub(super) fn new(world: World, seed: u64) -> Simulation {
         let mut rng = SmallRng::seed_from_u64(seed);
         let drift = f64::from(world.drift) / 1000.0;
+        let registry = found(&world);
         let nodes: Vec<Node> = (0..world.nodes)
             .map(|i| {
                 let rate = 1.0 + if drift > 0.0 { rng.random_range(-drift..drift) } else { 0.0 };
                 let skew_us = rng.random_range(-50_000..50_000);
                 Node {
-                    lease: machine(&world, i, 1, rng.random(), local(0, rate, skew_us)),
+                    lease: machine(&world, registry.members(), i, 1, rng.random(), local(0, rate, skew_us)),
                     rate,
                     skew_us,
                     up: true,
                     paused: false,
                     incarnation: 1,
                     withdrawn_at: None,
+                    heard: 0,
                 }
             })
             .collect();
@@ -140,6 +205,8 @@ impl Simulation {
             rng,
             owned: Vec::new(),
             trace: Vec::new(),
+            committed: vec![registry.members().clone()],
+            registry,
             world,
         };
         for node in 0..simulation.nodes.len() {
@@ -147,6 +214,7 @@ impl Simulation {
             simulation.at(0, Event::Tick(node));
         }
         simulation.next_fault();
+        simulation.next_change();
         simulation
     }
 
@@ -191,7 +259,10 @@ impl Simulation {
         n.up = true;
         n.paused = false;
         n.withdrawn_at = None;
-        n.lease = machine(&self.world, node, n.incarnation, seed, now);
+        if self.world.changes.is_some_and(|c| c.mutation == Some(Mutation::ForgetConfig)) {
+            n.heard = 0;
+        }
+        n.lease = machine(&self.world, &self.committed[n.heard], node, n.incarnation, seed, now);
         self.drive(node, |lease, now| lease.set_fit(Fit::Yes, now));
         self.at(self.now_us, Event::Tick(node));
     }
@@ -212,6 +283,11 @@ impl Simulation {
 
     pub(super) fn view(&self, node: usize) -> View {
         self.nodes[node].lease.view(self.local(node))
+    }
+
+    /// How often the members changed.
+    pub(super) fn changes(&self) -> usize {
+        self.committed.len() - 1
     }
 
     /// Everything that must hold of the history.
@@ -249,7 +325,7 @@ impl Simulation {
                     // It waits in the socket buffer.
                     self.at(self.now_us + 20_000, Event::Deliver { to, from, slot });
                 } else if n.up {
-                    let message = self.messages[slot];
+                    let message = self.delivered(slot);
                     self.drive(to, |lease, now| lease.handle(NodeId(from as u8), message, now));
                 }
             }
@@ -274,7 +350,108 @@ impl Simulation {
                 }
             }
             Event::Heal => self.heal(),
+            Event::Change => {
+                self.change();
+                self.next_change();
+            }
+            Event::Hear(node) => self.hear(node),
         }
+    }
+
+    fn next_change(&mut self) {
+        if let Some(changes) = self.world.changes {
+            let wait = self.rng.random_range(1..2 * changes.every_us);
+            self.at(self.now_us + wait, Event::Change);
+        }
+    }
+
+    /// Takes a node in, and tells these of it at once, if `leader` finds after `wait` that it may.
+    pub(super) fn join(&mut self, node: usize, leader: usize, told: &[usize], wait: Duration) -> bool {
+        let may = settled(self.registry.members(), &Seen { simulation: self, leader }, wait).is_ok();
+        if may {
+            self.step_of(node);
+            self.committed.push(self.registry.members().clone());
+            told.iter().for_each(|&node| self.hear(node));
+        }
+        may
+    }
+
+    /// Some node leads, and takes another in or lets one go if it finds that it may.
+    fn change(&mut self) {
+        let Some(changes) = self.world.changes else { return };
+        let leader = self.rng.random_range(0..self.nodes.len());
+        let wait = self.world.timing.start_wait;
+        let seen = Seen { simulation: self, leader };
+        let may = match changes.mutation {
+            Some(Mutation::SkipSettled) => true,
+            Some(Mutation::OneIsEnough) => seen.one(wait),
+            _ => settled(self.registry.members(), &seen, wait).is_ok(),
+        };
+        if !may {
+            return;
+        }
+        let steps = if changes.mutation == Some(Mutation::TwoAtOnce) { 2 } else { 1 };
+        for _ in 0..steps {
+            let node = self.rng.random_range(0..self.nodes.len());
+            self.step_of(node);
+        }
+        if self.committed.last() == Some(self.registry.members()) {
+            return;
+        }
+        self.committed.push(self.registry.members().clone());
+        let voters: Vec<&str> = self.registry.members().voters().map(|(name, _)| name).collect();
+        let text = format!("is told: members are now {}", voters.join(" "));
+        self.note(leader, &text);
+        for node in 0..self.nodes.len() {
+            let lag = self.rng.random_range(1_000..changes.lag_us);
+            self.at(self.now_us + lag, Event::Hear(node));
+        }
+    }
+
+    fn step_of(&mut self, node: usize) {
+        let name = format!("n{node}");
+        let config = self.registry.members().config();
+        let steps = match self.registry.members().get(&name) {
+            None => [
+                MemberCommand::Join { node: new_member(&self.world, node), replaces: None },
+                MemberCommand::Promote { name, config },
+            ],
+            Some(_) => [MemberCommand::Leave { name: name.clone() }, MemberCommand::Remove { name, config }],
+        };
+        for step in steps {
+            if matches!(self.registry.apply(&Command::Member(step)), Reply::Refused(_)) {
+                return;
+            }
+        }
+    }
+
+    /// A node hears of what was committed, some of it or all, and stores it before it acts on it.
+    fn hear(&mut self, node: usize) {
+        let n = &self.nodes[node];
+        if !n.up || n.paused || self.side[node] {
+            let later = self.now_us + self.rng.random_range(50_000..500_000);
+            if n.heard + 1 < self.committed.len() {
+                self.at(later, Event::Hear(node));
+            }
+            return;
+        }
+        let newest = self.committed.len() - 1;
+        if n.heard < newest {
+            let heard = self.rng.random_range(n.heard + 1..=newest);
+            self.nodes[node].heard = heard;
+            let group = group(&self.world, &self.committed[heard], node, self.nodes[node].incarnation);
+            self.drive(node, |lease, now| lease.reconfigure(group, now));
+        }
+    }
+
+    fn delivered(&self, slot: usize) -> Message {
+        let mut message = self.messages[slot];
+        if self.world.changes.is_some_and(|c| c.mutation == Some(Mutation::VoteForOld))
+            && let Message::Prepare { config, .. } | Message::Propose { config, .. } = &mut message
+        {
+            *config = u64::MAX;
+        }
+        message
     }
 
     fn fault(&mut self) {
@@ -404,12 +581,81 @@ fn local(now_us: u64, rate: f64, skew_us: i64) -> Now {
     Now { mono, unix_us: (1_700_000_000_000_000 + now_us).saturating_add_signed(skew_us) }
 }
 
-fn machine(world: &World, node: usize, incarnation: u64, seed: u64, now: Now) -> Lease {
-    let group = Group {
+fn new_member(world: &World, node: usize) -> NewMember {
+    NewMember { name: format!("n{node}"), addr: format!("h{node}:1"), witness: Some(node) == world.witness }
+}
+
+fn found(world: &World) -> Registry {
+    let mut registry = Registry::new();
+    let nodes = (0..world.founders.min(world.nodes)).map(|i| new_member(world, i)).collect();
+    registry.apply(&Command::Member(MemberCommand::Found { id: 1, nodes }));
+    registry
+}
+
+/// The voters of a list. A node keeps its number here, however often it comes and goes.
+fn group(world: &World, members: &Members, node: usize, incarnation: u64) -> Group {
+    let number = |name: &str| NodeId(name[1..].parse().expect("names are n0, n1, …"));
+    let mut voters: Vec<Voter> =
+        members.voters().map(|(name, m)| Voter { id: number(name), witness: m.witness }).collect();
+    voters.sort_by_key(|v| v.id);
+    Group {
         me: NodeId(node as u8),
         incarnation,
-        witness: (0..world.nodes).map(|i| Some(i) == world.witness).collect(),
+        config: members.config(),
+        voters,
         prefer: world.prefer.map(|i| NodeId(i as u8)),
-    };
-    Lease::new(group, world.timing, seed, now)
+    }
+}
+
+fn machine(world: &World, members: &Members, node: usize, incarnation: u64, seed: u64, now: Now) -> Lease {
+    Lease::new(group(world, members, node, incarnation), world.timing, seed, now)
+}
+
+/// What a leader knows of the others: of those that it reaches.
+struct Seen<'a> {
+    simulation: &'a Simulation,
+    leader: usize,
+}
+
+impl Seen<'_> {
+    fn node(&self, name: &str) -> Option<usize> {
+        let at: usize = name[1..].parse().ok()?;
+        let s = self.simulation;
+        (s.nodes[at].up && s.side[at] == s.side[self.leader]).then_some(at)
+    }
+
+    fn one(&self, wait: Duration) -> bool {
+        let members = self.simulation.registry.members();
+        let has =
+            |name: &str| self.adopted(name).is_some_and(|a| a.config >= members.config() && a.age >= wait);
+        members.voters().any(|(n, _)| has(n))
+    }
+}
+
+impl MembersView for Seen<'_> {
+    fn reachable(&self, node: &str) -> bool {
+        self.node(node).is_some()
+    }
+
+    fn adopted(&self, node: &str) -> Option<Adopted> {
+        let at = self.node(node)?;
+        let (config, since) = self.simulation.nodes[at].lease.floor();
+        Some(Adopted { config, age: self.simulation.local(at).mono.saturating_sub(since) })
+    }
+
+    fn caught_up(&self, node: &str) -> bool {
+        self.reachable(node)
+    }
+
+    fn holds(&self, _: &str) -> bool {
+        false
+    }
+
+    fn voters(&self) -> Option<std::collections::BTreeSet<String>> {
+        None
+    }
+
+    fn learners(&self) -> std::collections::BTreeSet<String> {
+        std::collections::BTreeSet::new()
+    }
 }

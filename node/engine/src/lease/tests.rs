@@ -1,4 +1,4 @@
-use super::simulation::{Simulation, World};
+use super::simulation::{Mutation, Simulation, World};
 use super::*;
 
 /// Seeds of the ordinary run; `PHALANX_SEEDS` asks for more, `PHALANX_SEED` replays one.
@@ -36,6 +36,63 @@ fn never_two_holders_in_a_bad_world() {
         count == 1 || tenures > 3 * count,
         "the faults moved the VIP too seldom to test anything: {tenures}"
     );
+}
+
+#[test]
+fn never_two_holders_while_members_come_and_go() {
+    let (mut tenures, mut changes) = (0, 0);
+    for seed in seeds() {
+        let s = run(World::changing(seed, None), seed);
+        tenures += s.owned.len();
+        changes += s.changes();
+    }
+    let count = seeds().count();
+    assert!(count == 1 || (tenures > count && changes > 2 * count), "{tenures} tenures, {changes} changes");
+}
+
+#[test]
+fn the_simulation_catches_wrong_ways_to_change_members() {
+    for mutation in [
+        Mutation::SkipSettled,
+        Mutation::OneIsEnough,
+        Mutation::TwoAtOnce,
+        Mutation::ForgetConfig,
+        Mutation::VoteForOld,
+    ] {
+        let found = (0..400).find(|&seed| {
+            Simulation::new(World::changing(seed, Some(mutation)), seed).run().check().is_err()
+        });
+        assert!(found.is_some(), "{mutation:?} is not caught");
+    }
+}
+
+/// The holder, whose lease one other voter carries, is cut off; two nodes join as soon as the others find
+/// that they may.
+fn joins_beside_a_holder_that_is_cut_off(wait: Duration, seed: u64) -> Simulation {
+    let mut s = Simulation::new(World { nodes: 5, prefer: Some(0), ..World::calm() }, seed);
+    s.run_until(3 * SECOND);
+    assert_eq!(s.owner(), Some(0));
+    s.cut_off(2);
+    s.run_until(5 * SECOND + seed * 11_000);
+    s.cut_off(0);
+    let mut joined = 0;
+    for _ in 0..400 {
+        s.run_until(s.now_us + 5_000);
+        if joined < 2 && s.join(3 + joined, 1, &[1, 2, 3, 4][joined..], wait) {
+            joined += 1;
+        }
+    }
+    assert_eq!(joined, 2);
+    s
+}
+
+#[test]
+fn a_change_waits_for_a_term_and_the_simulation_sees_when_it_does_not() {
+    for seed in 0..20 {
+        joins_beside_a_holder_that_is_cut_off(Timing::default().start_wait, seed).check().unwrap();
+    }
+    let hasty = |&seed: &u64| joins_beside_a_holder_that_is_cut_off(Duration::ZERO, seed).check().is_err();
+    assert!((0..20).any(|seed| hasty(&seed)), "a hasty change is not caught");
 }
 
 #[test]
@@ -230,7 +287,8 @@ fn a_witness_is_a_vote_for_one_of_two() {
 #[test]
 fn hostile_messages_break_nothing() {
     let now = |ms| Now { mono: Duration::from_millis(ms), unix_us: ms * 1000 };
-    let group = Group { me: NodeId(0), incarnation: 1, witness: vec![false; 3], prefer: None };
+    let voters = (0..3).map(|i| Voter { id: NodeId(i), witness: false }).collect();
+    let group = Group { me: NodeId(0), incarnation: 1, config: 1, voters, prefer: None };
     let mut lease = Lease::new(group, Timing::default(), 1, now(0));
     lease.set_fit(Fit::Yes, now(0));
     let mut rng = SmallRng::seed_from_u64(4);
@@ -243,9 +301,15 @@ fn hostile_messages_break_nothing() {
         };
         let left = Duration::from_micros(wild(&mut rng));
         let message = match rng.random_range(0..8) {
-            0 => Message::Prepare { ballot },
+            0 => Message::Prepare { ballot, config: wild(&mut rng) },
             1 => Message::Promise { ballot },
-            2 => Message::Propose { ballot, round: wild(&mut rng), term: left, held: rng.random() },
+            2 => Message::Propose {
+                ballot,
+                config: wild(&mut rng),
+                round: wild(&mut rng),
+                term: left,
+                held: rng.random(),
+            },
             3 => Message::Accepted { ballot, round: wild(&mut rng) },
             4 => Message::Refused { ballot, why: Refusal::Starting { left } },
             5 => Message::Refused { ballot, why: Refusal::Outranked { counter: wild(&mut rng) } },
@@ -265,8 +329,8 @@ fn hostile_messages_break_nothing() {
 fn an_acceptor_backs_one_node_at_a_time() {
     let ms = Duration::from_millis;
     let ballot = |counter, node| Ballot { counter, node: NodeId(node), incarnation: 1 };
-    let propose = |b, held| Message::Propose { ballot: b, round: 1, term: ms(600), held };
-    let mut a = Acceptor::new(ms(100), ms(600));
+    let propose = |b, held| Message::Propose { ballot: b, config: 1, round: 1, term: ms(600), held };
+    let mut a = Acceptor::new(ms(100), ms(600), 1, ms(0));
     let (x, y) = (ballot(5, 0), ballot(9, 1));
     let refused = |answer: Option<Message>| match answer {
         Some(Message::Refused { why, .. }) => why,
@@ -276,13 +340,32 @@ fn an_acceptor_backs_one_node_at_a_time() {
     assert_eq!(a.handle(propose(x, false), ms(100)), Some(Message::Accepted { ballot: x, round: 1 }));
     let held = refused(a.handle(propose(y, false), ms(699)));
     assert_eq!(held, Refusal::Held { by: x, left: ms(1) });
-    assert!(matches!(refused(a.handle(Message::Prepare { ballot: y }, ms(699))), Refusal::Held { .. }));
+    assert!(matches!(
+        refused(a.handle(Message::Prepare { ballot: y, config: 1 }, ms(699))),
+        Refusal::Held { .. }
+    ));
     assert!(matches!(a.handle(propose(y, false), ms(700)), Some(Message::Accepted { .. })));
     assert_eq!(refused(a.handle(propose(x, true), ms(701))), Refusal::Held { by: y, left: ms(599) });
     assert!(!a.release(x), "only the owner's ballot releases");
     assert!(a.release(y));
     assert!(matches!(refused(a.handle(propose(y, true), ms(702))), Refusal::Outranked { .. }), "used up");
     assert!(matches!(refused(a.handle(propose(x, false), ms(702))), Refusal::Outranked { counter: 9 }));
-    let long = Message::Propose { ballot: ballot(10, 0), round: 1, term: ms(601), held: false };
+    let long = Message::Propose { ballot: ballot(10, 0), config: 1, round: 1, term: ms(601), held: false };
     assert_eq!(refused(a.handle(long, ms(703))), Refusal::TooLong { longest: ms(600) });
+}
+
+#[test]
+fn an_acceptor_leaves_older_configurations_behind() {
+    let ms = Duration::from_millis;
+    let ballot = Ballot { counter: 5, node: NodeId(0), incarnation: 1 };
+    let propose = |config| Message::Propose { ballot, config, round: 1, term: ms(600), held: true };
+    let mut a = Acceptor::new(ms(0), ms(600), 2, ms(0));
+    let outdated = |config| Some(Message::Refused { ballot, why: Refusal::Outdated { config } });
+    assert_eq!(a.handle(propose(1), ms(1)), outdated(2));
+    assert!(matches!(a.handle(propose(2), ms(1)), Some(Message::Accepted { .. })));
+    assert!(matches!(a.handle(propose(3), ms(1)), Some(Message::Accepted { .. })), "newer ones count");
+    a.raise(3, ms(2));
+    assert_eq!(a.handle(propose(2), ms(3)), outdated(3));
+    a.raise(2, ms(4));
+    assert_eq!(a.floor(), (3, ms(2)), "it never goes back");
 }

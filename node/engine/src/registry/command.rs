@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use phalanx_config::model;
 
 use super::epochs::ConfigCommand;
+use super::members::MemberCommand;
 use super::patterns::PatternCommand;
 
 /// A command as it stands in the log: with the identity that makes it apply once.
@@ -77,6 +78,8 @@ pub enum Command {
     Patterns(PatternCommand),
     /// About the configuration itself.
     Config(ConfigCommand),
+    /// The nodes of the cluster change.
+    Member(MemberCommand),
 }
 
 /// A server as the node that takes a command knows it.
