@@ -104,9 +104,14 @@ pub(crate) struct ProxyDraft {
     pub(crate) servers: Vec<ServerDraft>,
     pub(crate) stick_table: Option<StickTable>,
     pub(crate) stick_rules: Vec<Placed<StickRule>>,
-    pub(crate) tcp_connection_rules: Vec<Placed<TrackRule>>,
-    pub(crate) tcp_content_rules: Vec<Placed<TrackRule>>,
-    pub(crate) http_request_rules: Vec<Placed<TrackRule>>,
+    pub(crate) acls: Vec<Acl>,
+    pub(crate) rules: Rules,
+    pub(crate) use_backend: Vec<Placed<UseBackend>>,
+    pub(crate) use_server: Vec<Placed<UseServer>>,
+    /// Expressions that name proxies, tables or servers.
+    pub(crate) referring: Vec<Placed<Expr>>,
+    /// Expressions that need HTTP, in rules that a TCP proxy has as well: what, and the text.
+    pub(crate) needs_http: Vec<Placed<(&'static str, String)>>,
 }
 
 impl ProxyDraft {
@@ -122,9 +127,12 @@ impl ProxyDraft {
             servers: Vec::new(),
             stick_table: None,
             stick_rules: Vec::new(),
-            tcp_connection_rules: Vec::new(),
-            tcp_content_rules: Vec::new(),
-            http_request_rules: Vec::new(),
+            acls: Vec::new(),
+            rules: Rules::default(),
+            use_backend: Vec::new(),
+            use_server: Vec::new(),
+            referring: Vec::new(),
+            needs_http: Vec::new(),
         }
     }
 

@@ -4,13 +4,15 @@
 //! Checks here concern more than one line. A complaint that only follows from a line refused before
 //! (a table that is missing because its line was faulty) is not made a second time.
 
+mod rules;
+
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::diagnostic::Severity;
-use crate::draft::{ClusterDraft, HttpCheckSend, LogLine, Placed, ProxyDraft, Settings};
+use crate::draft::{ClusterDraft, HttpCheckSend, LogLine, ProxyDraft, Settings};
 use crate::keywords::server;
 use crate::known;
 use crate::model::*;
@@ -106,7 +108,6 @@ impl Parser<'_> {
             self.check_default_backend(drafts, draft);
             for rule in &draft.stick_rules {
                 self.check_table(drafts, tables, draft, &rule.value.table, rule.pos, "stick");
-                self.check_fetch(draft, &rule.value.expr, rule.pos, "stick");
                 // What the rule stores must have room, as HAProxy gives it.
                 if let Some((_, table)) = tables.iter_mut().find(|(name, _)| *name == rule.value.table) {
                     for data in [DataType::ServerId, DataType::ServerKey] {
@@ -116,19 +117,7 @@ impl Parser<'_> {
                     }
                 }
             }
-            let rule_sets = [
-                ("tcp-request connection", &draft.tcp_connection_rules),
-                ("tcp-request content", &draft.tcp_content_rules),
-                ("http-request", &draft.http_request_rules),
-            ];
-            for (what, rule) in
-                rule_sets.iter().flat_map(|(what, rules)| rules.iter().map(move |rule| (*what, rule)))
-            {
-                self.check_table(drafts, tables, draft, &rule.value.table, rule.pos, what);
-                if what != "http-request" {
-                    self.check_fetch(draft, &rule.value.expr, rule.pos, what);
-                }
-            }
+            self.check_rules(drafts, tables, draft);
             let Some(table) = &draft.stick_table else { continue };
             self.check_write_to(tables, draft, table);
             if let Some(peers) = &table.peers
@@ -166,37 +155,42 @@ impl Parser<'_> {
         let (true, Some(wanted)) = (draft.kind.is_frontend(), &draft.settings.default_backend) else {
             return;
         };
-        let Placed { value: name, pos } = wanted;
-        let Some(backend) = drafts.iter().find(|other| other.name == *name && other.kind.is_backend()) else {
+        self.check_backend(drafts, draft, &wanted.value, wanted.pos, "default_backend");
+    }
+
+    /// A backend that `default_backend` or `use_backend` names.
+    fn check_backend(&mut self, drafts: &[ProxyDraft], draft: &ProxyDraft, name: &str, pos: Pos, what: &str) {
+        let Some(backend) = drafts.iter().find(|other| other.name == name && other.kind.is_backend()) else {
             if self.refused_heads.contains(name) {
                 return;
             }
             let names =
                 drafts.iter().filter(|other| other.kind.is_backend()).map(|other| other.name.as_str());
             let hint = known::nearest(name, names).map(known::did_you_mean);
-            let message =
-                format!("Proxy '{}': unable to find required default_backend: '{name}'", draft.name);
-            return self.alert_at(*pos, message, hint);
+            let message = format!("Proxy '{}': unable to find required {what}: '{name}'", draft.name);
+            return self.alert_at(pos, message, hint);
         };
         let places = (self.place(draft.pos), self.place(backend.pos));
         match (draft.settings.mode, backend.settings.mode) {
             (Mode::Http, Mode::Tcp) => {
+                let role =
+                    if what == "use_backend" { "in a 'use_backend' rule" } else { "as its default backend" };
                 let message = format!(
-                    "http frontend '{}' ({}) tries to use incompatible tcp backend '{name}' ({}) as its default \
-                     backend (see 'mode')",
+                    "http frontend '{}' ({}) tries to use incompatible tcp backend '{name}' ({}) {role} \
+                     (see 'mode')",
                     draft.name, places.0, places.1
                 );
-                self.alert_at(*pos, message, None);
+                self.alert_at(pos, message, None);
             }
             (Mode::Tcp, Mode::Http) => {
                 let what = format!("tcp frontend '{}' with http backend '{name}' ({})", draft.name, places.1);
-                self.alert_at(*pos, known::unsupported(&what), Some("give both the same 'mode'".to_owned()));
+                self.alert_at(pos, known::unsupported(&what), Some("give both the same 'mode'".to_owned()));
             }
             _ => {}
         }
     }
 
-    fn check_table(
+    pub(crate) fn check_table(
         &mut self,
         drafts: &[ProxyDraft],
         tables: &[(String, StickTable)],
@@ -235,16 +229,6 @@ impl Parser<'_> {
             Some(_) => return,
         };
         self.alert_at(table.pos, format!("Proxy '{name}': stick-table: 'write-to' : {fault}"), None);
-    }
-
-    fn check_fetch(&mut self, draft: &ProxyDraft, expr: &Expr, pos: Pos, what: &str) {
-        if expr.fetch.needs_http() && draft.settings.mode == Mode::Tcp {
-            let message = format!(
-                "Proxy '{}': '{what}' rule : fetch method '{}' needs HTTP, which a proxy with 'mode tcp' does not parse",
-                draft.name, expr.text
-            );
-            self.alert_at(pos, message, Some("use 'mode http', or a fetch such as 'src'".to_owned()));
-        }
     }
 
     fn finish_proxy(&mut self, mut draft: ProxyDraft, id: u32, table: Option<StickTable>) -> Proxy {
@@ -303,9 +287,10 @@ impl Parser<'_> {
             stats: settings.stats,
             stick_table: table,
             stick_rules: draft.stick_rules.into_iter().map(|rule| rule.value).collect(),
-            tcp_connection_rules: draft.tcp_connection_rules.into_iter().map(|rule| rule.value).collect(),
-            tcp_content_rules: draft.tcp_content_rules.into_iter().map(|rule| rule.value).collect(),
-            http_request_rules: draft.http_request_rules.into_iter().map(|rule| rule.value).collect(),
+            acls: draft.acls,
+            rules: draft.rules,
+            use_backend: draft.use_backend.into_iter().map(|rule| rule.value).collect(),
+            use_server: draft.use_server.into_iter().map(|rule| rule.value).collect(),
             name,
         }
     }
@@ -400,9 +385,16 @@ impl Parser<'_> {
         if draft.kind.is_frontend() && settings.monitor_uri.take().is_some() {
             ignored("monitor-uri");
         }
-        if !draft.http_request_rules.is_empty() {
-            ignored("http-request");
-            draft.http_request_rules.clear();
+        let rules = &mut draft.rules;
+        for (what, list) in [
+            ("http-request", &mut rules.http_request),
+            ("http-response", &mut rules.http_response),
+            ("http-after-response", &mut rules.http_after_response),
+        ] {
+            if !list.is_empty() {
+                ignored(what);
+                list.clear();
+            }
         }
         settings.connection_mode = None;
         settings.default_server.cookie = None;

@@ -9,11 +9,11 @@ pub(crate) mod http_check;
 pub(crate) mod log;
 pub(crate) mod option;
 pub(crate) mod proxy;
+pub(crate) mod rules;
 pub(crate) mod server;
 pub(crate) mod stats;
 pub(crate) mod stick;
 pub(crate) mod timeout;
-pub(crate) mod track;
 
 use crate::keyword::Keyword;
 
@@ -31,6 +31,6 @@ pub(crate) const TABLES: &[&[Keyword]] = &[
     http_check::KEYWORDS,
     stats::KEYWORDS,
     stick::KEYWORDS,
-    track::KEYWORDS,
+    rules::KEYWORDS,
     cluster::KEYWORDS,
 ];

@@ -5,12 +5,14 @@
 //! `words` cuts it, `parser` finds its entry in the tables of `keywords`, which fills in a `draft`;
 //! `finish` checks the whole and makes the [`Config`] of it.
 
+mod acl;
 mod condition;
 mod diagnostic;
 mod draft;
 mod env;
 mod expr;
 mod finish;
+mod format;
 mod keyword;
 mod keywords;
 mod known;
@@ -25,6 +27,7 @@ mod words;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use env::{Env, Source, StaticEnv};
+pub use expr::{converter_names, fetch_names};
 pub use keyword::{Keyword, keywords};
 pub use keywords::server::server_from_args;
 pub use model::*;

@@ -4,11 +4,16 @@
 //! resolve, names are unique, ports are in range. Nothing here is mutable state; what changes at run
 //! time (weights, health, added servers) lives in the engine, keyed by proxy and server name.
 
+mod rules;
+mod sample;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::rules::*;
+pub use self::sample::*;
 use crate::pattern::{Method, Output};
 
 /// One line of one configuration file; `file` is an index into [`Config::files`].
@@ -326,12 +331,14 @@ pub struct Proxy {
     pub stick_table: Option<StickTable>,
     /// `stick …` lines, in order.
     pub stick_rules: Vec<StickRule>,
-    /// `tcp-request connection` rules, in order.
-    pub tcp_connection_rules: Vec<TrackRule>,
-    /// `tcp-request content` rules, in order.
-    pub tcp_content_rules: Vec<TrackRule>,
-    /// `http-request` rules, in order.
-    pub http_request_rules: Vec<TrackRule>,
+    /// `acl` lines and the anonymous ACLs of conditions, which name them by index.
+    pub acls: Vec<Acl>,
+    /// Rule sets that run before the servers' answer.
+    pub rules: Rules,
+    /// `use_backend` lines, in order.
+    pub use_backend: Vec<UseBackend>,
+    /// `use-server` lines, in order.
+    pub use_server: Vec<UseServer>,
 }
 
 /// One listening address (`bind`, section 5.1).
@@ -787,100 +794,6 @@ pub enum DataType {
     GlitchCnt,
     /// Glitches of the front connection per period.
     GlitchRate(Duration),
-}
-
-/// A `stick` line.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StickRule {
-    /// `on`, `match` or `store-request`.
-    pub kind: StickKind,
-    /// The key.
-    pub expr: Expr,
-    /// Name of the proxy whose table is used.
-    pub table: String,
-}
-
-/// What a stick rule does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StickKind {
-    /// Match and store.
-    On,
-    /// Only look.
-    Match,
-    /// Only store.
-    StoreRequest,
-}
-
-/// A `track-sc0 <key> [table <t>]` rule.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrackRule {
-    /// Which counter, 0..=2.
-    pub counter: u8,
-    /// The key.
-    pub expr: Expr,
-    /// Name of the proxy whose table is used.
-    pub table: String,
-}
-
-/// A sample expression (section 7): a fetch and converters.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Expr {
-    /// Where the value comes from.
-    pub fetch: Fetch,
-    /// Applied in order.
-    pub converters: Vec<Converter>,
-    /// As written.
-    pub text: String,
-}
-
-/// A sample fetch (section 7.3).
-#[derive(Clone, Debug, PartialEq)]
-pub enum Fetch {
-    /// `src`.
-    Src,
-    /// `src_port`.
-    SrcPort,
-    /// `dst`.
-    Dst,
-    /// `dst_port`.
-    DstPort,
-    /// `req.hdr(name)`/`hdr(name)`: the last value; lower-case name.
-    ReqHdr(String),
-    /// `req.cook(name)`/`cook(name)`.
-    ReqCook(String),
-    /// `path`.
-    Path,
-    /// `url`.
-    Url,
-    /// `query`.
-    Query,
-    /// `method`.
-    Method,
-    /// `url_param(name)`/`urlp(name)`.
-    UrlParam(String),
-    /// `str(text)`.
-    Str(String),
-    /// `int(n)`.
-    Int(i64),
-}
-
-impl Fetch {
-    /// Whether it needs a parsed HTTP request.
-    pub fn needs_http(&self) -> bool {
-        !matches!(
-            self,
-            Fetch::Src | Fetch::SrcPort | Fetch::Dst | Fetch::DstPort | Fetch::Str(_) | Fetch::Int(_)
-        )
-    }
-}
-
-/// A converter (section 7.3.1).
-#[derive(Clone, Debug, PartialEq)]
-pub enum Converter {
-    /// `lower`.
-    Lower,
-    /// `upper`.
-    Upper,
 }
 
 /// The `cluster` section.

@@ -9,10 +9,14 @@ use std::collections::{HashMap, HashSet};
 
 use crate::condition;
 use crate::diagnostic::{Diagnostic, Severity};
-use crate::draft::{ClusterDraft, Draft, ProxyDraft, Settings};
+use crate::draft::{ClusterDraft, Draft, Placed, ProxyDraft, Settings};
+use crate::expr::{self, Maps};
+use crate::format;
 use crate::keyword::{self, Arity, Keyword};
+use crate::keywords::rules;
 use crate::line::{Args, Fault, Polarity};
-use crate::model::{Global, Pos, ProxyKind};
+use crate::model::{Expr, Format, Global, PatternUse, Piece, Pos, ProxyKind};
+use crate::pattern::{self, Columns, FileUse, Inline, Method, Output};
 use crate::words::{self, Word};
 use crate::{Env, Outcome, Source, known, section};
 
@@ -458,6 +462,44 @@ impl<'a> Parser<'a> {
         }
     }
 
+    /// Reads a sample expression.
+    pub(crate) fn expr(&mut self, text: &str) -> Result<Expr, String> {
+        let expr = expr::parse(text, self)?;
+        self.note_references(&expr);
+        Ok(expr)
+    }
+
+    /// Reads a log-format string.
+    pub(crate) fn format(&mut self, text: &str) -> Result<Format, String> {
+        let format = format::parse(text, self)?;
+        for piece in &format.pieces {
+            if let Piece::Expr { expr, .. } = piece {
+                self.note_references(expr);
+            }
+        }
+        Ok(format)
+    }
+
+    /// What an expression names is looked for at the end, when all of it is known.
+    fn note_references(&mut self, expr: &Expr) {
+        let pos = self.pos;
+        if !rules::references(expr).is_empty() && matches!(self.at, At::Proxy(_)) {
+            self.proxy().referring.push(Placed { value: expr.clone(), pos });
+        }
+    }
+
+    /// The set of a file of patterns.
+    pub(crate) fn pattern_file(&mut self, file: &FileUse<'_>) -> Result<PatternUse, String> {
+        let name = self.files.get(self.pos.file as usize).map_or("", String::as_str);
+        self.draft.patterns.file(self.env, file, pattern::At { file: name, line: self.pos.line })
+    }
+
+    /// The set of the patterns of an ACL itself.
+    pub(crate) fn inline_patterns(&mut self, inline: &Inline<'_>) -> Result<PatternUse, String> {
+        let name = self.files.get(self.pos.file as usize).map_or("", String::as_str);
+        self.draft.patterns.inline(self.env, inline, pattern::At { file: name, line: self.pos.line })
+    }
+
     /// Bit of the section that the parser is in.
     pub(crate) fn mask(&self) -> keyword::Sections {
         match self.at {
@@ -590,6 +632,15 @@ impl<'a> Parser<'a> {
     /// `file:line`, for messages that name another place.
     pub(crate) fn place(&self, pos: Pos) -> String {
         format!("{}:{}", self.files.get(pos.file as usize).map_or("", String::as_str), pos.line)
+    }
+}
+
+impl Maps for Parser<'_> {
+    fn map(&mut self, file: &str, method: Method, output: Output) -> Result<PatternUse, String> {
+        let columns = Columns::Two;
+        let output = Some(output);
+        let file = FileUse { name: file, columns, method, ignore_case: false, output, resolve: true };
+        self.pattern_file(&file)
     }
 }
 

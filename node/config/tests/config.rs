@@ -181,8 +181,12 @@ fn a_cluster_with_everything() {
     );
     assert_eq!(app.stick_rules[0].table, "app");
     let fe = proxy(&config, "fe");
-    assert_eq!(fe.tcp_connection_rules[0].table, "counts");
-    assert_eq!(fe.http_request_rules[0].expr.fetch, Fetch::ReqHdr("x-key".into()));
+    let track = |rules: &[Rule]| match &rules[0].action {
+        Action::Track(track) => (track.table.clone(), track.expr.text.clone()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(track(&fe.rules.tcp_connection).0, "counts");
+    assert_eq!(track(&fe.rules.http_request).1, "req.hdr(X-Key)");
     assert_eq!(fe.binds.iter().map(|b| b.id).collect::<Vec<_>>(), [1, 2, 9, 3, 4]);
     assert_eq!(fe.binds[0].addr, "127.0.0.11:80".parse().unwrap());
     let ids: Vec<u32> = app.servers.iter().map(|s| s.id).collect();

@@ -254,6 +254,11 @@ impl Counters {
         self.rate(now, |s| &s.sess_rate)
     }
 
+    /// Requests per second now.
+    pub fn request_rate(&self, now: Now) -> u64 {
+        self.rate(now, |s| &s.req_rate)
+    }
+
     /// The counters of all workers, less what `clear counters all` set aside.
     pub fn sum(&self, now: Now) -> Snapshot {
         let mut sum = self.raw_counts();

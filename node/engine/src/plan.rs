@@ -25,6 +25,8 @@ pub struct Plan {
     pub proxies: Vec<ProxyPlan>,
     /// What ACLs and maps look into, as in [`Config::patterns`].
     pub patterns: Vec<Arc<PatternSet>>,
+    /// The ways of looking into each of them.
+    matchers: Vec<Vec<Arc<Matcher>>>,
     by_name: HashMap<String, usize>,
 }
 
@@ -44,12 +46,6 @@ pub struct ProxyPlan {
     pub table: Option<Arc<Table>>,
     /// `stick …` lines with their tables, in order.
     pub stick_rules: Vec<Stick>,
-    /// `tcp-request connection` rules with their tables, in order.
-    pub tcp_connection_rules: Vec<Track>,
-    /// `tcp-request content` rules with their tables, in order.
-    pub tcp_content_rules: Vec<Track>,
-    /// `http-request` rules with their tables, in order.
-    pub http_request_rules: Vec<Track>,
 }
 
 /// A `stick` line with its table.
@@ -57,15 +53,6 @@ pub struct ProxyPlan {
 pub struct Stick {
     /// The line.
     pub rule: model::StickRule,
-    /// Its table.
-    pub table: Arc<Table>,
-}
-
-/// A `track-sc` rule with its table.
-#[derive(Clone, Debug)]
-pub struct Track {
-    /// The rule.
-    pub rule: model::TrackRule,
     /// Its table.
     pub table: Arc<Table>,
 }
@@ -78,11 +65,6 @@ impl ProxyPlan {
         tables: &Tables,
     ) -> ProxyPlan {
         // The configuration is checked: every rule names a proxy with a table.
-        let track = |rules: &[model::TrackRule]| {
-            let resolve =
-                |rule: &model::TrackRule| Some(Track { rule: rule.clone(), table: tables.get(&rule.table)? });
-            rules.iter().filter_map(resolve).collect()
-        };
         let stick =
             |rule: &model::StickRule| Some(Stick { rule: rule.clone(), table: tables.get(&rule.table)? });
         ProxyPlan {
@@ -91,9 +73,6 @@ impl ProxyPlan {
             default_backend: None,
             table: tables.get(&config.name),
             stick_rules: config.stick_rules.iter().filter_map(stick).collect(),
-            tcp_connection_rules: track(&config.tcp_connection_rules),
-            tcp_content_rules: track(&config.tcp_content_rules),
-            http_request_rules: track(&config.http_request_rules),
             config,
         }
     }
@@ -115,7 +94,10 @@ impl Plan {
                 None => proxy.backend.is_some().then_some(index),
             };
         }
-        Plan { epoch, config, proxies, patterns, by_name }
+        let uses = config.patterns.iter().map(|source| source.uses.iter());
+        let matchers = uses.map(|uses| uses.filter_map(|u| pattern::matcher(&patterns, u)).collect());
+        let matchers = matchers.collect();
+        Plan { epoch, config, proxies, patterns, matchers, by_name }
     }
 
     /// Index of the proxy of this name.
@@ -128,9 +110,10 @@ impl Plan {
         self.index(name).map(|index| &self.proxies[index])
     }
 
-    /// What an ACL or a map looks into; to be asked for once.
-    pub fn matcher(&self, usage: &model::PatternUse) -> Option<Arc<Matcher>> {
-        pattern::matcher(&self.patterns, usage)
+    /// What an ACL or a map looks into.
+    pub fn matcher(&self, usage: &model::PatternUse) -> Option<&Matcher> {
+        let same = |m: &&Arc<Matcher>| m.method() == usage.method && m.ignore_case() == usage.ignore_case;
+        self.matchers.get(usage.set)?.iter().find(same).map(Arc::as_ref)
     }
 
     /// The backend (or back side of a `listen`) of this name.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phalanx_config::model::{
-    Balance, Config, ConnectionMode, HashType, LogFormat, Mode, Pos, Proxy, ProxyKind, Server, ServerOptions,
-    Timeouts,
+    Balance, Config, ConnectionMode, HashType, LogFormat, Mode, Pos, Proxy, ProxyKind, Rules, Server,
+    ServerOptions, Timeouts,
 };
 
 use crate::time::Now;
@@ -69,9 +69,10 @@ pub fn section(balance: Balance, servers: Vec<Arc<Server>>) -> Proxy {
         stats: None,
         stick_table: None,
         stick_rules: Vec::new(),
-        tcp_connection_rules: Vec::new(),
-        tcp_content_rules: Vec::new(),
-        http_request_rules: Vec::new(),
+        acls: Vec::new(),
+        rules: Rules::default(),
+        use_backend: Vec::new(),
+        use_server: Vec::new(),
     }
 }
 

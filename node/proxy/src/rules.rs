@@ -1,43 +1,178 @@
-//! Stick and track rules carried out on a connection or request.
+//! Rules carried out on connections: what may pass, what is tracked, where entries stick.
+//!
+//! The engine decides (`phalanx_engine::rules`); rules of requests are carried out by
+//! `http::transaction`.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
-use phalanx_config::{Expr, ServerKey, StickKind};
+use phalanx_config::{Action, BackendName, Rule, ServerKey, StickKind};
 use phalanx_engine::backend::Backend;
-use phalanx_engine::plan::{Stick, Track};
-use phalanx_engine::sample::{Context, Value, evaluate};
+use phalanx_engine::plan::{Plan, ProxyPlan, Stick};
+use phalanx_engine::rules::{self, Cursor, Step};
+use phalanx_engine::sample::{self, Context, World, with_key};
 use phalanx_engine::server::Server;
-use phalanx_engine::stick::{Data, Input, Key, Scratch, Table, Tracked};
+use phalanx_engine::stick::Data;
 use phalanx_engine::time::Now;
 
-/// The `sc0`..`sc2` of a session or request.
-#[derive(Debug, Default)]
-pub(crate) struct Counters([Option<Tracked>; 3]);
+use crate::front::Front;
+use crate::session::Session;
+use crate::worker::View;
+
+/// What became of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Passage {
+    /// It goes on.
+    Free,
+    /// It is closed.
+    Rejected,
+    /// It is left without the client's being told.
+    Dropped,
+}
+
+/// What a context is made of that is not the message.
+pub(crate) struct Around<'a> {
+    pub(crate) session: &'a Session,
+    pub(crate) plan: &'a View,
+    /// The frontend's.
+    pub(crate) front: &'a ProxyPlan,
+    /// Whose rules they are.
+    pub(crate) proxy: &'a ProxyPlan,
+    pub(crate) backend: Option<&'a Arc<Backend>>,
+}
+
+impl<'a> Around<'a> {
+    /// A context without a message.
+    pub(crate) fn context(&self, client: &Front, now: Now) -> Context<'a> {
+        let worker = &self.session.worker;
+        let world = World {
+            state: &worker.shared.state,
+            plan: self.plan,
+            proxy: self.proxy,
+            front: self.front,
+            backend: self.backend,
+            server: None,
+        };
+        Context {
+            src: client.src,
+            dst: client.dst,
+            request: None,
+            response: None,
+            world: Some(world),
+            session: &self.session.memory,
+            memory: &self.session.memory,
+            first: true,
+            waited: true,
+            now,
+            draw: worker.draw(),
+        }
+    }
+}
+
+/// `tcp-request connection` and `tcp-request session`.
+pub(crate) fn connection(rules: &[Rule], around: &Around<'_>, client: &Front) -> Passage {
+    if rules.is_empty() {
+        return Passage::Free;
+    }
+    let at = around.context(client, around.session.accepted);
+    verdict(rules, &mut Cursor::default(), around.proxy, &at).unwrap_or(Passage::Free)
+}
+
+/// `tcp-request content` of a TCP session; waits where a rule waits for the end of the inspection.
+pub(crate) async fn content(around: &Around<'_>, client: &mut Front) -> Passage {
+    let set = &around.proxy.config.rules;
+    if set.tcp_content.is_empty() {
+        return Passage::Free;
+    }
+    let mut cursor = Cursor::default();
+    let mut waited = set.inspect_delay.is_none();
+    loop {
+        let at = Context { waited, ..around.context(client, around.session.worker.now()) };
+        if let Some(passage) = verdict(&set.tcp_content, &mut cursor, around.proxy, &at) {
+            return passage;
+        }
+        inspect(client, set.inspect_delay.unwrap_or_default()).await;
+        waited = true;
+    }
+}
+
+/// Waits for the inspection time, or until no more can come.
+pub(crate) async fn inspect(client: &mut Front, delay: Duration) {
+    client.deadline.set(Some(delay));
+    poll_fn(|cx| {
+        if client.poll_gone(cx).is_ready() || client.eof || client.buf.is_full() {
+            return Poll::Ready(());
+        }
+        client.deadline.poll(cx)
+    })
+    .await;
+}
+
+/// What rules that change no message come to; `None` = they wait.
+fn verdict(set: &[Rule], cursor: &mut Cursor, proxy: &ProxyPlan, at: &Context<'_>) -> Option<Passage> {
+    loop {
+        match rules::next(set, cursor, proxy, at) {
+            Step::Wait => return None,
+            Step::Act(Action::Reject) => return Some(Passage::Rejected),
+            Step::Act(Action::SilentDrop) => return Some(Passage::Dropped),
+            Step::Done | Step::Act(Action::Accept) => return Some(Passage::Free),
+            // The parser lets nothing else into these sets.
+            Step::Act(_) => {}
+        }
+    }
+}
+
+/// The proxy whose back side takes a session: that of the first `use_backend` whose condition holds.
+pub(crate) fn backend<'p>(plan: &'p Plan, front: &'p ProxyPlan, at: &Context<'_>) -> Option<&'p ProxyPlan> {
+    for rule in &front.config.use_backend {
+        if !rules::holds(rule.condition.as_ref(), front, at) {
+            continue;
+        }
+        let named = match &rule.backend {
+            BackendName::Fixed(name) => plan.proxy(name),
+            BackendName::Dynamic(format) => {
+                let mut name = Vec::new();
+                sample::render(format, at, &mut name);
+                std::str::from_utf8(&name).ok().and_then(|name| plan.proxy(name))
+            }
+        };
+        if let Some(proxy) =
+            named.filter(|proxy| proxy.backend.is_some() && proxy.config.mode == front.config.mode)
+        {
+            return Some(proxy);
+        }
+    }
+    front.default_backend.map(|index| &plan.proxies[index])
+}
 
 /// The server that the first rule with a usable entry leads to.
 pub(crate) fn stick_match(
-    rules: &[Stick],
+    back: &ProxyPlan,
     at: &Context<'_>,
-    now: Now,
     backend: &Backend,
     persist: bool,
 ) -> Option<Arc<Server>> {
-    rules.iter().filter(|s| s.rule.kind != StickKind::StoreRequest).find_map(|s| {
-        let stuck = with_key(&s.rule.expr, at, &s.table, |key| s.table.stuck(key, now))??;
+    let looking = back.stick_rules.iter().filter(|s| s.rule.kind != StickKind::StoreRequest);
+    looking.filter(|s| rules::holds(s.rule.condition.as_ref(), back, at)).find_map(|s| {
+        let stuck = with_key(&s.rule.expr, at, &s.table, |key| s.table.stuck(key, at.now))??;
         let server = backend.stuck_server(&stuck, s.table.server_key_is())?;
         (server.accepts_persistent() || persist).then_some(server)
     })
 }
 
 /// Stores the server that was reached, once per table.
-pub(crate) fn stick_store(rules: &[Stick], at: &Context<'_>, server: &Server, now: Now) {
-    for (i, s) in rules.iter().enumerate().filter(|(_, s)| s.rule.kind != StickKind::Match) {
-        let same = |o: &Stick| o.rule.kind != StickKind::Match && Arc::ptr_eq(&o.table, &s.table);
-        if rules[..i].iter().any(same) {
+pub(crate) fn stick_store(back: &ProxyPlan, at: &Context<'_>, server: &Server) {
+    let stores =
+        |s: &Stick| s.rule.kind != StickKind::Match && rules::holds(s.rule.condition.as_ref(), back, at);
+    for (n, s) in back.stick_rules.iter().enumerate().filter(|(_, s)| stores(s)) {
+        let same = |other: &Stick| Arc::ptr_eq(&other.table, &s.table) && stores(other);
+        if back.stick_rules[..n].iter().any(same) {
             continue;
         }
         let stick = |text: &str| {
-            with_key(&s.rule.expr, at, &s.table, |key| s.table.stick(key, server.id(), text, now));
+            with_key(&s.rule.expr, at, &s.table, |key| s.table.stick(key, server.id(), text, at.now));
         };
         match s.table.server_key_is() {
             _ if !s.table.stores(Data::SERVER_KEY) => stick(""),
@@ -45,36 +180,4 @@ pub(crate) fn stick_store(rules: &[Stick], at: &Context<'_>, server: &Server, no
             ServerKey::Address => stick(&server.addr().to_string()),
         }
     }
-}
-
-impl Counters {
-    /// Executes the rules: the first for a counter wins. `count` is called for what is newly tracked.
-    pub(crate) fn track(&mut self, rules: &[Track], at: &Context<'_>, now: Now, count: impl Fn(&Tracked)) {
-        for rule in rules {
-            let Some(slot @ None) = self.0.get_mut(usize::from(rule.rule.counter)) else { continue };
-            if let Some(Some(tracked)) =
-                with_key(&rule.rule.expr, at, &rule.table, |key| rule.table.track(key, now))
-            {
-                count(&tracked);
-                *slot = Some(tracked);
-            }
-        }
-    }
-
-    /// What is tracked.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Tracked> {
-        self.0.iter().flatten()
-    }
-}
-
-/// Calls `f` with the key that `expr` gives in `table`.
-fn with_key<T>(expr: &Expr, at: &Context<'_>, table: &Table, f: impl FnOnce(&Key<'_>) -> T) -> Option<T> {
-    let value = evaluate(expr, at)?;
-    let input = match &value {
-        Value::Ip(ip) => Input::Ip(*ip),
-        Value::Int(n) => Input::Int(*n),
-        Value::Str(text) => Input::Bytes(text),
-    };
-    let mut scratch = Scratch::default();
-    table.key(input, &mut scratch).map(|key| f(&key))
 }

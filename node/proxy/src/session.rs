@@ -5,9 +5,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use phalanx_config::Mode;
+use phalanx_engine::counters::bump;
 use phalanx_engine::frontend::Frontend;
-use phalanx_engine::plan::Track;
-use phalanx_engine::sample::Context;
+use phalanx_engine::memory::Memory;
 use phalanx_engine::state::sessions::Entry;
 use phalanx_engine::time::Now;
 use tokio::net::TcpStream;
@@ -18,9 +18,9 @@ use crate::deadline::Deadline;
 use crate::front::Front;
 use crate::listener::Target;
 use crate::room::Place;
-use crate::rules::Counters;
-use crate::worker::Worker;
-use crate::{http, tcp};
+use crate::rules::{Around, Passage};
+use crate::worker::{View, Worker};
+use crate::{http, rules, tcp};
 
 /// What is the same for the whole connection.
 pub(crate) struct Session {
@@ -28,8 +28,8 @@ pub(crate) struct Session {
     pub(crate) frontend: Arc<Frontend>,
     pub(crate) entry: Entry,
     pub(crate) accepted: Now,
-    /// Counters tracked by connection rules.
-    pub(crate) tracked: Counters,
+    /// What connection rules track, and variables.
+    pub(crate) memory: Memory,
     _place: Place,
 }
 
@@ -50,7 +50,6 @@ pub(crate) fn start(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, ta
     let entry = state.sessions().enter(worker.id, src, dst, frontend.name().clone(), accepted);
     for counters in [frontend.counters(), state.process().counters()] {
         counters.count_connection(worker.id, accepted);
-        counters.count_session(worker.id, accepted);
     }
     let bufsize = plan.config.global.bufsize.unwrap_or(SIZE).max(1024);
     let front = Front {
@@ -62,15 +61,22 @@ pub(crate) fn start(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, ta
         src,
         dst,
     };
-    let mut session = Session {
+    let session = Session {
         worker: worker.clone(),
         frontend,
         entry,
         accepted,
-        tracked: Counters::default(),
+        memory: Memory::default(),
         _place: place,
     };
-    session.track_connection(&plan.proxies[index].tcp_connection_rules, &front);
+    if !session.may_pass(&plan, index, &front) {
+        // A single reset: the client's port is free again and no TIME_WAIT is left here.
+        let _ = front.stream.set_zero_linger();
+        return;
+    }
+    for counters in [session.frontend.counters(), worker.shared.state.process().counters()] {
+        counters.count_session(worker.id, accepted);
+    }
     match plan.proxies[index].config.mode {
         Mode::Tcp => spawn_local(tcp::serve(session, plan, index, front)),
         Mode::Http => spawn_local(http::serve(session, plan, index, front)),
@@ -78,13 +84,21 @@ pub(crate) fn start(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, ta
 }
 
 impl Session {
-    /// Executes `tcp-request connection track-sc`.
-    fn track_connection(&mut self, rules: &[Track], front: &Front) {
-        if !rules.is_empty() {
-            let at = Context { src: front.src, dst: front.dst, request: None };
-            let now = self.accepted;
-            self.tracked.track(rules, &at, now, |tracked| tracked.conn(now));
+    /// Carries out `tcp-request connection` and `tcp-request session`.
+    fn may_pass(&self, plan: &View, index: usize, client: &Front) -> bool {
+        let front = &plan.proxies[index];
+        let set = &front.config.rules;
+        let around = Around { session: self, plan, front, proxy: front, backend: None };
+        let shard = self.frontend.counters().shard(self.worker.id);
+        if rules::connection(&set.tcp_connection, &around, client) != Passage::Free {
+            bump(&shard.dcon, 1);
+            return false;
         }
+        if rules::connection(&set.tcp_session, &around, client) != Passage::Free {
+            bump(&shard.dses, 1);
+            return false;
+        }
+        true
     }
 }
 

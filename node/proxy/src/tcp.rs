@@ -10,14 +10,13 @@ use phalanx_engine::counters::bump;
 use phalanx_engine::end::{Cause, End, Phase};
 use phalanx_engine::log::Timers;
 use phalanx_engine::plan::ProxyPlan;
-use phalanx_engine::sample::Context;
 use phalanx_engine::state::sessions;
 
 use crate::buffer::{Buffer, SIZE};
 use crate::connect::{Dispatch, Towards, establish};
 use crate::front::Front;
 use crate::report::{self, Report};
-use crate::rules;
+use crate::rules::{self, Around, Passage};
 use crate::session::Session;
 use crate::tunnel::{self, Limits, Pipe};
 use crate::worker::View;
@@ -25,31 +24,33 @@ use crate::worker::View;
 /// Forwards until the end, then counts and logs.
 #[allow(clippy::manual_async_fn, reason = "an async fn has room for its arguments twice, all the time")]
 pub(crate) fn serve(
-    mut session: Session,
+    session: Session,
     plan: Rc<View>,
     index: usize,
     mut front: Front,
 ) -> impl Future<Output = ()> {
     async move {
         let proxy = &plan.proxies[index];
-        let at = Context { src: front.src, dst: front.dst, request: None };
         let now = session.accepted;
-        session.tracked.track(&proxy.tcp_content_rules, &at, now, |tracked| tracked.conn(now));
-        let target =
-            proxy.default_backend.and_then(|i| Some((&plan.proxies[i], plan.proxies[i].backend.as_ref()?)));
         let mut dispatch = Dispatch { asked: now, ..Dispatch::default() };
+        if !pass(&session, &plan, proxy, proxy, &mut front).await {
+            return denied(&session, &mut front, &proxy.config, None, &dispatch);
+        }
+        let around = around(&session, &plan, proxy, proxy);
+        let at = around.context(&front, session.worker.now());
+        let target = rules::backend(&plan, proxy, &at).and_then(|p| Some((p, p.backend.as_ref()?)));
         let Some((back, backend)) = target else {
             let end = End::new(Cause::ServerAbort, Phase::Connect);
             report(&session, &front, &proxy.config, None, &dispatch, end, (0, 0));
             return;
         };
-        // Those of a `listen` have been executed already.
-        if proxy.default_backend != Some(index) {
-            session.tracked.track(&back.tcp_content_rules, &at, now, |tracked| tracked.conn(now));
-        }
         let stream = backend.enter();
         backend.counters().count_session(session.worker.id, now);
-        let (end, bytes) = forward(&session, back, backend, &mut front, &mut dispatch).await;
+        // Those of a `listen` have been executed already.
+        if !std::ptr::eq(back, proxy) && !pass(&session, &plan, proxy, back, &mut front).await {
+            return denied(&session, &mut front, &proxy.config, Some(backend), &dispatch);
+        }
+        let (end, bytes) = forward(&session, &plan, back, backend, &mut front, &mut dispatch).await;
         // What a client sent to nobody is thrown away: closing with unread bytes would reset its connection.
         if dispatch.connected.is_none() {
             let _ = front.stream.try_read(&mut [0; 512]);
@@ -59,8 +60,49 @@ pub(crate) fn serve(
     }
 }
 
+fn around<'a>(
+    session: &'a Session,
+    plan: &'a View,
+    front: &'a ProxyPlan,
+    proxy: &'a ProxyPlan,
+) -> Around<'a> {
+    Around { session, plan, front, proxy, backend: proxy.backend.as_ref() }
+}
+
+/// Carries out `tcp-request content` of a proxy; whether the session goes on.
+async fn pass(
+    session: &Session,
+    plan: &View,
+    front: &ProxyPlan,
+    proxy: &ProxyPlan,
+    client: &mut Front,
+) -> bool {
+    if proxy.config.rules.tcp_content.is_empty() {
+        return true;
+    }
+    let around = around(session, plan, front, proxy);
+    // Boxed: most sessions have no such rules.
+    Box::pin(rules::content(&around, client)).await == Passage::Free
+}
+
+/// Ends a session that a rule rejected.
+fn denied(
+    session: &Session,
+    front: &mut Front,
+    config: &Proxy,
+    backend: Option<&Arc<Backend>>,
+    dispatch: &Dispatch,
+) {
+    for shard in report::shards(session, backend, None) {
+        bump(&shard.dreq, 1);
+    }
+    let _ = front.stream.try_read(&mut [0; 512]);
+    report(session, front, config, backend, dispatch, End::new(Cause::Proxy, Phase::Request), (0, 0));
+}
+
 async fn forward(
     session: &Session,
+    plan: &View,
     back: &ProxyPlan,
     backend: &Arc<Backend>,
     front: &mut Front,
@@ -68,10 +110,9 @@ async fn forward(
 ) -> (End, (u64, u64)) {
     let worker = &*session.worker;
     let config = &back.config;
-    let at = Context { src: front.src, dst: front.dst, request: None };
     if !back.stick_rules.is_empty() {
-        dispatch.directed =
-            rules::stick_match(&back.stick_rules, &at, session.accepted, backend, config.persist);
+        let at = around(session, plan, back, back).context(front, session.accepted);
+        dispatch.directed = rules::stick_match(back, &at, backend, config.persist);
     }
     let towards = Towards { worker, session: session.entry.session(), backend, config, reuse: false };
     // Boxed: forwarding, which may take hours, does not carry the state of connecting.
@@ -81,8 +122,9 @@ async fn forward(
     };
     if let Some(server) = dispatch.server.clone() {
         server.counters().count_session(worker.id, worker.now());
-        if !server.options().non_stick {
-            rules::stick_store(&back.stick_rules, &at, &server, worker.now());
+        if !server.options().non_stick && !back.stick_rules.is_empty() {
+            let at = around(session, plan, back, back).context(front, worker.now());
+            rules::stick_store(back, &at, &server);
         }
         session.entry.session().note(Some(backend.name()), Some(&server), sessions::Phase::Data);
     }

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
+use super::rules::{Line, Set};
 use crate::draft::Placed;
-use crate::expr;
 use crate::keyword::{Apply, Arity, BACKEND, FRONTEND, Keyword, LISTEN};
 use crate::known;
 use crate::line::{Args, Fault};
-use crate::model::{DataType, Expr, KeyType, ServerKey, StickKind, StickRule, StickTable};
+use crate::model::{DataType, KeyType, ServerKey, StickKind, StickRule, StickTable};
 use crate::parser::Parser;
 use crate::value::{self, Unit};
 
-const RULE_USAGE: &str = "<key> [table <table>]";
+const RULE_USAGE: &str = "<key> [table <table>] [if|unless <condition>]";
 
 const fn rule(name: &'static str, doc: &'static str, apply: Apply) -> Keyword {
     Keyword::new(name, RULE_USAGE, LISTEN | BACKEND, Arity::AtLeast(1), doc, apply)
@@ -38,41 +38,14 @@ pub(crate) const KEYWORDS: &[Keyword] = &[
 ];
 
 fn stick(parser: &mut Parser<'_>, args: &Args<'_>, kind: StickKind) -> Result<(), Fault> {
-    let (expr, table) = key_and_table(args)?;
-    let table = table.unwrap_or_else(|| parser.proxy().name.clone());
-    let value = StickRule { kind, expr, table };
+    let mut line = Line::after(args, Set::Stick, 0);
+    let expr = line.expr(parser, &["table"])?;
+    let table = line.table(parser)?;
+    let condition = line.condition(parser)?;
+    let value = StickRule { kind, expr, table, condition };
     let pos = parser.pos();
     parser.proxy().stick_rules.push(Placed { value, pos });
     Ok(())
-}
-
-/// `<key> [table <table>]`, as `stick` and `track-sc` rules have it. Converters may follow the fetch
-/// as words of their own.
-pub(crate) fn key_and_table(args: &Args<'_>) -> Result<(Expr, Option<String>), Fault> {
-    let is_end = |text: &str| matches!(text, "table" | "if" | "unless");
-    let length = args.words.iter().take_while(|word| !is_end(&word.text)).count();
-    if length == 0 {
-        return Err(args.named(0, "expects a fetch method"));
-    }
-    let words: Vec<&str> = args.words[..length].iter().map(|word| word.text.as_str()).collect();
-    let expr = expr::parse(&words.join(",")).map_err(|err| args.named(0, format!(": {err}")))?;
-    let mut next = length;
-    let mut table = None;
-    if args.text(next) == "table" {
-        let name = args.text(next + 1);
-        if name.is_empty() {
-            return Err(args.named(next, "expects a table name after 'table'"));
-        }
-        table = Some(name.to_owned());
-        next += 2;
-    }
-    match args.text(next) {
-        "" => Ok((expr, table)),
-        word @ ("if" | "unless") => {
-            Err(args.fault(next, known::unsupported(&format!("'{}' with a condition ('{word}')", args.name))))
-        }
-        other => Err(args.named(next, format!("cannot handle unexpected argument '{other}'"))),
-    }
 }
 
 fn stick_table(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {

@@ -1,5 +1,7 @@
 //! One request: decide where it goes, carry it there, bring the response back, count and log.
 
+mod rules;
+
 use std::future::Future;
 use std::sync::Arc;
 
@@ -11,6 +13,7 @@ use phalanx_engine::counters::bump;
 use phalanx_engine::end::{Cause, End, Phase, RequestCookie, ResponseCookie};
 use phalanx_engine::h1::{self, Body, Persistence, RequestFraming, ResponseFraming};
 use phalanx_engine::log::{STATS, Timers};
+use phalanx_engine::memory::Memory;
 use phalanx_engine::plan::ProxyPlan;
 use phalanx_engine::sample::Context;
 use phalanx_engine::state::sessions;
@@ -28,7 +31,7 @@ use crate::report::{self, Report};
 use crate::session::Session;
 use crate::tunnel::{self, Pipe};
 use crate::worker::View;
-use crate::{rules, stats_page};
+use crate::{rules as session_rules, stats_page};
 
 /// A request under way.
 struct Transaction<'a> {
@@ -60,6 +63,10 @@ struct Transaction<'a> {
     answered_by: Option<&'static str>,
     /// Not to be logged (`monitor-uri`).
     silent: bool,
+    /// What rules track, and variables.
+    memory: Memory,
+    /// The time to wait for content is over.
+    waited: bool,
 }
 
 /// The final response, once its head is there.
@@ -143,6 +150,8 @@ pub(crate) fn run<'a>(
         bytes_out: 0,
         answered_by: None,
         silent: false,
+        memory: Memory::default(),
+        waited: true,
     };
     async move {
         let next = transaction.serve().await;
@@ -157,19 +166,38 @@ impl<'a> Transaction<'a> {
         let process = self.session.worker.shared.state.process();
         self.session.frontend.counters().count_request(worker, self.received);
         process.counters().count_request(worker, self.received);
-        let mut tracked = rules::Counters::default();
-        self.track(&mut tracked);
-        if let Some(next) = self.answer_locally().await {
+        for tracked in self.session.memory.all_tracked() {
+            tracked.http_req(self.received);
+        }
+        if self.is_monitored() {
+            self.silent = true;
+            let next = self.reply(200).await;
+            self.finish(None);
             return next;
         }
-        let back = self.proxy.default_backend.map(|i| &self.plan.proxies[i]);
+        if let Some(next) = self.request_rules(self.proxy).await {
+            self.finish(None);
+            return next;
+        }
+        if let Some(next) = self.statistics(self.proxy).await {
+            self.finish(None);
+            return next;
+        }
+        let back = session_rules::backend(self.plan, self.proxy, &self.context(self.proxy));
         self.back = back.and_then(|p| Some((p, p.backend.as_ref()?)));
+        let stream = self.back.map(|(_, backend)| backend.enter());
         if let Some((plan, _)) = self.back
             && !std::ptr::eq(plan, self.proxy)
         {
-            self.track_in_backend(plan, &mut tracked);
+            let mut answered = self.request_rules(plan).await;
+            if answered.is_none() {
+                answered = self.statistics(plan).await;
+            }
+            if let Some(next) = answered {
+                self.finish(stream);
+                return next;
+            }
         }
-        let stream = self.back.map(|(_, backend)| backend.enter());
         let next = match self.back {
             Some((plan, backend)) => self.forward(plan, backend).await,
             None => Err(Stop::End(End::new(Cause::ServerAbort, Phase::Connect), None)),
@@ -182,59 +210,25 @@ impl<'a> Transaction<'a> {
         next
     }
 
-    /// Executes `tcp-request content` and `http-request` track rules, and counts the request.
-    fn track(&mut self, tracked: &mut rules::Counters) {
-        let now = self.received;
-        let at = Context {
-            src: self.front.src,
-            dst: self.front.dst,
-            request: Some((self.front.buf.bytes(), &self.scratch.request)),
-        };
-        for rules in [&self.proxy.tcp_content_rules, &self.proxy.http_request_rules] {
-            tracked.track(rules, &at, now, |tracked| tracked.conn(now));
-        }
-        for tracked in tracked.iter().chain(self.session.tracked.iter()) {
-            tracked.http_req(now);
-        }
+    /// Whether it asks for `monitor-uri`.
+    fn is_monitored(&self) -> bool {
+        let (buf, head) = self.message();
+        let uri = self.proxy.config.monitor_uri.as_ref();
+        uri.is_some_and(|uri| uri.as_bytes() == head.target(buf))
     }
 
-    /// The same rules of a backend that is another proxy; what the frontend tracks has been counted.
-    fn track_in_backend(&mut self, plan: &ProxyPlan, tracked: &mut rules::Counters) {
-        let now = self.received;
-        let at = Context {
-            src: self.front.src,
-            dst: self.front.dst,
-            request: Some((self.front.buf.bytes(), &self.scratch.request)),
-        };
-        for rules in [&plan.tcp_content_rules, &plan.http_request_rules] {
-            tracked.track(rules, &at, now, |tracked| {
-                tracked.conn(now);
-                tracked.http_req(now);
-            });
-        }
-    }
-
-    /// `monitor-uri` and `stats uri`.
-    async fn answer_locally(&mut self) -> Option<Next> {
+    /// `stats uri`.
+    async fn statistics(&mut self, proxy: &ProxyPlan) -> Option<Next> {
         let buf = self.front.buf.bytes();
         let head = &self.scratch.request;
         let target = head.target(buf);
         let config = &self.proxy.config;
-        if config.monitor_uri.as_ref().is_some_and(|uri| uri.as_bytes() == target) {
-            self.silent = true;
-            let next = self.reply(200).await;
-            self.finish(None);
-            return Some(next);
-        }
-        let behind = self.proxy.default_backend.map(|i| &self.plan.proxies[i].config);
-        let stats = [Some(config), behind].into_iter().flatten();
-        let (stats, proxy) = stats
-            .filter_map(|p| Some((p.stats.as_ref()?, p)))
-            .find(|(s, _)| stats_page::matches(s, target))?;
+        let section = &proxy.config;
+        let stats = section.stats.as_ref().filter(|stats| stats_page::matches(stats, target))?;
         let authorization = head.last(buf, b"authorization");
         let worker = &self.session.worker;
         let page =
-            stats_page::respond(&worker.shared.state, stats, proxy, target, authorization, self.received);
+            stats_page::respond(&worker.shared.state, stats, section, target, authorization, self.received);
         let keep = self.keeps(config.connection_mode) && self.whole();
         let mut text = Text::take();
         text.extend_from_slice(format!("HTTP/1.1 {} {}\r\n", page.status, page.reason).as_bytes());
@@ -253,9 +247,7 @@ impl<'a> Transaction<'a> {
         self.status = Some(page.status);
         self.answered_by = Some(STATS);
         self.end = End::new(Cause::Local, Phase::Request);
-        let next = self.send_local(&text, keep).await;
-        self.finish(None);
-        Some(next)
+        Some(self.send_local(&text, keep).await)
     }
 
     /// Carries the request to a server and the response back.
@@ -328,9 +320,9 @@ impl<'a> Transaction<'a> {
             }
         }
         if self.dispatch.directed.is_none() && !plan.stick_rules.is_empty() {
-            let at = Context { src: self.front.src, dst: self.front.dst, request: Some((buf, head)) };
-            self.dispatch.directed =
-                rules::stick_match(&plan.stick_rules, &at, self.received, backend, config.persist);
+            let at = self.context(plan);
+            let directed = session_rules::stick_match(plan, &at, backend, config.persist);
+            self.dispatch.directed = directed;
         }
         if let Some(balance @ (Balance::Hdr { .. } | Balance::Uri { .. } | Balance::UrlParam(_))) =
             &config.balance
@@ -370,11 +362,9 @@ impl<'a> Transaction<'a> {
         server.counters().count_request(worker.id, now);
         let entry = self.session.entry.session();
         entry.note(Some(backend.name()), Some(server), sessions::Phase::Response);
-        let head = &self.scratch.request;
         if !plan.stick_rules.is_empty() && !server.options().non_stick {
-            let request = Some((self.front.buf.bytes(), head));
-            let at = Context { src: self.front.src, dst: self.front.dst, request };
-            rules::stick_store(&plan.stick_rules, &at, server, now);
+            let at = Context { now, ..self.context(plan) };
+            session_rules::stick_store(plan, &at, server);
         }
         if let Some(directed) = &self.dispatch.directed
             && !Arc::ptr_eq(directed, server)

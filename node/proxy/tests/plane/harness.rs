@@ -17,11 +17,7 @@ use phalanx_sys::clock::Clock;
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 /// A `backend` section named `b` with a stick table by client address, and the rule that tracks in it.
-pub(crate) fn tracking_backend(
-    mode: Mode,
-    servers: &[SocketAddr],
-    store: Vec<DataType>,
-) -> (Proxy, TrackRule) {
+pub(crate) fn tracking_backend(mode: Mode, servers: &[SocketAddr], store: Vec<DataType>) -> (Proxy, Rule) {
     let table = StickTable {
         key: KeyType::Ip,
         size: 10,
@@ -44,7 +40,7 @@ pub(crate) fn tracking_backend(
         ..listen(mode, servers)
     };
     let expr = Expr { fetch: Fetch::Src, converters: vec![], text: String::new() };
-    (backend, TrackRule { counter: 0, expr, table: "b".into() })
+    (backend, Rule::always(Action::Track(TrackRule { counter: 0, expr, table: "b".into() })))
 }
 
 /// A `listen` section named `l` on a port of the system's choice.
@@ -89,9 +85,10 @@ pub(crate) fn listen(mode: Mode, servers: &[SocketAddr]) -> Proxy {
         stats: None,
         stick_table: None,
         stick_rules: vec![],
-        tcp_connection_rules: vec![],
-        tcp_content_rules: vec![],
-        http_request_rules: vec![],
+        acls: vec![],
+        rules: Rules::default(),
+        use_backend: vec![],
+        use_server: vec![],
     }
 }
 

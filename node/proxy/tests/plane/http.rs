@@ -408,7 +408,11 @@ fn a_cookie_keeps_the_client_on_its_server() {
 
 #[test]
 fn a_stick_table_keeps_a_session_on_its_server() {
-    let expr = Expr { fetch: Fetch::ReqHdr("x-session-id".into()), converters: vec![], text: String::new() };
+    let expr = Expr {
+        fetch: Fetch::Hdr(Named { response: false, name: Some("x-session-id".into()), occurrence: 0 }),
+        converters: vec![],
+        text: String::new(),
+    };
     let table = StickTable {
         key: KeyType::String(32),
         size: 1000,
@@ -424,8 +428,20 @@ fn a_stick_table_keeps_a_session_on_its_server() {
     };
     let proxy = Proxy {
         stick_table: Some(table),
-        stick_rules: vec![StickRule { kind: StickKind::On, expr: expr.clone(), table: "l".into() }],
-        http_request_rules: vec![TrackRule { counter: 0, expr, table: "l".into() }],
+        stick_rules: vec![StickRule {
+            kind: StickKind::On,
+            expr: expr.clone(),
+            table: "l".into(),
+            condition: None,
+        }],
+        rules: Rules {
+            http_request: vec![Rule::always(Action::Track(TrackRule {
+                counter: 0,
+                expr,
+                table: "l".into(),
+            }))],
+            ..Rules::default()
+        },
         ..listen(Mode::Http, &[web("s1"), web("s2"), web("s3")])
     };
     let plane = Plane::start(proxy);
@@ -445,7 +461,7 @@ fn a_stick_table_keeps_a_session_on_its_server() {
 fn a_backend_of_its_own_tracks_requests_as_well() {
     let (back, rule) =
         tracking_backend(Mode::Http, &[web("s1")], vec![DataType::ConnCnt, DataType::HttpReqCnt]);
-    let back = Proxy { http_request_rules: vec![rule], ..back };
+    let back = Proxy { rules: Rules { http_request: vec![rule], ..Rules::default() }, ..back };
     let front = Proxy {
         kind: ProxyKind::Frontend,
         servers: vec![],

@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx_config::{Announce, Cluster, DataType, Mode, Pos, Proxy, ProxyKind, Timeouts, Vip};
+use phalanx_config::{Announce, Cluster, DataType, Mode, Pos, Proxy, ProxyKind, Rules, Timeouts, Vip};
 
 use crate::harness::*;
 
@@ -44,7 +44,7 @@ fn both_ways_are_forwarded_and_close_on_their_own() {
 #[test]
 fn a_backend_of_its_own_tracks_connections_as_well() {
     let (back, rule) = tracking_backend(Mode::Tcp, &[echo("s1;")], vec![DataType::ConnCnt]);
-    let back = Proxy { tcp_content_rules: vec![rule], ..back };
+    let back = Proxy { rules: Rules { tcp_content: vec![rule], ..Rules::default() }, ..back };
     let front = Proxy {
         kind: ProxyKind::Frontend,
         servers: vec![],

@@ -1,0 +1,270 @@
+//! The sample fetches that are built (manual sections 7.3.2 to 7.3.6).
+
+use std::net::IpAddr;
+
+use super::Arguments;
+use crate::model::{Counter, CounterFetch, CounterKey, Fetch, Gauge, GaugeKind, Named};
+use crate::pattern::{self, Method, Pattern};
+
+type Built = Result<Fetch, String>;
+
+/// A sample fetch: its names, and what its arguments make of it.
+struct Keyword {
+    names: &'static [&'static str],
+    build: fn(&mut Arguments<'_>) -> Built,
+}
+
+const fn fetch(names: &'static [&'static str], build: fn(&mut Arguments<'_>) -> Built) -> Keyword {
+    Keyword { names, build }
+}
+
+/// The table.
+const FETCHES: &[Keyword] = &[
+    fetch(&["always_true"], |_| Ok(Fetch::Bool(true))),
+    fetch(&["always_false"], |_| Ok(Fetch::Bool(false))),
+    fetch(&["bool"], |a| match a.text()? {
+        "1" | "true" | "yes" | "on" => Ok(Fetch::Bool(true)),
+        "0" | "false" | "no" | "off" => Ok(Fetch::Bool(false)),
+        other => Err(format!("expects 'true', 'false', '1' or '0', but got '{other}'")),
+    }),
+    fetch(&["int"], |a| Ok(Fetch::Int(a.int()?))),
+    fetch(&["str"], |a| Ok(Fetch::Str(a.optional().unwrap_or_default().to_owned()))),
+    fetch(&["meth"], |a| Ok(Fetch::Str(a.text()?.to_owned()))),
+    fetch(&["bin"], |a| Ok(Fetch::Bin(bytes(a.text()?)?))),
+    fetch(&["ipv4"], |a| address(a.parsed::<std::net::Ipv4Addr>("an IPv4 address")?)),
+    fetch(&["ipv6"], |a| address(a.parsed::<std::net::Ipv6Addr>("an IPv6 address")?)),
+    fetch(&["date"], |a| {
+        let offset = a.optional_parsed("an offset")?.unwrap_or(0);
+        let per_second = match a.optional().unwrap_or("s") {
+            "s" | "" => 1,
+            "ms" => 1_000,
+            "us" => 1_000_000,
+            other => return Err(format!("expects the unit 's', 'ms' or 'us', but got '{other}'")),
+        };
+        Ok(Fetch::Date { offset, per_second })
+    }),
+    fetch(&["rand"], |a| match a.optional_parsed::<u32>("a range")? {
+        Some(0) => Err("expects a range of at least 1".to_owned()),
+        range => Ok(Fetch::Rand(range)),
+    }),
+    fetch(&["uuid"], |a| match a.optional_parsed::<u8>("a version")? {
+        None | Some(4) => Ok(Fetch::Uuid),
+        Some(other) => Err(format!("version {other} is not built, only 4")),
+    }),
+    fetch(&["var"], |a| Ok(Fetch::Var(a.variable()?))),
+    fetch(&["wait_end"], |_| Ok(Fetch::WaitEnd)),
+    // Layer 4.
+    fetch(&["src"], |_| Ok(Fetch::Src)),
+    fetch(&["src_port"], |_| Ok(Fetch::SrcPort)),
+    fetch(&["dst"], |_| Ok(Fetch::Dst)),
+    fetch(&["dst_port"], |_| Ok(Fetch::DstPort)),
+    fetch(&["src_is_local"], |_| Ok(Fetch::SrcIsLocal)),
+    // Proxies and servers.
+    fetch(&["act_conn"], |_| Ok(gauge(GaugeKind::ActConn, None))),
+    fetch(&["dst_conn"], |_| Ok(gauge(GaugeKind::FeConn, None))),
+    fetch(&["fe_id"], |_| Ok(gauge(GaugeKind::FeId, None))),
+    fetch(&["fe_name"], |_| Ok(gauge(GaugeKind::FeName, None))),
+    fetch(&["be_id"], |_| Ok(gauge(GaugeKind::BeId, None))),
+    fetch(&["be_name"], |_| Ok(gauge(GaugeKind::BeName, None))),
+    fetch(&["srv_id"], |_| Ok(gauge(GaugeKind::SrvId, None))),
+    fetch(&["srv_name"], |_| Ok(gauge(GaugeKind::SrvName, None))),
+    fetch(&["nbsrv"], |a| Ok(gauge(GaugeKind::NbSrv, a.optional()))),
+    fetch(&["be_conn"], |a| Ok(gauge(GaugeKind::BeConn, a.optional()))),
+    fetch(&["be_conn_free"], |a| Ok(gauge(GaugeKind::BeConnFree, a.optional()))),
+    fetch(&["be_sess_rate"], |a| Ok(gauge(GaugeKind::BeSessRate, a.optional()))),
+    fetch(&["queue"], |a| Ok(gauge(GaugeKind::Queue, a.optional()))),
+    fetch(&["avg_queue"], |a| Ok(gauge(GaugeKind::AvgQueue, a.optional()))),
+    fetch(&["connslots"], |a| Ok(gauge(GaugeKind::ConnSlots, a.optional()))),
+    fetch(&["fe_conn"], |a| Ok(gauge(GaugeKind::FeConn, a.optional()))),
+    fetch(&["fe_sess_rate"], |a| Ok(gauge(GaugeKind::FeSessRate, a.optional()))),
+    fetch(&["fe_req_rate"], |a| Ok(gauge(GaugeKind::FeReqRate, a.optional()))),
+    fetch(&["srv_conn"], |a| server(GaugeKind::SrvConn, a)),
+    fetch(&["srv_conn_free"], |a| server(GaugeKind::SrvConnFree, a)),
+    fetch(&["srv_queue"], |a| server(GaugeKind::SrvQueue, a)),
+    fetch(&["srv_is_up"], |a| server(GaugeKind::SrvIsUp, a)),
+    fetch(&["srv_weight", "srv_uweight"], |a| server(GaugeKind::SrvWeight, a)),
+    fetch(&["srv_iweight"], |a| server(GaugeKind::SrvIweight, a)),
+    fetch(&["srv_sess_rate"], |a| server(GaugeKind::SrvSessRate, a)),
+    fetch(&["table_cnt"], |a| Ok(Fetch::TableCount(a.optional().unwrap_or_default().to_owned()))),
+    fetch(&["table_avl"], |a| Ok(Fetch::TableAvailable(a.optional().unwrap_or_default().to_owned()))),
+    // HTTP.
+    fetch(&["req.hdr", "hdr"], |a| Ok(Fetch::Hdr(header(a, false)?))),
+    fetch(&["res.hdr", "shdr"], |a| Ok(Fetch::Hdr(header(a, true)?))),
+    fetch(&["req.fhdr", "fhdr"], |a| Ok(Fetch::FullHdr(header(a, false)?))),
+    fetch(&["res.fhdr"], |a| Ok(Fetch::FullHdr(header(a, true)?))),
+    fetch(&["req.hdr_cnt", "hdr_cnt"], |a| Ok(Fetch::HdrCount(header(a, false)?))),
+    fetch(&["res.hdr_cnt", "shdr_cnt"], |a| Ok(Fetch::HdrCount(header(a, true)?))),
+    fetch(&["req.fhdr_cnt", "fhdr_cnt"], |a| Ok(Fetch::FullHdrCount(header(a, false)?))),
+    fetch(&["res.fhdr_cnt"], |a| Ok(Fetch::FullHdrCount(header(a, true)?))),
+    fetch(&["req.hdr_ip", "hdr_ip"], |a| Ok(Fetch::HdrIp(header(a, false)?))),
+    fetch(&["res.hdr_ip", "shdr_ip"], |a| Ok(Fetch::HdrIp(header(a, true)?))),
+    fetch(&["req.hdr_val", "hdr_val"], |a| Ok(Fetch::HdrVal(header(a, false)?))),
+    fetch(&["res.hdr_val", "shdr_val"], |a| Ok(Fetch::HdrVal(header(a, true)?))),
+    fetch(&["req.hdr_names"], |a| Ok(names_of_headers(a, false))),
+    fetch(&["res.hdr_names"], |a| Ok(names_of_headers(a, true))),
+    fetch(&["req.cook", "cook"], |a| Ok(Fetch::Cook(cookie(a, false)))),
+    fetch(&["res.cook", "scook"], |a| Ok(Fetch::Cook(cookie(a, true)))),
+    fetch(&["req.cook_cnt", "cook_cnt"], |a| Ok(Fetch::CookCount(cookie(a, false)))),
+    fetch(&["res.cook_cnt", "scook_cnt"], |a| Ok(Fetch::CookCount(cookie(a, true)))),
+    fetch(&["req.cook_val", "cook_val"], |a| Ok(Fetch::CookVal(cookie(a, false)))),
+    fetch(&["res.cook_val", "scook_val"], |a| Ok(Fetch::CookVal(cookie(a, true)))),
+    fetch(&["path"], |_| Ok(Fetch::Path)),
+    fetch(&["pathq"], |_| Ok(Fetch::PathQuery)),
+    fetch(&["url"], |_| Ok(Fetch::Url)),
+    fetch(&["query"], |_| Ok(Fetch::Query)),
+    fetch(&["base"], |_| Ok(Fetch::Base)),
+    fetch(&["base32"], |_| Ok(Fetch::Base32 { with_src: false })),
+    fetch(&["base32+src"], |_| Ok(Fetch::Base32 { with_src: true })),
+    fetch(&["method"], |_| Ok(Fetch::Method)),
+    fetch(&["req.ver", "req_ver"], |_| Ok(Fetch::Version { response: false })),
+    fetch(&["res.ver", "resp_ver"], |_| Ok(Fetch::Version { response: true })),
+    fetch(&["url_param", "urlp"], |a| Ok(Fetch::UrlParam(param(a)))),
+    fetch(&["urlp_val"], |a| Ok(Fetch::UrlParamVal(param(a)))),
+    fetch(&["http_first_req"], |_| Ok(Fetch::FirstRequest)),
+    fetch(&["status"], |_| Ok(Fetch::Status)),
+    fetch(&["http_auth_user"], |_| Ok(Fetch::AuthUser)),
+    fetch(&["http_auth_pass"], |_| Ok(Fetch::AuthPass)),
+    fetch(&["http_auth_type"], |_| Ok(Fetch::AuthType)),
+    fetch(&["req.body_size"], |_| Ok(Fetch::BodySize)),
+    fetch(&["req.proto_http", "req_proto_http"], |_| Ok(Fetch::ProtoHttp)),
+];
+
+/// What may follow `sc_`, `sc0_` … and `src_`, as far as stick tables store it.
+const COUNTERS: &[(&str, CounterFetch)] = &[
+    ("clr_gpc0", CounterFetch::Clear("gpc0")),
+    ("conn_cnt", CounterFetch::Value("conn_cnt")),
+    ("conn_rate", CounterFetch::Value("conn_rate")),
+    ("get_gpc0", CounterFetch::Value("gpc0")),
+    ("http_req_cnt", CounterFetch::Value("http_req_cnt")),
+    ("http_req_rate", CounterFetch::Value("http_req_rate")),
+    ("inc_gpc0", CounterFetch::Inc("gpc0")),
+    ("tracked", CounterFetch::Tracked),
+    ("trackers", CounterFetch::Trackers),
+    ("updt_conn_cnt", CounterFetch::UpdateConnCnt),
+];
+
+/// The fetch of this name; `None` when there is none.
+pub(super) fn build(name: &str, args: &mut Arguments<'_>) -> Option<Built> {
+    if let Some(keyword) = FETCHES.iter().find(|keyword| keyword.names.contains(&name)) {
+        return Some((keyword.build)(args));
+    }
+    let counters = |rest: &str| COUNTERS.iter().find(|(name, _)| *name == rest).map(|(_, what)| *what);
+    if let Some(rest) = name.strip_prefix("src_") {
+        let what = counters(rest).filter(|what| !matches!(what, CounterFetch::Tracked))?;
+        return Some(counter(CounterKey::Src, what, args));
+    }
+    let rest = name.strip_prefix("sc")?;
+    let (number, rest) = match rest.as_bytes() {
+        [digit @ b'0'..=b'9', b'_', ..] => (Some(digit - b'0'), &rest[2..]),
+        [b'_', ..] => (None, &rest[1..]),
+        _ => return None,
+    };
+    let what = counters(rest).filter(|what| !matches!(what, CounterFetch::UpdateConnCnt))?;
+    Some(tracked(number, what, args))
+}
+
+fn tracked(number: Option<u8>, what: CounterFetch, args: &mut Arguments<'_>) -> Built {
+    let number = match number {
+        Some(number) => number,
+        None => args.parsed("a stick counter's number")?,
+    };
+    if number > 2 {
+        return Err(format!("invalid stick table track ID '{number}', at most 2"));
+    }
+    counter(CounterKey::Tracked(number), what, args)
+}
+
+fn counter(of: CounterKey, what: CounterFetch, args: &mut Arguments<'_>) -> Built {
+    let table = args.optional().filter(|name| !name.is_empty()).map(str::to_owned);
+    Ok(Fetch::Counter(Counter { of, table, what }))
+}
+
+/// Every name, counters included.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    FETCHES.iter().flat_map(|keyword| keyword.names).copied()
+}
+
+/// A fetch whose name ends in how it is compared: `path_beg`, `hdr_end(host)`.
+///
+/// Gives the name without the ending, and the method. Only for those of which HAProxy has such names.
+pub(crate) fn ends_in_match(name: &str) -> Option<(&str, Method)> {
+    const WITH: &[&str] = &[
+        "base",
+        "cook",
+        "fhdr",
+        "hdr",
+        "path",
+        "req.cook",
+        "req.fhdr",
+        "req.hdr",
+        "res.cook",
+        "res.fhdr",
+        "res.hdr",
+        "scook",
+        "shdr",
+        "url",
+        "url_param",
+        "urlp",
+    ];
+    let (base, ending) = name.rsplit_once('_')?;
+    let method = match ending {
+        "beg" => Method::Beg,
+        "dir" => Method::Dir,
+        "dom" => Method::Dom,
+        "end" => Method::End,
+        "len" => Method::Len,
+        "reg" => Method::Reg,
+        "sub" => Method::Sub,
+        _ => return None,
+    };
+    WITH.contains(&base).then_some((base, method))
+}
+
+fn address(ip: impl Into<IpAddr>) -> Built {
+    Ok(Fetch::Ip(ip.into()))
+}
+
+fn gauge(kind: GaugeKind, proxy: Option<&str>) -> Fetch {
+    let proxy = proxy.filter(|name| !name.is_empty()).map(str::to_owned);
+    Fetch::Gauge(Gauge { kind, proxy, server: None })
+}
+
+/// `[<backend>/]<server>`.
+fn server(kind: GaugeKind, args: &mut Arguments<'_>) -> Built {
+    let text = args.text()?;
+    let (proxy, server) = match text.split_once('/') {
+        Some((proxy, server)) => (Some(proxy.to_owned()), server),
+        None => (None, text),
+    };
+    Ok(Fetch::Gauge(Gauge { kind, proxy, server: Some(server.to_owned()) }))
+}
+
+fn header(args: &mut Arguments<'_>, response: bool) -> Result<Named, String> {
+    let name = args.optional().filter(|name| !name.is_empty()).map(str::to_ascii_lowercase);
+    let occurrence = args.optional_parsed("an occurrence")?.unwrap_or(0);
+    if occurrence < -100 {
+        return Err(format!("occurrence must be at least -100, but got '{occurrence}'"));
+    }
+    Ok(Named { response, name, occurrence })
+}
+
+fn cookie(args: &mut Arguments<'_>, response: bool) -> Named {
+    let name = args.optional().filter(|name| !name.is_empty()).map(str::to_owned);
+    Named { response, name, occurrence: 0 }
+}
+
+fn names_of_headers(args: &mut Arguments<'_>, response: bool) -> Fetch {
+    Fetch::HdrNames { response, delimiter: args.optional().unwrap_or(",").to_owned() }
+}
+
+fn param(args: &mut Arguments<'_>) -> Option<String> {
+    args.optional().filter(|name| !name.is_empty()).map(str::to_owned)
+}
+
+/// Bytes written in hexadecimal.
+fn bytes(text: &str) -> Result<Vec<u8>, String> {
+    match pattern::parse(Method::Bin, false, text)? {
+        Pattern::Bytes(bytes) => Ok(bytes),
+        _ => Err(format!("expects hexadecimal digits, but got '{text}'")),
+    }
+}

@@ -1,0 +1,103 @@
+//! What rules and expressions name: proxies, tables, servers.
+
+use crate::draft::{Placed, ProxyDraft};
+use crate::keywords::rules::{Reference, references};
+use crate::known;
+use crate::model::{Action, BackendName, Mode, Pos, StickTable};
+use crate::parser::Parser;
+
+impl Parser<'_> {
+    /// Checks the names in the rules of a proxy.
+    pub(super) fn check_rules(
+        &mut self,
+        drafts: &[ProxyDraft],
+        tables: &[(String, StickTable)],
+        draft: &ProxyDraft,
+    ) {
+        let rules = &draft.rules;
+        let sets = [
+            ("tcp-request connection", &rules.tcp_connection),
+            ("tcp-request session", &rules.tcp_session),
+            ("tcp-request content", &rules.tcp_content),
+            ("http-request", &rules.http_request),
+        ];
+        for (what, rule) in sets.iter().flat_map(|(what, set)| set.iter().map(move |rule| (*what, rule))) {
+            if let Action::Track(track) = &rule.action {
+                self.check_table(drafts, tables, draft, &track.table, rule.pos, what);
+            }
+        }
+        for Placed { value: (what, text), pos } in &draft.needs_http {
+            if draft.settings.mode == Mode::Tcp {
+                let message = format!(
+                    "Proxy '{}': '{what}' rule : fetch method '{text}' needs HTTP, which a proxy with 'mode tcp' does not parse",
+                    draft.name
+                );
+                self.alert_at(*pos, message, Some("use 'mode http', or a fetch such as 'src'".to_owned()));
+            }
+        }
+        for Placed { value: expr, pos } in &draft.referring {
+            for reference in references(expr) {
+                let what = expr.text.as_str();
+                match reference {
+                    Reference::Table(name) => {
+                        self.check_table(drafts, tables, draft, name.unwrap_or(&draft.name), *pos, what);
+                    }
+                    Reference::Backend(name) => self.check_side(drafts, draft, name, *pos, what, "backend"),
+                    Reference::Frontend(name) => self.check_side(drafts, draft, name, *pos, what, "frontend"),
+                    Reference::Server(proxy, server) => {
+                        self.check_server(drafts, draft, proxy.unwrap_or(&draft.name), server, *pos, what);
+                    }
+                }
+            }
+        }
+        for Placed { value: rule, pos } in &draft.use_backend {
+            if let BackendName::Fixed(name) = &rule.backend {
+                self.check_backend(drafts, draft, name, *pos, "use_backend");
+            }
+        }
+    }
+
+    /// A proxy that an expression names must exist and have that side.
+    fn check_side(
+        &mut self,
+        drafts: &[ProxyDraft],
+        draft: &ProxyDraft,
+        name: &str,
+        pos: Pos,
+        what: &str,
+        side: &str,
+    ) {
+        let fits = |other: &&ProxyDraft| match side {
+            "backend" => other.kind.is_backend(),
+            _ => other.kind.is_frontend(),
+        };
+        if drafts.iter().filter(fits).any(|other| other.name == name) || self.refused_heads.contains(name) {
+            return;
+        }
+        let near = known::nearest(name, drafts.iter().filter(fits).map(|other| other.name.as_str()));
+        let message = format!("Proxy '{}': '{what}' : unable to find {side} '{name}'", draft.name);
+        self.alert_at(pos, message, near.map(known::did_you_mean));
+    }
+
+    fn check_server(
+        &mut self,
+        drafts: &[ProxyDraft],
+        draft: &ProxyDraft,
+        proxy: &str,
+        server: &str,
+        pos: Pos,
+        what: &str,
+    ) {
+        self.check_side(drafts, draft, proxy, pos, what, "backend");
+        let Some(backend) = drafts.iter().find(|other| other.name == proxy && other.kind.is_backend()) else {
+            return;
+        };
+        let names = || backend.servers.iter().map(|other| other.server.name.as_str());
+        let refused = backend.settings.refused.iter().any(|word| word == "server");
+        if !refused && !names().any(|name| name == server) {
+            let message =
+                format!("Proxy '{}': '{what}' : unable to find server '{proxy}/{server}'", draft.name);
+            self.alert_at(pos, message, known::nearest(server, names()).map(known::did_you_mean));
+        }
+    }
+}
