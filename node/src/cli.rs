@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 mod authority;
 mod basics;
 mod counters;
+mod discovery;
 mod errors;
 mod frontends;
 mod keyword;
@@ -61,6 +62,8 @@ pub(crate) struct Context {
     pub(crate) load: Load,
     /// Warnings so far.
     pub(crate) warnings: AtomicU64,
+    /// Servers that are found at run time.
+    pub(crate) discovery: crate::discovery::Handle,
 }
 
 /// Where the answer to a reload goes: what there is to say, as an error if nothing was changed.

@@ -61,7 +61,8 @@ fn entries() -> Vec<Entry> {
 
 /// Sections in the manual's order, then the options of lines.
 fn place_order(place: &str) -> usize {
-    const PLACES: [&str; 6] = ["global", "defaults", "frontend", "listen", "backend", "cluster"];
+    const PLACES: [&str; 8] =
+        ["global", "defaults", "frontend", "listen", "backend", "resolvers", "consul", "cluster"];
     PLACES.iter().position(|p| *p == place).unwrap_or(PLACES.len())
 }
 

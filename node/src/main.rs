@@ -7,6 +7,7 @@ mod args;
 mod cli;
 mod ctl;
 mod demo;
+mod discovery;
 mod keywords;
 mod load;
 mod local;

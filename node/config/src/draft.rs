@@ -17,6 +17,8 @@ pub(crate) struct Draft {
     pub(crate) clusters: Vec<ClusterDraft>,
     /// What ACLs and maps refer to.
     pub(crate) patterns: Patterns,
+    pub(crate) resolvers: Vec<Resolvers>,
+    pub(crate) consuls: Vec<Consul>,
 }
 
 /// A `defaults` section.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::diagnostic::Severity;
 use crate::draft::{ClusterDraft, HttpCheckSend, LogLine, ProxyDraft, Settings};
-use crate::keywords::server;
+use crate::keywords::{resolvers, server};
 use crate::known;
 use crate::model::*;
 use crate::parser::Parser;
@@ -27,6 +27,7 @@ impl Parser<'_> {
         let mut tables = stick_tables(&drafts);
         self.check_binds(&drafts);
         self.check_references(&drafts, cluster.as_ref(), &mut tables);
+        self.check_discovery(&drafts);
         let ids = proxy_ids(&drafts);
         let proxies = drafts.into_iter().zip(ids).map(|(draft, id)| {
             let table =
@@ -43,7 +44,17 @@ impl Parser<'_> {
         let refused = self.diagnostics.iter().any(|d| d.severity == Severity::Alert);
         let patterns = self.draft.patterns.finish();
         let global = self.draft.global;
-        let config = (!refused).then_some(Config { files: self.files, global, proxies, cluster, patterns });
+        let resolvers = self.draft.resolvers.into_iter().map(Arc::new).collect();
+        let consuls = self.draft.consuls.into_iter().map(Arc::new).collect();
+        let config = (!refused).then_some(Config {
+            files: self.files,
+            global,
+            proxies,
+            cluster,
+            patterns,
+            resolvers,
+            consuls,
+        });
         Outcome { config, diagnostics: self.diagnostics }
     }
 
@@ -130,6 +141,62 @@ impl Parser<'_> {
                 let message =
                     format!("{} '{}': unable to find sync peers '{peers}'", draft.kind_name(), draft.name);
                 self.alert_at(table.pos, message, Some(hint));
+            }
+        }
+    }
+
+    /// Servers name `resolvers` and `consul` sections; `resolvers default` is there by itself.
+    fn check_discovery(&mut self, drafts: &[ProxyDraft]) {
+        let sources = |drafts: &[ProxyDraft]| -> Vec<(String, Pos, Arc<Discovery>)> {
+            let active = drafts.iter().filter(|draft| !draft.settings.disabled);
+            let servers = active.flat_map(|draft| draft.servers.iter().map(move |s| (draft, &s.server)));
+            let mut found: Vec<(String, Pos, Arc<Discovery>)> = servers
+                .filter_map(|(draft, server)| {
+                    let subject = format!("{} '{}', server '{}'", draft.kind_name(), draft.name, server.name);
+                    Some((subject, server.pos, server.discovered.clone()?))
+                })
+                .collect();
+            // One complaint for all servers of a template.
+            found.dedup_by_key(|(_, pos, _)| (pos.file, pos.line));
+            found
+        };
+        let sources = sources(drafts);
+        let wants_default =
+            |s: &Discovery| matches!(s, Discovery::Dns { resolvers, .. } if resolvers == "default");
+        if sources.iter().any(|(.., source)| wants_default(source))
+            && !self.draft.resolvers.iter().any(|r| r.name == "default")
+            && let Ok(nameservers) = resolvers::from_system(self.env)
+        {
+            let default = Resolvers { nameservers, ..Resolvers::new("default", Pos::default()) };
+            self.draft.resolvers.push(default);
+        }
+        for (subject, pos, source) in &sources {
+            let (kind, name) = match &**source {
+                Discovery::Dns { resolvers, .. } => ("resolvers", resolvers),
+                Discovery::Consul { consul, .. } => ("consul", consul),
+            };
+            let names: Vec<String> = match &**source {
+                Discovery::Dns { .. } => self.draft.resolvers.iter().map(|r| r.name.clone()).collect(),
+                Discovery::Consul { .. } => self.draft.consuls.iter().map(|c| c.name.clone()).collect(),
+            };
+            if names.contains(name) || self.refused_heads.contains(name) {
+                continue;
+            }
+            let hint = known::nearest(name, names.iter().map(String::as_str)).map(known::did_you_mean);
+            self.alert_at(*pos, format!("{subject}: unable to find required {kind} '{name}'"), hint);
+        }
+        let refused = self.diagnostics.iter().any(|d| d.severity == Severity::Alert);
+        for resolvers in self.draft.resolvers.clone() {
+            if resolvers.nameservers.is_empty() && !refused {
+                let message = format!("resolvers '{}' has no name server", resolvers.name);
+                self.report_at(Severity::Warning, resolvers.pos, message, None);
+            }
+        }
+        for consul in self.draft.consuls.clone() {
+            if consul.addresses.is_empty() && !refused {
+                let message = format!("consul '{}' has no 'address'", consul.name);
+                let hint = Some("'address http://127.0.0.1:8500' is that of an agent's default".to_owned());
+                self.alert_at(consul.pos, message, hint);
             }
         }
     }

@@ -26,6 +26,10 @@ pub(crate) const LISTEN: Sections = 8;
 pub(crate) const BACKEND: Sections = 16;
 /// `cluster`.
 pub(crate) const CLUSTER: Sections = 32;
+/// `resolvers`.
+pub(crate) const RESOLVERS: Sections = 64;
+/// `consul`.
+pub(crate) const CONSUL: Sections = 128;
 /// Settings of the side that accepts.
 pub(crate) const FRONT: Sections = DEFAULTS | FRONTEND | LISTEN;
 /// Settings of the side that has servers.
@@ -102,6 +106,8 @@ pub(crate) fn section_names(mask: Sections) -> impl Iterator<Item = &'static str
         (LISTEN, "listen"),
         (BACKEND, "backend"),
         (CLUSTER, "cluster"),
+        (RESOLVERS, "resolvers"),
+        (CONSUL, "consul"),
     ];
     all.into_iter().filter(move |(bit, _)| mask & bit != 0).map(|(_, name)| name)
 }

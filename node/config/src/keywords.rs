@@ -3,12 +3,15 @@
 pub(crate) mod balance;
 pub(crate) mod bind;
 pub(crate) mod cluster;
+pub(crate) mod consul;
 pub(crate) mod cookie;
+pub(crate) mod discovery;
 pub(crate) mod global;
 pub(crate) mod http_check;
 pub(crate) mod log;
 pub(crate) mod option;
 pub(crate) mod proxy;
+pub(crate) mod resolvers;
 pub(crate) mod rules;
 pub(crate) mod server;
 pub(crate) mod stats;
@@ -33,4 +36,6 @@ pub(crate) const TABLES: &[&[Keyword]] = &[
     stick::KEYWORDS,
     rules::KEYWORDS,
     cluster::KEYWORDS,
+    resolvers::KEYWORDS,
+    consul::KEYWORDS,
 ];

@@ -12,9 +12,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::discovery::{
+    Consistency, Consul, ConsulToken, Discovery, Family, Hold, InitAddr, Nameserver, Network, Resolvers,
+    ServiceHealth,
+};
 pub use self::rules::*;
 pub use self::sample::*;
 use crate::pattern::{Method, Output};
+
+mod discovery;
 
 /// One line of one configuration file; `file` is an index into [`Config::files`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +44,10 @@ pub struct Config {
     pub cluster: Option<Cluster>,
     /// What ACLs and maps look samples up in; [`PatternUse::set`] is the index.
     pub patterns: Vec<Arc<PatternSource>>,
+    /// `resolvers` sections (section 5.3).
+    pub resolvers: Vec<Arc<Resolvers>>,
+    /// `consul` sections, Phalanx's own.
+    pub consuls: Vec<Arc<Consul>>,
 }
 
 /// A set of patterns, or of keys with values: of a file, or of an ACL that lists them itself.
@@ -375,8 +385,11 @@ pub struct Server {
     pub pos: Pos,
     /// As written, for messages: host name or address.
     pub host: String,
-    /// The address, with the port to connect to; a port of 0 means the client's destination port.
+    /// The address, with the port to connect to; a port of 0 means the client's destination port. An
+    /// unspecified address is none: the server waits for one from where it is `discovered`.
     pub addr: SocketAddr,
+    /// Where its address comes from at run time; `None` = it stays.
+    pub discovered: Option<Arc<Discovery>>,
     /// Everything else.
     pub options: ServerOptions,
 }
@@ -426,6 +439,18 @@ pub struct ServerOptions {
     pub shutdown_sessions_on_down: bool,
     /// `slowstart`.
     pub slowstart: Option<Duration>,
+    /// `resolvers`: name of the section.
+    pub resolvers: Option<String>,
+    /// `init-addr`; empty = `last,libc`.
+    pub init_addr: Vec<InitAddr>,
+    /// `resolve-prefer`.
+    pub resolve_prefer: Family,
+    /// `resolve-net`.
+    pub resolve_net: Vec<Network>,
+    /// `resolve-opts allow-dup-ip`.
+    pub allow_dup_ip: bool,
+    /// `resolve-opts ignore-weight`.
+    pub ignore_weight: bool,
 }
 
 impl Default for ServerOptions {
@@ -452,6 +477,12 @@ impl Default for ServerOptions {
             max_reuse: None,
             shutdown_sessions_on_down: false,
             slowstart: None,
+            resolvers: None,
+            init_addr: Vec::new(),
+            resolve_prefer: Family::V6,
+            resolve_net: Vec::new(),
+            allow_dup_ip: false,
+            ignore_weight: false,
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::format;
 use crate::keyword::{self, Arity, Keyword};
 use crate::keywords::rules;
 use crate::line::{Args, Fault, Polarity};
-use crate::model::{Expr, Format, Global, PatternUse, Piece, Pos, ProxyKind};
+use crate::model::{Consul, Expr, Format, Global, PatternUse, Piece, Pos, ProxyKind, Resolvers};
 use crate::pattern::{self, Columns, FileUse, Inline, Method, Output};
 use crate::words::{self, Word};
 use crate::{Env, Outcome, Source, known, section};
@@ -49,6 +49,10 @@ pub(crate) enum At {
     Proxy(usize),
     /// Index into [`Draft::clusters`].
     Cluster(usize),
+    /// The last of [`Draft::resolvers`].
+    Resolvers,
+    /// The last of [`Draft::consuls`].
+    Consul,
 }
 
 /// One level of `.if`.
@@ -195,6 +199,8 @@ impl<'a> Parser<'a> {
                 At::Defaults(i) => self.draft.defaults[i].name.clone(),
                 At::Proxy(i) => self.draft.proxies[i].name.clone(),
                 At::Cluster(i) => self.draft.clusters[i].name.clone(),
+                At::Resolvers => self.draft.resolvers.last().map_or_else(String::new, |r| r.name.clone()),
+                At::Consul => self.draft.consuls.last().map_or_else(String::new, |c| c.name.clone()),
             }),
             "HAPROXY_BRANCH" => Some(condition::COMPATIBLE_WITH.to_owned()),
             _ => match self.overlay.get(name) {
@@ -311,7 +317,7 @@ impl<'a> Parser<'a> {
         let list = match self.at {
             At::Defaults(_) | At::Proxy(_) => &mut self.settings().refused,
             At::Cluster(_) => &mut self.cluster().refused,
-            At::Nowhere | At::Refused | At::Global => return,
+            At::Nowhere | At::Refused | At::Global | At::Resolvers | At::Consul => return,
         };
         if !list.iter().any(|known| known == word) {
             list.push(word.to_owned());
@@ -355,7 +361,7 @@ impl<'a> Parser<'a> {
         let word = &args.own[0];
         let belongs: Vec<String> = keyword.sections().map(|s| format!("'{s}'")).collect();
         let belongs = format!("it belongs to {}", belongs.join(", "));
-        if mask & (keyword::GLOBAL | keyword::CLUSTER) != 0
+        if mask & (keyword::GLOBAL | keyword::CLUSTER | keyword::RESOLVERS | keyword::CONSUL) != 0
             || keyword.sections & (keyword::FRONTEND | keyword::BACKEND) == 0
         {
             let message = format!("unknown keyword '{name}' in '{}' section", self.section_name());
@@ -370,7 +376,7 @@ impl<'a> Parser<'a> {
         let lacks = if proxy.kind == ProxyKind::Frontend { "backend" } else { "frontend" };
         let because = format!("because {} '{}' has no {lacks} capability", proxy.kind_name(), proxy.name);
         // As in HAProxy: a server line that goes nowhere is an error, a setting that has no effect is not.
-        if matches!(name, "server" | "default-server") {
+        if matches!(name, "server" | "default-server" | "server-template") {
             return Err(Fault::about(word, format!("'{name}' not allowed {because}")));
         }
         let mut fault = Fault::about(word, format!("'{name}' ignored {because}"));
@@ -396,7 +402,7 @@ impl<'a> Parser<'a> {
         }
         let names = match self.at {
             At::Global => Some(known::GLOBAL),
-            At::Cluster(_) => None,
+            At::Cluster(_) | At::Resolvers | At::Consul => None,
             _ => Some(known::PROXY),
         };
         let family: Vec<&str> = (keyword::family(first).iter())
@@ -507,6 +513,8 @@ impl<'a> Parser<'a> {
             At::Global => keyword::GLOBAL,
             At::Defaults(_) => keyword::DEFAULTS,
             At::Cluster(_) => keyword::CLUSTER,
+            At::Resolvers => keyword::RESOLVERS,
+            At::Consul => keyword::CONSUL,
             At::Proxy(index) => match self.draft.proxies[index].kind {
                 ProxyKind::Frontend => keyword::FRONTEND,
                 ProxyKind::Listen => keyword::LISTEN,
@@ -548,6 +556,16 @@ impl<'a> Parser<'a> {
             At::Cluster(index) => &mut self.draft.clusters[index],
             _ => unreachable!("only keywords of the cluster section ask for it, and masks keep them there"),
         }
+    }
+
+    /// The `resolvers` section that the parser is in.
+    pub(crate) fn resolvers(&mut self) -> &mut Resolvers {
+        self.draft.resolvers.last_mut().expect("only keywords of the section ask, and its head made one")
+    }
+
+    /// The `consul` section that the parser is in.
+    pub(crate) fn consul(&mut self) -> &mut Consul {
+        self.draft.consuls.last_mut().expect("only keywords of the section ask, and its head made one")
     }
 
     /// Reports an error about the current line.

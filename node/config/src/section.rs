@@ -1,18 +1,21 @@
-//! Heads of sections: `global`, `defaults`, `frontend`, `backend`, `listen` and `cluster`.
+//! Heads of sections: `global`, `defaults`, `frontend`, `backend`, `listen`, `cluster`, `resolvers` and
+//! `consul`.
 
 use crate::draft::{ClusterDraft, Defaults, ProxyDraft, Settings};
 use crate::keywords::bind;
 use crate::known;
 use crate::line::Fault;
-use crate::model::ProxyKind;
+use crate::model::{Consul, Pos, ProxyKind, Resolvers};
 use crate::parser::{At, Parser};
 use crate::value;
 use crate::words::Word;
 
-const HEADS: &[&str] = &["global", "defaults", "frontend", "backend", "listen", "cluster"];
+const HEADS: &[&str] =
+    &["global", "defaults", "frontend", "backend", "listen", "cluster", "resolvers", "consul"];
 
 /// The heads, for messages.
-pub(crate) const HEADS_TEXT: &str = "'global', 'defaults', 'frontend', 'backend', 'listen' or 'cluster'";
+pub(crate) const HEADS_TEXT: &str =
+    "'global', 'defaults', 'frontend', 'backend', 'listen', 'resolvers', 'consul' or 'cluster'";
 
 /// Whether the word begins a section, here or in HAProxy.
 pub(crate) fn is_head(word: &str) -> bool {
@@ -32,6 +35,20 @@ pub(crate) fn open(parser: &mut Parser<'_>, words: &[Word]) -> Result<(), Fault>
         "backend" => open_proxy(parser, words, ProxyKind::Backend),
         "listen" => open_proxy(parser, words, ProxyKind::Listen),
         "cluster" => open_cluster(parser, words),
+        "resolvers" => {
+            let others = parser.draft.resolvers.iter().map(|r| (r.name.clone(), r.pos)).collect();
+            let (name, pos) = open_source(parser, words, others)?;
+            parser.draft.resolvers.push(Resolvers::new(name, pos));
+            parser.at = At::Resolvers;
+            Ok(())
+        }
+        "consul" => {
+            let others = parser.draft.consuls.iter().map(|c| (c.name.clone(), c.pos)).collect();
+            let (name, pos) = open_source(parser, words, others)?;
+            parser.draft.consuls.push(Consul::new(name, pos));
+            parser.at = At::Consul;
+            Ok(())
+        }
         other => Err(Fault::about(&words[0], known::unsupported(&format!("the '{other}' section")))),
     }
 }
@@ -166,6 +183,24 @@ fn section_word(kind: ProxyKind) -> &'static str {
         ProxyKind::Backend => "backend",
         ProxyKind::Listen => "listen",
     }
+}
+
+/// Name and place of a section that servers are discovered by.
+fn open_source(
+    parser: &Parser<'_>,
+    words: &[Word],
+    others: Vec<(String, Pos)>,
+) -> Result<(String, Pos), Fault> {
+    check_name(words)?;
+    refuse_more(words, 2)?;
+    let name = words[1].text.clone();
+    if let Some((_, pos)) = others.iter().find(|(other, _)| *other == name) {
+        let place = parser.place(*pos);
+        let message =
+            format!("{} '{name}' has the same name as another (declared at {place})", words[0].text);
+        return Err(Fault::about(&words[1], message));
+    }
+    Ok((name, parser.pos()))
 }
 
 fn open_cluster(parser: &mut Parser<'_>, words: &[Word]) -> Result<(), Fault> {

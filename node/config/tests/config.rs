@@ -26,6 +26,8 @@ fn env() -> StaticEnv {
     }
     env.users.insert("nobody".into(), 65534);
     env.groups.insert("nogroup".into(), 65534);
+    let resolv_conf = "# local\nsearch x\nnameserver 192.0.2.53\nnameserver bad\n";
+    env.files.insert("/etc/resolv.conf".into(), resolv_conf.into());
     env.hosts.insert("app.example".into(), IpAddr::from([192, 0, 2, 7]));
     env
 }
@@ -105,6 +107,50 @@ fn long_lived_tcp() {
         .collect();
     assert_eq!(servers[0], ("nc1", 1, "127.0.0.1:9001".parse().unwrap(), 1, true));
     assert_eq!(servers[1], ("nc2", 2, "127.0.0.1:9002".parse().unwrap(), 1, true));
+}
+
+#[test]
+fn discovered_servers() {
+    let config = config("discovery.cfg");
+    let dns = &config.resolvers[0];
+    let servers: Vec<(&str, bool)> = dns.nameservers.iter().map(|n| (n.name.as_str(), n.tcp)).collect();
+    assert_eq!(servers, [("ns1", false), ("ns2", true), ("192.0.2.53", false)]);
+    assert_eq!(
+        (dns.retries, dns.payload_size, dns.hold.nx, dns.hold.other),
+        (5, 4096, seconds(3), seconds(30))
+    );
+    assert_eq!(config.resolvers[1].name, "default");
+    let consul = &config.consuls[0];
+    assert_eq!(consul.addresses, ["127.0.0.1:8500", "consul.example:8500"]);
+    assert_eq!(consul.token, Some(ConsulToken::Literal("s3cr3t-127.0.0.11".into())));
+    assert!(!format!("{consul:?}").contains("s3cr3t"));
+    let list = |name: &str| -> Vec<(String, u32, String, Option<String>)> {
+        let servers = &proxy(&config, name).servers;
+        let of = |s: &std::sync::Arc<Server>| {
+            (s.name.clone(), s.id, s.addr.to_string(), s.discovered.as_ref().map(|d| d.to_string()))
+        };
+        servers.iter().map(of).collect()
+    };
+    let row = |name: &str, id, addr: &str, source: &str| {
+        (name.to_owned(), id, addr.to_owned(), Some(source.to_owned()))
+    };
+    assert_eq!(
+        list("dns"),
+        [
+            row("w1", 1, "0.0.0.0:80", "dns(dns)/web.example?prefer=ipv4"),
+            row("w2", 2, "0.0.0.0:80", "dns(dns)/web.example?prefer=ipv4"),
+            row("w3", 3, "0.0.0.0:80", "dns(dns)/web.example?prefer=ipv4"),
+            row("s5", 4, "0.0.0.0:0", "dns(dns)/_http._tcp.web.example"),
+            row("s6", 5, "0.0.0.0:0", "dns(dns)/_http._tcp.web.example"),
+            row("s7", 6, "0.0.0.0:0", "dns(dns)/_http._tcp.web.example"),
+            row("x", 7, "0.0.0.0:81", "dns(dns)/app.example"),
+        ]
+    );
+    assert_eq!(
+        list("consul")[1],
+        row("c2", 2, "0.0.0.0:0", "consul(prod)/web?tag=blue&tag=v2&health=warning")
+    );
+    assert_eq!(list("system")[1], row("d2", 2, "192.0.2.7:80", "dns(default)/app.example"));
 }
 
 #[test]

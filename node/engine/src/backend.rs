@@ -7,6 +7,7 @@
 mod control;
 mod lines;
 mod reconcile;
+mod resolve;
 #[cfg(test)]
 mod tests;
 mod verdicts;

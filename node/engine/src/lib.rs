@@ -8,6 +8,7 @@ pub mod balance;
 pub mod chunked;
 pub mod cookie;
 pub mod counters;
+pub mod discovery;
 pub mod end;
 pub mod errors_page;
 pub mod frontend;

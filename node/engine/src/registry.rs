@@ -20,12 +20,14 @@ use phalanx_config::model;
 pub use self::command::{
     Admin, Base, Change, Command, CommandId, Force, Origin, Rebased, Reply, Request, Target, Weight,
 };
+pub use self::discovered::{Discovered, DiscoveryCommand, Found, Placed, Source};
 use self::epochs::Epochs;
 pub use self::members::{MAX_MEMBERS, Member, MemberCommand, Members, NewMember, Stage};
 use self::patterns::Patterns;
 use self::replies::Replies;
 
 mod command;
+mod discovered;
 pub mod epochs;
 mod members;
 pub mod patterns;
@@ -99,6 +101,7 @@ pub struct Registry {
     patterns: Patterns,
     epochs: Epochs,
     members: Members,
+    discovered: Discovered,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,6 +192,7 @@ impl Registry {
             Command::Patterns(command) => self.patterns.apply(command),
             Command::Config(command) => self.epochs.apply(command),
             Command::Member(command) => self.members.apply(command, self.revision),
+            Command::Discovered(command) => self.discovered.apply(command, self.revision),
         };
         debug_assert!(self.consistent(), "after {command:?}: {self:?}");
         reply
@@ -197,6 +201,11 @@ impl Registry {
     /// The nodes of the cluster.
     pub fn members(&self) -> &Members {
         &self.members
+    }
+
+    /// What was agreed about servers that are found at run time.
+    pub fn discovered(&self) -> &Discovered {
+        &self.discovered
     }
 
     /// The servers added to `backend`, by name.

@@ -63,9 +63,14 @@ impl Admin {
     /// Put into drain by a command.
     pub const FDRAIN: u8 = 0x08;
 
+    /// In maintenance because its name does not resolve, or nothing was found for it.
+    pub const RMAINT: u8 = 0x20;
+    /// Its name came from an SRV record.
+    pub const HMAINT: u8 = 0x40;
+
     /// In maintenance, for whatever reason.
     pub fn maint(self) -> bool {
-        self.0 & (Self::FMAINT | Self::IMAINT) != 0
+        self.0 & (Self::FMAINT | Self::IMAINT | Self::RMAINT) != 0
     }
 
     /// Draining.
@@ -158,7 +163,10 @@ pub(crate) struct Start {
 impl Start {
     /// A `server` line.
     pub(crate) fn configured(config: Arc<model::Server>) -> Start {
-        let admin = if config.options.disabled { Admin::FMAINT | Admin::CMAINT } else { 0 };
+        let mut admin = if config.options.disabled { Admin::FMAINT | Admin::CMAINT } else { 0 };
+        if config.discovered.is_some() && config.addr.ip().is_unspecified() {
+            admin |= Admin::RMAINT;
+        }
         Start { config, revision: 0, admin: Admin(admin) }
     }
 
@@ -467,6 +475,9 @@ impl Server {
     /// Status as in CSV: `UP`, `UP 1/3`, `DOWN`, `DOWN 1/2`, `DRAIN`, `MAINT`, `no check`, `NOLB`.
     pub fn status(&self) -> String {
         let admin = self.admin();
+        if admin.0 & Admin::RMAINT != 0 {
+            return "MAINT (resolution)".into();
+        }
         if admin.maint() {
             return if admin.0 & Admin::IMAINT != 0 { "MAINT (via)".into() } else { "MAINT".into() };
         }

@@ -294,7 +294,8 @@ fn server_row(config: &model::Proxy, backend: &Backend, server: &Server, details
     }
     check(&mut row, server, now);
     if details {
-        row.set(Addr, server.addr().to_string());
+        let addr = server.addr();
+        row.set(Addr, if addr.ip().is_unspecified() { String::new() } else { addr.to_string() });
         if let Some(cookie) = &options.cookie {
             row.set(Cookie, cookie.as_str());
         }

@@ -19,7 +19,7 @@ pub fn at(ms: u64) -> Now {
 pub fn server(name: &str, id: u32, options: ServerOptions) -> Arc<Server> {
     let addr = format!("127.0.0.1:{}", 9000 + id % 1000).parse().unwrap();
     let host = "127.0.0.1".into();
-    Arc::new(Server { name: name.into(), id, pos: Pos::default(), host, addr, options })
+    Arc::new(Server { name: name.into(), id, pos: Pos::default(), host, addr, discovered: None, options })
 }
 
 /// Servers `s1`, `s2`, … with these options.

@@ -8,7 +8,9 @@ use std::time::Duration;
 use phalanx_config::Level;
 use phalanx_engine::time::Now;
 
-use super::{Context, basics, counters, errors, frontends, membership, process, servers, sessions, tables};
+use super::{
+    Context, basics, counters, discovery, errors, frontends, membership, process, servers, sessions, tables,
+};
 
 /// One command.
 pub(super) struct Keyword {
@@ -144,6 +146,7 @@ impl Answer {
 const GROUPS: &[&[Keyword]] = &[
     basics::KEYWORDS,
     counters::KEYWORDS,
+    discovery::KEYWORDS,
     errors::KEYWORDS,
     frontends::KEYWORDS,
     membership::KEYWORDS,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use phalanx_config::{Level, ServerOptions};
 use phalanx_engine::backend::Backend;
 use phalanx_engine::balance;
-use phalanx_engine::registry::{Admin, Base, Change, Command, Force, Origin, Reply, Target, Weight};
+use phalanx_engine::registry::{Admin, Base, Change, Command, Force, Origin, Placed, Reply, Target, Weight};
 use phalanx_engine::server::{self, Server};
 use phalanx_engine::state::sessions::Kill;
 
@@ -395,6 +395,9 @@ async fn set(call: &Call<'_>) -> Answer {
             Ok(port) => set_server(ctx, &found, Change::CheckAddr { ip: None, port: Some(port) }).await,
             Err(why) => Answer::error(why),
         },
+        "fqdn" if found.1.config().discovered.is_some() => Answer::error(
+            "'set server <b>/<s> fqdn' is not supported by Phalanx yet; change the configuration and reload.",
+        ),
         "fqdn" => Answer::error("set server <b>/<s> fqdn failed because no resolution is configured."),
         "ssl" => {
             Answer::error("'set server <srv> ssl' cannot be set.  default-server should define ssl settings")
@@ -437,6 +440,15 @@ async fn set_addr(call: &Call<'_>, found: &Found) -> Answer {
             let _ = write!(message, ", port changed from '{}' to '{port}'", old.port());
         }
         None => {}
+    }
+    if let Some(source) = &found.1.config().discovered {
+        let registry = call.ctx.authority.registry();
+        let placed = registry.discovered().place(&source.to_string(), found.0.name(), found.1.name());
+        if placed != Placed::Unknown {
+            let why =
+                format!("The address of this server is found at run time, by {source}: it is not set here.");
+            return Answer::error(why);
+        }
     }
     let answer = set_server(call.ctx, found, Change::Addr { ip, port }).await;
     if answer == Answer::done() { Answer::notice(format!("{message} {BY}")) } else { answer }

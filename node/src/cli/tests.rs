@@ -78,6 +78,7 @@ impl Api {
             },
             load: Load::default(),
             warnings: AtomicU64::new(0),
+            discovery: crate::discovery::Handle::default(),
         });
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)

@@ -153,11 +153,13 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
         resolve,
         load: cli::Load::default(),
         warnings: AtomicU64::new(said.warnings),
+        discovery: crate::discovery::Handle::default(),
     });
     let for_others: Arc<dyn Commands> = Arc::new(cli::ForOthers(context.clone()));
     if let Some(cluster) = &cluster {
         cluster.take_commands(&for_others);
     }
+    tokio::spawn(crate::discovery::tend(context.clone()));
     let mut api = Api { context, open: Vec::new() };
     for socket in sockets {
         api.serve(socket);

@@ -1,15 +1,17 @@
 //! `server` and `default-server` lines and their options (manual section 5.2), and the same words as
 //! `add server` of the Runtime API takes them.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::Env;
 use crate::draft::ServerDraft;
 use crate::keyword::{Arity, BACK, BACKEND, Keyword, LISTEN};
+use crate::keywords::discovery;
 use crate::known;
 use crate::line::{Args, Fault};
-use crate::model::{Pos, Server, ServerOptions};
+use crate::model::{Family, Pos, Server, ServerOptions};
 use crate::options::{self, OptionKeyword};
 use crate::parser::Parser;
 use crate::value::{self, PortRule, Unit};
@@ -24,6 +26,14 @@ pub(crate) const KEYWORDS: &[Keyword] = &[
         Arity::AtLeast(0),
         "A server of the backend.",
         server,
+    ),
+    Keyword::new(
+        "server-template",
+        "<prefix> and <num | range> and <fqdn>[:<port>]",
+        LISTEN | BACKEND,
+        Arity::AtLeast(0),
+        "Servers that share a host name, an SRV label or a service of Consul.",
+        server_template,
     ),
     Keyword::new(
         "default-server",
@@ -46,28 +56,67 @@ fn server(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
         return Err(args.named(usize::MAX, "expects <name> and <addr>[:<port>] as arguments"));
     };
     let subject = format!("'server {}/{}'", parser.proxy().name, name.text);
+    declare(parser, &Line { subject, name, names: vec![name.text.clone()], address, rest });
+    Ok(())
+}
+
+fn server_template(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
+    let [prefix, numbers, address, rest @ ..] = args.words else {
+        return Err(args.named(usize::MAX, "expects <prefix> <nb | range> <addr>[:<port>] as arguments"));
+    };
+    let Some((low, high)) = discovery::range(&numbers.text) else {
+        let message = format!("Wrong server-template number or range arg '{}'", numbers.text);
+        let most = discovery::MAX_TEMPLATE;
+        let hint = format!("expects <num> or <low>-<high>, for at most {most} servers");
+        return Err(Fault::about(numbers, message).hint(hint));
+    };
+    if let Some(id) = rest.iter().find(|word| word.text == "id") {
+        return Err(Fault::about(id, "'server-template' does not take 'id': no two servers may share one"));
+    }
+    let subject = format!("'server-template {}/{}'", parser.proxy().name, prefix.text);
+    let names = (low..=high).map(|number| format!("{}{number}", prefix.text)).collect();
+    declare(parser, &Line { subject, name: prefix, names, address, rest });
+    Ok(())
+}
+
+/// A line that declares servers.
+struct Line<'a> {
+    /// How messages begin.
+    subject: String,
+    /// The word for the name.
+    name: &'a Word,
+    names: Vec<String>,
+    address: &'a Word,
+    rest: &'a [Word],
+}
+
+/// Declares the servers of a line, or says what is wrong with it.
+fn declare(parser: &mut Parser<'_>, line: &Line<'_>) {
+    let Line { subject, name, names, address, rest } = line;
     let mut faults = Vec::new();
     if let Some(c) = value::invalid_name_char(&name.text) {
         let message = format!("character '{c}' is not permitted in server name '{}'", name.text);
         faults.push(Fault::about(name, message).hint("letters, digits, '-', '_', '.' and ':' are"));
     }
-    if let Some(other) = parser.proxy().servers.iter().find(|s| s.server.name == name.text) {
-        let pos = other.server.pos;
+    let declared: HashMap<&str, Pos> =
+        parser.proxy().servers.iter().map(|s| (s.server.name.as_str(), s.server.pos)).collect();
+    let twice = names.iter().find_map(|name| Some((name, *declared.get(name.as_str())?)));
+    if let Some((twice, pos)) = twice.map(|(name, pos)| (name.clone(), pos)) {
         let place = parser.place(pos);
-        let message = format!("{subject} : a server named '{}' is declared already at {place}", name.text);
+        let message = format!("{subject} : a server named '{twice}' is declared already at {place}");
         faults.push(Fault::about(name, message));
     }
     let env = parser.env;
-    let resolve = |host: &str| env.resolve(host);
-    let target = target(&address.text, &resolve)
-        .map_err(|err| faults.push(Fault::about(address, format!("{subject} : {err}"))));
     let options = parser.settings().default_server.clone();
     let mut fields = Fields { options, id: None };
-    faults.extend(options::apply_all(OPTIONS, rest, &mut fields, env, &subject, known::SERVER));
+    faults.extend(options::apply_all(OPTIONS, rest, &mut fields, env, subject, known::SERVER));
+    let resolve = |host: &str| env.resolve(host);
+    let target = discovery::target(&address.text, &fields.options, &resolve)
+        .map_err(|err| faults.insert(0, Fault::about(address, format!("{subject} : {err}"))));
     if let Some(id) = fields.id
         && let Some(other) = parser.proxy().servers.iter().find(|s| s.id == Some(id)).cloned()
     {
-        let at = rest.iter().position(|word| word.text == "id").map_or(name, |i| &rest[i + 1]);
+        let at = rest.iter().position(|word| word.text == "id").map_or(*name, |i| &rest[i + 1]);
         let place = parser.place(other.server.pos);
         let message = format!(
             "{subject} : 'id' : custom id {id} already used at {place} ('server {}')",
@@ -77,12 +126,23 @@ fn server(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
     }
     let clean = faults.is_empty();
     faults.into_iter().for_each(|fault| parser.alert(fault));
-    if let (true, Ok((host, addr))) = (clean, target) {
-        let pos = parser.pos();
-        let server = Server { name: name.text.clone(), id: 0, pos, host, addr, options: fields.options };
+    let (true, Ok(target)) = (clean, target) else { return };
+    if let Some(warning) = target.warning {
+        parser.warn(Fault::about(address, format!("{subject} : {warning}")));
+    }
+    let pos = parser.pos();
+    for name in names {
+        let server = Server {
+            name: name.clone(),
+            id: 0,
+            pos,
+            host: target.host.clone(),
+            addr: target.addr,
+            discovered: target.discovered.clone(),
+            options: fields.options.clone(),
+        };
         parser.proxy().servers.push(ServerDraft { server, id: fields.id });
     }
-    Ok(())
 }
 
 fn default_server(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
@@ -104,16 +164,6 @@ fn default_server(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault>
         });
     }
     Ok(())
-}
-
-/// Host as written, and where it is.
-fn target(text: &str, resolve: value::Resolve<'_>) -> Result<(String, std::net::SocketAddr), String> {
-    let address = value::address(text, PortRule::Optional, resolve)?;
-    if address.ip.is_unspecified() {
-        return Err(known::unsupported(&format!("the address '{text}' (the client's own destination)")));
-    }
-    let port = address.ports.map_or(0, |(port, _)| port);
-    Ok((address.host, (address.ip, port).into()))
 }
 
 /// Environment of the Runtime API: only names resolve.
@@ -156,7 +206,10 @@ pub fn server_from_args(
     if let Some(c) = value::invalid_name_char(name) {
         return Err(format!("character '{c}' is not permitted in server name '{name}'."));
     }
-    let (host, addr) = target(addr, resolve)?;
+    if addr.starts_with("consul(") {
+        return Err("'consul(...)' is not accepted for dynamic server".to_owned());
+    }
+    let discovery::Target { host, addr, .. } = discovery::target(addr, &ServerOptions::default(), resolve)?;
     for word in args {
         if STATIC_ONLY.contains(word) {
             return Err(format!("'{word}' option is not accepted for dynamic server"));
@@ -174,11 +227,30 @@ pub fn server_from_args(
     }
     let mut options = fields.options;
     settle(&mut options);
-    Ok(Server { name: name.to_owned(), id: fields.id.unwrap_or(0), pos: Pos::default(), host, addr, options })
+    Ok(Server {
+        name: name.to_owned(),
+        id: fields.id.unwrap_or(0),
+        pos: Pos::default(),
+        host,
+        addr,
+        discovered: None,
+        options,
+    })
 }
 
 /// Options that HAProxy refuses in `add server`.
-const STATIC_ONLY: &[&str] = &["enabled", "max-reuse", "no-check", "non-stick", "stick"];
+const STATIC_ONLY: &[&str] = &[
+    "enabled",
+    "init-addr",
+    "max-reuse",
+    "no-check",
+    "non-stick",
+    "resolve-net",
+    "resolve-opts",
+    "resolve-prefer",
+    "resolvers",
+    "stick",
+];
 
 /// What is only known once all options are read.
 pub(crate) fn settle(options: &mut ServerOptions) {
@@ -278,6 +350,10 @@ pub(crate) const OPTIONS: &[OptionKeyword<Fields>] = &[
         f.options.inter = time(text, "inter")?;
         Ok(())
     }),
+    opt("init-addr", "<methods>", "How its address is found at the start.", |f, text, _| {
+        f.options.init_addr = discovery::init_addr(text)?;
+        Ok(())
+    }),
     opt("maxconn", "<number>", "Concurrent connections, or requests in HTTP.", |f, text, _| {
         f.options.maxconn = value::count(text, 0)?;
         Ok(())
@@ -320,6 +396,25 @@ pub(crate) const OPTIONS: &[OptionKeyword<Fields>] = &[
     }),
     opt("port", "<port>", "Port for checks.", |f, text, _| {
         f.options.check_port = Some(value::number(text, 1..=65535)? as u16);
+        Ok(())
+    }),
+    opt("resolve-net", "<networks>", "Networks whose addresses are preferred.", |f, text, _| {
+        f.options.resolve_net = discovery::networks(text)?;
+        Ok(())
+    }),
+    opt("resolve-opts", "<options>", "Options of the resolution.", |f, text, _| {
+        discovery::resolve_opts(&mut f.options, text)
+    }),
+    opt("resolve-prefer", "'ipv4' or 'ipv6'", "Which family is preferred.", |f, text, _| {
+        f.options.resolve_prefer = match text {
+            "ipv4" => Family::V4,
+            "ipv6" => Family::V6,
+            _ => return Err(format!("expects either ipv4 or ipv6 as argument, but got '{text}'")),
+        };
+        Ok(())
+    }),
+    opt("resolvers", "<name>", "Section that resolves its name at run time.", |f, text, _| {
+        f.options.resolvers = Some(text.to_owned());
         Ok(())
     }),
     opt("rise", "<count>", "Good checks until it is up.", |f, text, _| {

@@ -106,7 +106,16 @@ impl Backend {
         }
         let subject = lines::subject(server);
         match (before.maint(), after.maint()) {
-            (false, true) => self.enter_maintenance(server, after, standing, now, effects),
+            (false, true) => self.enter_maintenance(server, after, "", standing, now, effects),
+            // It has no address: what the command says counts once it has one.
+            (true, true) => {
+                server.set_admin(after);
+                let state = if after.0 & Admin::FMAINT != 0 { "enters" } else { "leaves" };
+                effects.line(
+                    lines::NOTICE,
+                    format!("{subject} {state} forced maintenance, without an address."),
+                );
+            }
             (true, false) => {
                 self.leave_maintenance(server, after, now);
                 self.publish(standing, now, effects);
@@ -285,10 +294,11 @@ impl Backend {
         ramping
     }
 
-    fn enter_maintenance(
+    pub(super) fn enter_maintenance(
         &self,
         server: &Arc<Server>,
         admin: Admin,
+        why: &str,
         standing: &mut Standing,
         now: Now,
         effects: &mut Effects,
@@ -311,13 +321,13 @@ impl Backend {
             server.control.lock().down_transitions += 1;
             effects.end_sessions_if_asked(server);
             let tail = lines::left(self.tally(server, requeued));
-            effects.line(level, format!("{subject} is going DOWN for maintenance{tail}"));
+            effects.line(level, format!("{subject} is going DOWN for maintenance{why}{tail}"));
         } else {
-            effects.line(lines::NOTICE, format!("{subject} was DOWN and now enters maintenance."));
+            effects.line(lines::NOTICE, format!("{subject} was DOWN and now enters maintenance{why}."));
         }
     }
 
-    fn leave_maintenance(&self, server: &Arc<Server>, admin: Admin, now: Now) {
+    pub(super) fn leave_maintenance(&self, server: &Arc<Server>, admin: Admin, now: Now) {
         self.settle_downtime(server, now);
         server.control.lock().check.health.reset();
         server.set_admin(admin);

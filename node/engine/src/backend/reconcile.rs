@@ -16,7 +16,7 @@ use crate::registry::{self, Added, Base, Effective, Registry};
 use crate::server::{Admin, OpState, Origin, Server, Start};
 use crate::time::Now;
 
-use super::{Backend, Effects, lines};
+use super::{Backend, Effects, lines, resolve};
 
 /// Reads the words of an `add server` command.
 pub(crate) type ParseLine<'a> = &'a dyn Fn(&str, &Added) -> Result<model::Server, String>;
@@ -58,6 +58,7 @@ impl Backend {
         }
         for server in &next {
             let eff = registry.effective(&self.name, server.name(), &Base::of(&server.config()));
+            self.resolve(server, registry, &eff, &mut standing, now, &mut effects);
             self.change_admin(server, wanted_admin(server, &eff), &mut standing, now, &mut effects);
             if let Some(forced) = eff.forced
                 && std::mem::replace(&mut server.control.lock().forced, forced.revision) < forced.revision
@@ -126,7 +127,11 @@ impl Backend {
         let base = Base::of(&start.config);
         let eff = registry.effective(&self.name, &start.config.name, &base);
         let admin = eff.admin.map_or(start.admin, |change| start.admin.after(change));
-        let server = Server::new(self.name.clone(), Start { admin, ..start }, self.workers, now);
+        let (start, addr) = Start { admin, ..start }.placed(registry, &self.name, &eff);
+        let server = Server::new(self.name.clone(), start, self.workers, now);
+        if let Some(addr) = addr {
+            server.set_addr(addr);
+        }
         Arc::new(server)
     }
 
@@ -136,7 +141,11 @@ impl Backend {
         let line = server.config();
         let eff = registry.effective(&self.name, server.name(), &Base::of(&line));
         let o = &line.options;
-        let weight = eff.weight.map_or(o.weight, |w| w.of(o.weight));
+        let placed = resolve::placed(registry, &self.name, &line);
+        let weight = match (eff.weight, resolve::weight(placed, &line)) {
+            (Some(weight), _) => weight.of(o.weight),
+            (None, found) => found.unwrap_or(o.weight),
+        };
         let mut changed = server.weight() != weight.min(256);
         server.set_weight(weight);
         let maxconn = eff.maxconn.unwrap_or(o.maxconn);
@@ -145,7 +154,8 @@ impl Backend {
         changed |= server.set_limits(maxconn, minconn, o.maxqueue);
         let ip = eff.ip.unwrap_or(line.addr.ip());
         let addr = SocketAddr::new(ip, eff.port.unwrap_or(line.addr.port()));
-        if server.addr() != addr {
+        // One that is found at run time follows in `resolve`.
+        if placed.is_none() && server.addr() != addr {
             server.set_addr(addr);
         }
         {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use phalanx_config::model;
 
+use super::DiscoveryCommand;
 use super::epochs::ConfigCommand;
 use super::members::MemberCommand;
 use super::patterns::PatternCommand;
@@ -80,6 +81,8 @@ pub enum Command {
     Config(ConfigCommand),
     /// The nodes of the cluster change.
     Member(MemberCommand),
+    /// What discovery found.
+    Discovered(DiscoveryCommand),
 }
 
 /// A server as the node that takes a command knows it.

@@ -115,6 +115,7 @@ pub(crate) fn server(id: u32, addr: SocketAddr) -> Server {
         pos: Pos::default(),
         host: addr.ip().to_string(),
         addr,
+        discovered: None,
         options: ServerOptions { cookie: Some(format!("s{id}")), ..ServerOptions::default() },
     }
 }

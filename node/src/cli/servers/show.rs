@@ -1,11 +1,14 @@
 //! `show backend`, `show servers state`, `show servers conn`.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use phalanx_config::model::Discovery;
 use phalanx_engine::backend::Backend;
 use phalanx_engine::health::CheckResult;
+use phalanx_engine::registry::{Placed, Registry};
 use phalanx_engine::server::{OpState, Server};
 use phalanx_engine::verdict::Duty;
 
@@ -41,16 +44,17 @@ pub(super) fn state(call: &Call<'_>) -> Answer {
         Err(answer) => return answer,
     };
     let mut out = String::from(STATE_HEADER);
+    let registry = call.ctx.authority.registry();
     for backend in backends {
         for server in backend.servers().iter() {
-            state_line(call, &backend, server, &mut out);
+            state_line(call, &registry, &backend, server, &mut out);
         }
     }
     Answer::dump(out)
 }
 
-fn state_line(call: &Call<'_>, backend: &Backend, server: &Server, out: &mut String) {
-    let (check, addr, config) = (server.check(), server.addr(), server.config());
+fn state_line(call: &Call<'_>, registry: &Registry, backend: &Backend, server: &Server, out: &mut String) {
+    let (check, addr) = (server.check(), server.addr());
     let since = call.now.mono.saturating_sub(server.last_change().mono).as_secs();
     let last = check.apart.as_ref().map(|a| &a.report).or(check.last.as_ref());
     let (status, result, health) = match (check.configured, last) {
@@ -65,21 +69,18 @@ fn state_line(call: &Call<'_>, backend: &Backend, server: &Server, out: &mut Str
     let state: u8 = bits.iter().filter(|(on, _)| *on).map(|(_, bit)| bit).sum();
     let op = server.op_state() as u8;
     debug_assert!(op <= OpState::Stopping as u8);
-    let fqdn = match config.host.rsplit_once(':').map_or(&*config.host, |(host, _)| host) {
-        host if host.parse::<std::net::IpAddr>().is_ok() || host.starts_with('[') || host.is_empty() => "-",
-        host => host,
-    };
+    let (fqdn, record) = names(registry, backend, server);
     let check_port = check.port.unwrap_or(0);
     let check_addr = check.ip.map_or("-".to_owned(), |a| a.to_string());
     let _ = writeln!(
         out,
-        "{} {} {} {} {} {op} {} {} {} {since} {status} {result} {health} {state} 0 0 0 {fqdn} {} - 0 \
+        "{} {} {} {} {} {op} {} {} {} {since} {status} {result} {health} {state} 0 0 0 {fqdn} {} {record} 0 \
          {check_port} {check_addr} - 0",
         backend.id(),
         backend.name(),
         server.id(),
         server.name(),
-        addr.ip(),
+        shown(addr.ip()),
         server.admin().0,
         server.weight(),
         server.initial_weight(),
@@ -118,6 +119,31 @@ pub(super) fn checks(call: &Call<'_>) -> Answer {
     Answer::dump(out)
 }
 
+/// An address as HAProxy shows it: a dash for none.
+fn shown(ip: IpAddr) -> String {
+    if ip.is_unspecified() { "-".to_owned() } else { ip.to_string() }
+}
+
+/// Name of the host that a server stands for, and the SRV label that it comes from.
+fn names(registry: &Registry, backend: &Backend, server: &Server) -> (String, String) {
+    let (config, dash) = (server.config(), || "-".to_owned());
+    let Some(source) = &config.discovered else {
+        let host = config.host.rsplit_once(':').map_or(&*config.host, |(host, _)| host);
+        let literal = host.parse::<IpAddr>().is_ok() || host.starts_with('[') || host.is_empty();
+        return (if literal { dash() } else { host.to_owned() }, dash());
+    };
+    let place = registry.discovered().place(&source.to_string(), backend.name(), server.name());
+    let host = match place {
+        Placed::At(place) if !place.host.is_empty() => place.host.clone(),
+        _ => dash(),
+    };
+    match &**source {
+        Discovery::Dns { name, .. } if source.is_srv() => (host, name.clone()),
+        Discovery::Dns { .. } => (config.host.clone(), dash()),
+        Discovery::Consul { .. } => (host, dash()),
+    }
+}
+
 pub(super) fn conn(call: &Call<'_>) -> Answer {
     let backends = match chosen(call) {
         Ok(backends) => backends,
@@ -139,7 +165,7 @@ pub(super) fn conn(call: &Call<'_>) -> Answer {
                 server.name(),
                 backend.id(),
                 server.id(),
-                addr.ip(),
+                shown(addr.ip()),
                 addr.port(),
                 options.pool_purge_delay.as_millis(),
                 server.served_max(),
