@@ -232,8 +232,14 @@ impl Peer {
                 session.acknowledge(upto);
                 Ok(())
             }
-            Message::Teach { table, scratch } => self.handle_teach(&table, scratch),
-            Message::Taught { table, complete } => {
+            Message::Teach { table, scratch, past } => self.handle_teach(&table, scratch, past),
+            Message::Taught { table, past: true, .. } => {
+                if let Some(table) = self.tables.get(&table) {
+                    table.past_heard(self.index, self.tables.peer_count());
+                }
+                Ok(())
+            }
+            Message::Taught { table, complete, .. } => {
                 self.handle_taught(&table, complete);
                 Ok(())
             }
@@ -307,6 +313,7 @@ impl Peer {
             columns: define.columns,
             into: None,
             asked: false,
+            asked_past: false,
             digest: None,
         };
         session.theirs.insert(define.id, theirs);
@@ -394,20 +401,22 @@ impl Peer {
         Ok(())
     }
 
-    fn handle_teach(&mut self, name: &str, scratch: bool) -> Result<(), Error> {
+    fn handle_teach(&mut self, name: &str, scratch: bool, past: bool) -> Result<(), Error> {
+        let runs = past.then(|| self.tables.origins().earlier_runs(&self.name, self.incarnation));
         let Some(session) = &mut self.session else { return Ok(()) };
         // Not defined, or gone since: the peer will hear of it by its absence.
         let named = |m: &Mine| m.table.as_ref().is_some_and(|t| t.name() == name);
         let Some(id) = session.mine.iter().position(named) else { return Ok(()) };
-        if session.teach.iter().any(|lesson| lesson.table == id as u32) {
+        let same = |lesson: &Lesson| lesson.table == id as u32 && lesson.runs.is_some() == past;
+        if session.teach.iter().any(same) {
             return Ok(());
         }
         let mine = &mut session.mine[id];
-        if let (true, Some(table)) = (scratch, &mine.table) {
+        if let (true, false, Some(table)) = (scratch, past, &mine.table) {
             mine.acked = table.positions();
             table.attach(self.index, &[], true);
         }
-        session.teach.push_back(Lesson { table: id as u32, shard: 0, from: 0 });
+        session.teach.push_back(Lesson { table: id as u32, shard: 0, from: 0, runs });
         Ok(())
     }
 
@@ -448,7 +457,7 @@ impl Peer {
             let Some(theirs) = session.theirs.get_mut(&id) else { continue };
             theirs.digest = Some(theirs_digest);
             let Some((table, _)) = &theirs.into else { continue };
-            if codec::columns(table.layout()) != theirs.columns || table.used() >= table.size() {
+            if codec::columns(table.layout()) != theirs.columns {
                 continue;
             }
             let Some(ours) = table.quiet_digest(now) else { continue };
@@ -464,7 +473,7 @@ impl Peer {
                 repair.not_before = now.mono + repair.pause;
                 self.totals.repairs += 1;
                 let table = theirs.name.clone();
-                session.queue.push_back(Message::Teach { table, scratch: false });
+                session.queue.push_back(Message::Teach { table, scratch: false, past: false });
             }
         }
     }
@@ -489,7 +498,8 @@ impl Peer {
         if !session.greeted {
             return None;
         }
-        if let Some(message) = session.poll_floor().or_else(|| session.poll_ask(self.index, &self.received)) {
+        let ask = session.poll_floor().or_else(|| session.poll_ask(self.index, &self.received));
+        if let Some(message) = ask.or_else(|| session.poll_past(self.index)) {
             return Some(message);
         }
         if session.flying < WINDOW {

@@ -33,6 +33,7 @@ mod layout;
 mod lookup;
 pub(crate) mod origin;
 mod rate;
+mod reset;
 mod rows;
 mod runtime;
 mod shard;
@@ -50,6 +51,12 @@ const SHARD_ENTRIES: usize = 4096;
 /// A table that nobody has begun to teach for so long knows all that can be known: the peers that it has
 /// not heard from are dead or cut off.
 const LEARN_LIMIT: Duration = Duration::from_secs(5);
+/// A node that starts again waits for so long for peers that may know more of its earlier runs.
+const FOLD_LIMIT: Duration = Duration::from_secs(600);
+/// Earlier runs of this node above which it does not.
+const MAX_PAST: usize = 16;
+/// Entries looked at for folding in one sweep.
+const FOLD_STEP: u32 = 16_384;
 /// Entries handled under one lock by walks over a whole table.
 const WALK: u32 = 256;
 
@@ -80,6 +87,10 @@ pub struct Table {
     /// Peers that have told all that they knew, one bit each.
     heard: AtomicU64,
     born: Duration,
+    /// Peers that have told what earlier runs of this node counted, one bit each.
+    past: AtomicU64,
+    /// How far the folding of those has come: shard and entry.
+    folded: Mutex<Option<(usize, u32)>>,
     /// `write-to`: where registers that peers send go as well.
     write_to: Mutex<Weak<Table>>,
     shared: Arc<Shared>,
@@ -109,6 +120,8 @@ impl Table {
             teacher: AtomicUsize::new(0),
             heard: AtomicU64::new(0),
             born: now.mono,
+            past: AtomicU64::new(0),
+            folded: Mutex::new(None),
             write_to: Mutex::default(),
             shared: shared.clone(),
         }
@@ -187,6 +200,55 @@ impl Table {
         }
         if now.mono > self.born + LEARN_LIMIT && self.teacher.load(Relaxed) == 0 {
             self.learned.store(true, Relaxed);
+        }
+        self.fold(now);
+    }
+
+    /// Whether the peer has still to tell what earlier runs of this node counted.
+    pub(crate) fn wants_past(&self, peer: usize) -> bool {
+        self.past.load(Relaxed) & 1 << peer == 0
+    }
+
+    /// A peer has told what earlier runs of this node counted. When all have, nobody knows more.
+    pub(crate) fn past_heard(&self, peer: usize, peers: usize) {
+        let bit = 1 << peer;
+        if (self.past.fetch_or(bit, Relaxed) | bit).count_ones() as usize >= peers {
+            self.begin_folding();
+        }
+    }
+
+    fn begin_folding(&self) {
+        self.folded.lock().get_or_insert((0, 0));
+    }
+
+    /// Folds some more entries, once nobody can know more of earlier runs than this node; peers that
+    /// are away are not waited for without end.
+    fn fold(&self, now: Now) {
+        let late = now.mono > self.born + FOLD_LIMIT
+            || now.mono > self.born + LEARN_LIMIT && self.shared.origins.own_past() > MAX_PAST;
+        let mut folded = self.folded.lock();
+        if folded.is_none() && late && self.is_learned() {
+            *folded = Some((0, 0));
+        }
+        let Some((index, from)) = &mut *folded else { return };
+        let mut left = FOLD_STEP;
+        while *index < self.shards.len() && left > 0 {
+            let mut shard = self.enter(*index, now);
+            shard.folds = true;
+            let end = (*from + WALK).min(shard.entries.len() as u32);
+            let mut woken = 0;
+            for at in *from..end {
+                if shard.has_past(at, &self.shared.origins) {
+                    let birth = || self.shared.hlc.tick(now);
+                    let own = shard.own(at, &self.shared.origins, birth);
+                    shard.absorb(at, own, &self.shared.origins);
+                    woken |= shard.publish(at);
+                }
+            }
+            let done = end as usize >= shard.entries.len();
+            self.leave(shard, *index, woken);
+            left = left.saturating_sub(WALK);
+            (*index, *from) = if done { (*index + 1, 0) } else { (*index, end) };
         }
     }
 

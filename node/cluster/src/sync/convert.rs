@@ -42,8 +42,8 @@ pub(super) fn to_frame(message: Message) -> wire::Frame {
             })
         }
         Message::Ack { upto } => Kind::Ack(wire::Ack { upto }),
-        Message::Teach { table, scratch } => Kind::Teach(wire::Teach { table, scratch }),
-        Message::Taught { table, complete } => Kind::Taught(wire::Taught { table, complete }),
+        Message::Teach { table, scratch, past } => Kind::Teach(wire::Teach { table, scratch, past }),
+        Message::Taught { table, complete, past } => Kind::Taught(wire::Taught { table, complete, past }),
         Message::Floor { table, at } => Kind::Floor(wire::Floor { table, at }),
         Message::Heartbeat { clock, digests } => {
             let digests = digests.into_iter().map(|(table, digest)| wire::Digest { table, digest });
@@ -90,8 +90,8 @@ pub(super) fn from_frame(frame: wire::Frame) -> Option<Message> {
             entries: b.entries,
         }),
         Kind::Ack(a) => Message::Ack { upto: a.upto },
-        Kind::Teach(t) => Message::Teach { table: t.table, scratch: t.scratch },
-        Kind::Taught(t) => Message::Taught { table: t.table, complete: t.complete },
+        Kind::Teach(t) => Message::Teach { table: t.table, scratch: t.scratch, past: t.past },
+        Kind::Taught(t) => Message::Taught { table: t.table, complete: t.complete, past: t.past },
         Kind::Floor(f) => Message::Floor { table: f.table, at: f.at },
         Kind::Heartbeat(h) => {
             let digests = h.digests.into_iter().map(|d| (d.table, d.digest)).collect();
@@ -145,8 +145,8 @@ mod tests {
             }),
             Message::Batch(Batch { number: 2, position: None, ..Batch::default() }),
             Message::Ack { upto: 4 },
-            Message::Teach { table: "t".into(), scratch: true },
-            Message::Taught { table: "t".into(), complete: true },
+            Message::Teach { table: "t".into(), scratch: true, past: true },
+            Message::Taught { table: "t".into(), complete: true, past: true },
             Message::Floor { table: 1, at: 2 },
             Message::Heartbeat { clock: 1, digests: vec![(1, 2)] },
         ];

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use phalanx_config::model::KeyType;
 
 /// Version of the conversation; a peer with another one is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// One message between two peers.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +37,8 @@ pub enum Message {
         table: String,
         /// The sender begins from nothing: until it is taught only new changes are news to it.
         scratch: bool,
+        /// Only what earlier runs of the sender counted, so that it can take it over.
+        past: bool,
     },
     /// That was everything.
     Taught {
@@ -44,6 +46,8 @@ pub enum Message {
         table: String,
         /// Whether the sender knew all itself.
         complete: bool,
+        /// It answers a [`Message::Teach`] of the past only.
+        past: bool,
     },
     /// Whatever began up to `at` in a table is cleared.
     Floor {

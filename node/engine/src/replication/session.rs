@@ -8,9 +8,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::message::{Batch, Had, Message};
 use super::{HEARTBEAT, Received, TEACH_BURST, TEACH_RATE, Totals};
 use crate::stick::codec::Reading;
+use crate::stick::origin::SELF;
 use crate::stick::{Table, Tables};
 use crate::time::Now;
 
@@ -52,6 +55,7 @@ pub(super) struct Theirs {
     pub(super) columns: Vec<(String, u32)>,
     pub(super) into: Option<(Arc<Table>, Reading)>,
     pub(super) asked: bool,
+    pub(super) asked_past: bool,
     pub(super) digest: Option<u64>,
 }
 
@@ -67,6 +71,18 @@ pub(super) struct Lesson {
     pub(super) table: u32,
     pub(super) shard: usize,
     pub(super) from: u64,
+    /// Earlier runs of the peer, where it asks for these only.
+    pub(super) runs: Option<Vec<u16>>,
+}
+
+/// Pieces of a table looked through in one go for the few entries that are asked for.
+const LOOKS: u32 = 16;
+
+/// Collects the origins of a batch.
+fn note(seen: &mut SmallVec<[u16; 8]>, origin: u16) {
+    if origin != SELF && !seen.contains(&origin) {
+        seen.push(origin);
+    }
 }
 
 impl Session {
@@ -102,7 +118,19 @@ impl Session {
                 return None;
             }
             theirs.asked = true;
-            Some(Message::Teach { table: theirs.name.clone(), scratch: true })
+            Some(Message::Teach { table: theirs.name.clone(), scratch: true, past: false })
+        })
+    }
+
+    /// Asks what earlier runs of this node counted, once this one knows the rest.
+    pub(super) fn poll_past(&mut self, peer: usize) -> Option<Message> {
+        self.theirs.values_mut().find_map(|theirs| {
+            let (table, _) = theirs.into.as_ref()?;
+            if theirs.asked_past || !table.is_learned() || !table.wants_past(peer) {
+                return None;
+            }
+            theirs.asked_past = true;
+            Some(Message::Teach { table: theirs.name.clone(), scratch: false, past: true })
         })
     }
 
@@ -123,14 +151,15 @@ impl Session {
             }
             let shard = mine.dirty.trailing_zeros();
             let mut entries = Vec::new();
-            let cut = table.cut_updates(peer, shard as usize, now, &mut entries, |_| {});
+            let mut seen = SmallVec::new();
+            let cut = table.cut_updates(peer, shard as usize, now, &mut entries, |o| note(&mut seen, o));
             if !cut.more {
                 self.mine[id].dirty &= !(1 << shard);
             }
             self.turn = id + 1;
             totals.updates_out += u64::from(cut.entries);
-            let _ = tables;
-            return Some(self.batch(id as u32, Some((shard, cut.reached)), cut.entries, entries, now));
+            let batch = self.batch(id as u32, Some((shard, cut.reached)), cut.entries, entries, now);
+            return Some(self.introduce(tables, &seen, batch, now));
         }
         None
     }
@@ -148,10 +177,16 @@ impl Session {
             self.teach.pop_front();
             return None;
         };
-        let (mut entries, mut seen) = (Vec::new(), Vec::new());
-        let mut count = 0;
-        while count == 0 && lesson.shard < table.shard_count() {
-            let cut = table.cut_teach(lesson.shard, lesson.from, now, &mut entries, |o| seen.push(o));
+        let (mut entries, mut seen) = (Vec::new(), SmallVec::new());
+        let (mut count, mut looks) = (0, 0);
+        let runs = lesson.runs.as_deref();
+        if runs.is_some_and(<[u16]>::is_empty) {
+            lesson.shard = table.shard_count();
+        }
+        while count == 0 && lesson.shard < table.shard_count() && looks < LOOKS {
+            looks += u32::from(runs.is_some());
+            let see = |o| note(&mut seen, o);
+            let cut = table.cut_teach(lesson.shard, lesson.from, runs, now, &mut entries, see);
             count = cut.entries;
             lesson.from = cut.reached;
             if !cut.more {
@@ -159,16 +194,24 @@ impl Session {
             }
         }
         if count == 0 {
+            if lesson.shard < table.shard_count() {
+                return None;
+            }
+            let past = lesson.runs.is_some();
             self.teach.pop_front();
             let (table, complete) = (table.name().to_string(), table.is_learned());
-            return Some(Message::Taught { table, complete });
+            return Some(Message::Taught { table, complete, past });
         }
         self.tokens -= f64::from(count);
         totals.taught_out += u64::from(count);
-        seen.sort_unstable();
-        seen.dedup();
-        let mut news = Vec::new();
-        for origin in seen {
+        let batch = self.batch(id, None, count, entries, now);
+        Some(self.introduce(tables, &seen, batch, now))
+    }
+
+    /// Names origins of a batch that the peer does not know yet, before it.
+    fn introduce(&mut self, tables: &Tables, seen: &[u16], batch: Message, now: Now) -> Message {
+        let before = self.queue.len();
+        for &origin in seen {
             let at = usize::from(origin);
             if self.told.len() <= at {
                 self.told.resize(at + 1, false);
@@ -177,16 +220,14 @@ impl Session {
                 && let Some(o) = tables.origins().get(origin)
             {
                 let (node, clock) = (o.node.clone(), o.clock(now.ms() as u32));
-                news.push(Message::Origin { id: origin, node, incarnation: o.incarnation, clock });
+                self.queue.push_back(Message::Origin { id: origin, node, incarnation: o.incarnation, clock });
             }
         }
-        let batch = self.batch(id, None, count, entries, now);
-        if news.is_empty() {
-            return Some(batch);
+        if self.queue.len() == before {
+            return batch;
         }
-        self.queue.extend(news);
         self.queue.push_back(batch);
-        self.queue.pop_front()
+        self.queue.pop_front().expect("something was put in")
     }
 
     pub(super) fn batch(

@@ -31,7 +31,7 @@ fn pair(now: Now) -> [(Arc<Tables>, Peer); 2] {
     let mut of_b = Peer::new(b.clone(), "a").unwrap();
     of_a.connected(now);
     of_b.connected(now);
-    for _ in 0..5 {
+    for _ in 0..8 {
         said(&mut of_a, now).into_iter().for_each(|m| of_b.handle(m, now).unwrap());
         said(&mut of_b, now).into_iter().for_each(|m| of_a.handle(m, now).unwrap());
     }

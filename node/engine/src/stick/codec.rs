@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! entry := key life slots slot*
-//! key   := 4 bytes (ip, integer) | 16 bytes (ipv6) | length bytes (string)     little endian
+//! key   := 4 bytes (ip, integer) | 16 bytes (ipv6) | length bytes (string, binary)   little endian
 //! life  := 0 (never expires) | 1 + milliseconds left
-//! slot  := origin birth column*        origin as named before on the stream; birth 8 bytes
-//!        | 0xffff birth                everything begun up to `birth` was cleared
-//! column:= counter value | tick(4 bytes) current previous | register value clock(8 bytes)
+//! slot  := head birth column*     head = origin, as named before on the stream, times 8, plus the role;
+//!                                 a role without columns (cleared) ends with its birth of 8 bytes
+//! column:= counter value | tick(4 bytes) current previous | gauge value changes
+//!        | register value clock(8 bytes) | length text clock(8 bytes)
 //! ```
 //! Bare numbers are LEB128. Columns come in the sender's order, which it declared with the table.
 //! Reading trusts nothing: a short, long or impossible entry ends the batch with an error.
@@ -16,9 +17,9 @@ use smallvec::SmallVec;
 
 use super::key::Key;
 use super::layout::{Column, Data, Kind, Layout};
-use super::origin::{CLEARED, Hlc, SELF};
+use super::origin::{Hlc, SELF};
 use super::rate;
-use super::shard::{NIL, Shard, get64, hlc, put64};
+use super::shard::{NIL, Role, Shard, Slot, get64, hlc, put64};
 use super::texts::{self, Texts};
 use super::{Table, WALK};
 use crate::time::Now;
@@ -114,6 +115,7 @@ impl Table {
         origin: impl FnMut(u16),
     ) -> Cut {
         let mut origin = origin;
+        let own = |slot: &Slot| slot.origin == SELF || !slot.role.is_data();
         let mut shard = self.enter(index, now);
         let mut cut = Cut::default();
         let Some(mut at) = shard.updates.cursors.get(peer).filter(|c| c.active).map(|c| c.next) else {
@@ -123,7 +125,7 @@ impl Table {
         while at != NIL && cut.entries < WALK && out.len() < BATCH_BYTES {
             cut.reached = shard.entries[at as usize].seq;
             if shard.holds(at) {
-                encode(&shard, at, true, &self.shared.texts, out, &mut origin);
+                encode(&shard, at, own, &self.shared.texts, out, &mut origin);
                 cut.entries += 1;
             }
             at = shard.newer(at);
@@ -137,22 +139,28 @@ impl Table {
         cut
     }
 
-    /// The next entries of one shard, with all that is known of them, from index `from` on.
+    /// The next entries of one shard, with all that is known of them, from index `from` on. With `runs`
+    /// only the slots of these, and entries that have some.
     pub(crate) fn cut_teach(
         &self,
         index: usize,
         from: u64,
+        runs: Option<&[u16]>,
         now: Now,
         out: &mut Vec<u8>,
         origin: impl FnMut(u16),
     ) -> Cut {
         let mut origin = origin;
+        let wanted = |slot: &Slot| runs.is_none_or(|runs| slot.role.is_data() && runs.contains(&slot.origin));
         let shard = self.enter(index, now);
         let (mut at, end) = (from, shard.entries.len() as u64);
         let mut cut = Cut::default();
-        while at < end && at - from < 2 * u64::from(WALK) && cut.entries < WALK && out.len() < BATCH_BYTES {
-            if shard.holds(at as u32) {
-                encode(&shard, at as u32, false, &self.shared.texts, out, &mut origin);
+        // What is passed over is cheap, but not free: the lock is let go in between.
+        let far = if runs.is_some() { 16 } else { 2 } * u64::from(WALK);
+        while at < end && at - from < far && cut.entries < WALK && out.len() < BATCH_BYTES {
+            let any = || runs.is_none() || shard.chain(at as u32).any(|s| wanted(&shard.slots[s as usize]));
+            if shard.holds(at as u32) && any() {
+                encode(&shard, at as u32, wanted, &self.shared.texts, out, &mut origin);
                 cut.entries += 1;
             }
             at += 1;
@@ -204,7 +212,7 @@ impl Table {
             for slot in &entry.slots {
                 self.shared.hlc.observe(slot.birth.max(slot.clock));
             }
-            self.merge_entry(&key, &entry, now);
+            self.merge_entry(&key, &mut entry, now);
             if let Some(target) = &target {
                 self.write_on(&key, target, now);
             }
@@ -219,9 +227,9 @@ impl Table {
         let mut shard = self.enter(index, now);
         let mut values: SmallVec<[(Data, u32); 4]> = SmallVec::new();
         if let Some(at) = shard.lookup(key, hash) {
-            let registers =
-                self.layout.columns().iter().filter(|c| matches!(c.of.kind, Kind::Register | Kind::Text));
+            let is_register = |c: &&Column| matches!(c.of.kind, Kind::Register | Kind::Text);
             let read = |c: &Column| (c.data(), shard.read(at, *c, &self.shared.origins) as u32);
+            let registers = self.layout.columns().iter().filter(is_register);
             values.extend(registers.map(read).filter(|(_, value)| *value != 0));
         }
         self.leave(shard, index, 0);
@@ -230,67 +238,127 @@ impl Table {
         }
     }
 
-    fn merge_entry(&self, key: &Key, entry: &Incoming, now: Now) {
+    fn merge_entry(&self, key: &Key, entry: &mut Incoming, now: Now) {
         let Some((index, hash)) = self.locate(key) else { return };
+        let floor = self.floor();
+        entry.slots.retain(|slot| slot.birth > floor);
         let mut shard = self.enter(index, now);
-        let mut found = shard.lookup(key, hash);
-        let mut floor = self.floor();
-        let cleared = entry.slots.iter().filter(|s| s.origin == CLEARED).map(|s| s.birth).max().unwrap_or(0);
-        if let Some(at) = shard.find(key, hash) {
-            floor = floor.max(shard.floor(at));
-        }
-        if cleared > floor {
-            floor = cleared;
-            shard.bury(key, hash, floor);
-            found = shard.lookup(key, hash);
-        }
         let expire = match (shard.shape.ttl, entry.life) {
             (None, _) => u64::MAX,
             (Some(_), None) => shard.horizon(),
             (Some(ttl), Some(left)) => shard.now + left.min(ttl),
         };
-        let mut data = entry.slots.iter().filter(|s| s.origin != CLEARED && s.birth > floor).peekable();
-        if data.peek().is_none() || expire <= shard.now {
+        if entry.slots.is_empty() || expire <= shard.now {
             return self.leave(shard, index, 0);
         }
-        let at = match found {
-            Some(at) => {
-                if expire > shard.entries[at as usize].expire {
-                    shard.set_expire(at, expire);
-                }
-                at
+        let found = shard.lookup(key, hash);
+        let plain = entry.slots.iter().all(|slot| slot.role.is_data());
+        if let Some(at) = found {
+            if expire > shard.entries[at as usize].expire {
+                shard.set_expire(at, expire);
             }
-            None => {
-                let full = self.used() >= self.size();
-                if full && (self.nopurge.load(std::sync::atomic::Ordering::Relaxed) || !shard.evict()) {
-                    return self.leave(shard, index, 0);
-                }
-                shard.create(key, hash, expire)
+            self.merge_slots(&mut shard, at, entry);
+            if !plain && shard.is_void(at, &self.shared.origins) {
+                shard.bury(at);
             }
-        };
-        for slot in data {
-            let words = &entry.words[slot.words.clone()];
-            if self.merge_slot(&mut shard, at, slot, words) {
-                shard.changes += 1;
+        } else if plain && shard.find(key, hash).is_none() {
+            if self.make_room(&mut shard, expire) {
+                let at = shard.create(key, hash, expire);
+                self.merge_slots(&mut shard, at, entry);
+            }
+        } else {
+            // First into a tombstone, then it shows whether anything counts in it.
+            let at = shard.find_or_bury(key, hash);
+            self.merge_slots(&mut shard, at, entry);
+            if shard.is_void(at, &self.shared.origins) {
+                shard.drop_slots(at, |slot| slot.role.is_data());
+            } else if self.make_room(&mut shard, expire) {
+                shard.create(key, hash, expire);
+            } else {
+                shard.remove(at);
             }
         }
         self.leave(shard, index, 0);
     }
 
+    /// Whether the table takes one more entry from a peer. A full one gives up an entry for one that
+    /// lasts longer, so that nodes with the same news end up with the same entries.
+    fn make_room(&self, shard: &mut Shard, expire: u64) -> bool {
+        use std::sync::atomic::Ordering::Relaxed;
+        // What this shard has made or lost since it was locked is not in the table's count yet.
+        let used = self.used() + shard.live as usize - shard.marked as usize;
+        if used < self.size() {
+            return true;
+        }
+        if self.nopurge.load(Relaxed) {
+            return false;
+        }
+        let oldest = shard.oldest();
+        oldest.is_some_and(|oldest| expire >= oldest) && shard.evict()
+    }
+
+    fn merge_slots(&self, shard: &mut Shard, at: u32, entry: &Incoming) {
+        let origins = &self.shared.origins;
+        let mut changed = false;
+        if let Some(set) = entry.slots.iter().find(|slot| slot.role == Role::Set) {
+            changed |= self.merge_reset(shard, at, set, entry);
+        }
+        let mut voids = false;
+        for slot in &entry.slots {
+            match slot.role {
+                Role::Cleared => changed |= shard.raise_cleared(at, slot.birth),
+                Role::Base | Role::Set => voids = true,
+                _ if shard.is_voided(at, slot.origin, origins) => {}
+                _ => {
+                    voids |= slot.role != Role::Data;
+                    changed |= self.merge_slot(shard, at, slot, &entry.words[slot.words.clone()]);
+                }
+            }
+        }
+        if voids {
+            shard.drop_voided(at, origins);
+        }
+        shard.changes += u64::from(changed);
+    }
+
+    /// Takes the reset of an entry if it is the later one.
+    fn merge_reset(&self, shard: &mut Shard, at: u32, set: &IncomingSlot, entry: &Incoming) -> bool {
+        let bases = || entry.slots.iter().filter(|slot| slot.role == Role::Base);
+        if shard.supersedes(at, set.birth, set.origin, &self.shared.origins) {
+            shard.drop_slots(at, |slot| matches!(slot.role, Role::Base | Role::Set));
+            for slot in bases().chain([set]) {
+                let s = shard.add_slot(at, slot.origin, slot.role, slot.birth);
+                shard.slot_words_mut(s).copy_from_slice(&entry.words[slot.words.clone()]);
+            }
+            return true;
+        }
+        let same = shard.one(at, Role::Set).map(|s| shard.slots[s as usize]);
+        if same.is_some_and(|mine| (mine.birth, mine.origin) == (set.birth, set.origin)) {
+            // Of the same reset only bases that no longer matter are ever dropped.
+            let theirs: SmallVec<[(u16, u64); 8]> = bases().map(|b| (b.origin, b.birth)).collect();
+            let before = shard.chain(at).count();
+            shard.drop_slots(at, |slot| {
+                slot.role == Role::Base && !theirs.contains(&(slot.origin, slot.birth))
+            });
+            return shard.chain(at).count() != before;
+        }
+        false
+    }
+
     fn merge_slot(&self, shard: &mut Shard, at: u32, slot: &IncomingSlot, theirs: &[u32]) -> bool {
         let Some(mine) = shard.slot_of(at, slot.origin) else {
-            let s = shard.add_slot(at, slot.origin, slot.birth);
+            let s = shard.add_slot(at, slot.origin, slot.role, slot.birth);
             shard.slot_words_mut(s).copy_from_slice(theirs);
             return true;
         };
-        let birth = shard.slots[mine as usize].birth;
+        let Slot { birth, role, .. } = shard.slots[mine as usize];
         if slot.birth < birth {
             return false;
         }
         let words = shard.slot_words_mut(mine);
         if slot.birth > birth {
             words.copy_from_slice(theirs);
-            shard.slots[mine as usize].birth = slot.birth;
+            (shard.slots[mine as usize].birth, shard.slots[mine as usize].role) = (slot.birth, slot.role);
             return true;
         }
         // Only its origin writes a slot, so the greater value is the later one.
@@ -298,7 +366,8 @@ impl Table {
         for c in self.layout.columns() {
             changed |= merge_column(c.of.kind, &mut words[c.range()], &theirs[c.range()]);
         }
-        changed
+        shard.slots[mine as usize].role = role.max(slot.role);
+        changed || slot.role > role
     }
 }
 
@@ -325,7 +394,7 @@ pub(super) fn carry(old: &Table, new: &Table, now: Now) {
         let mut from = 0;
         loop {
             let mut bytes = Vec::new();
-            let cut = old.cut_teach(index, from, now, &mut bytes, |_| {});
+            let cut = old.cut_teach(index, from, None, now, &mut bytes, |_| {});
             let merged = new.merge(&bytes, &source, now);
             debug_assert!(merged.is_ok(), "what we encode we can read");
             if !cut.more {
@@ -338,7 +407,14 @@ pub(super) fn carry(old: &Table, new: &Table, now: Now) {
 
 // ---- writing ----
 
-fn encode(shard: &Shard, at: u32, own: bool, texts: &Texts, out: &mut Vec<u8>, origin: &mut impl FnMut(u16)) {
+fn encode(
+    shard: &Shard,
+    at: u32,
+    which: impl Fn(&Slot) -> bool,
+    texts: &Texts,
+    out: &mut Vec<u8>,
+    origin: &mut impl FnMut(u16),
+) {
     match shard.keys.get(at) {
         Key::V4(n) | Key::Int(n) => out.extend_from_slice(&n.to_le_bytes()),
         Key::V6(n) => out.extend_from_slice(&n.to_le_bytes()),
@@ -346,16 +422,13 @@ fn encode(shard: &Shard, at: u32, own: bool, texts: &Texts, out: &mut Vec<u8>, o
     }
     let e = &shard.entries[at as usize];
     number(out, if e.expire == u64::MAX { 0 } else { 1 + e.expire.saturating_sub(shard.now) });
-    let sent = |s: &u32| {
-        let from = shard.slots[*s as usize].origin;
-        !own || from == SELF || from == CLEARED
-    };
+    let sent = |s: &u32| which(&shard.slots[*s as usize]);
     number(out, shard.chain(at).filter(sent).count() as u64);
     for s in shard.chain(at).filter(sent) {
         let slot = shard.slots[s as usize];
-        number(out, u64::from(slot.origin));
+        number(out, u64::from(slot.origin) << 3 | slot.role as u64);
         out.extend_from_slice(&slot.birth.to_le_bytes());
-        if slot.origin == CLEARED {
+        if slot.role == Role::Cleared {
             continue;
         }
         origin(slot.origin);
@@ -402,6 +475,7 @@ fn number(out: &mut Vec<u8>, mut n: u64) {
 #[derive(Clone, Debug)]
 struct IncomingSlot {
     origin: u16,
+    role: Role,
     birth: u64,
     /// Latest register clock in it.
     clock: u64,
@@ -433,12 +507,14 @@ impl Incoming {
             return Err(Malformed);
         }
         for _ in 0..count {
-            let origin = u16::try_from(input.number()?).map_err(|_| Malformed)?;
+            let head = input.number()?;
+            let role = *Role::ALL.get((head & 7) as usize).ok_or(Malformed)?;
+            let origin = u16::try_from(head >> 3).map_err(|_| Malformed)?;
             let birth = input.clock()?;
             let start = self.words.len();
             let mut clock = 0;
-            if origin == CLEARED {
-                self.slots.push(IncomingSlot { origin, birth, clock, words: start..start });
+            if role == Role::Cleared {
+                self.slots.push(IncomingSlot { origin: SELF, role, birth, clock, words: start..start });
                 continue;
             }
             self.words.resize(start + stride, 0);
@@ -453,7 +529,7 @@ impl Incoming {
                 }
             }
             let origin = (from.origins)(origin).ok_or(Malformed)?;
-            self.slots.push(IncomingSlot { origin, birth, clock, words: start..start + stride });
+            self.slots.push(IncomingSlot { origin, role, birth, clock, words: start..start + stride });
         }
         Ok(key)
     }

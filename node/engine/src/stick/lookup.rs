@@ -65,7 +65,7 @@ impl Table {
             let Some(column) = self.layout.column(data).filter(|_| value != 0) else { continue };
             if shard.read(at, column, &self.shared.origins) as u32 != value {
                 let hlc = self.shared.hlc.tick(now);
-                let slot = shard.own(at, || hlc);
+                let slot = shard.own(at, &self.shared.origins, || hlc);
                 shard.slot_words_mut(slot)[column.range()].copy_from_slice(&shard::register(value, hlc));
                 news = true;
             }
@@ -142,6 +142,15 @@ impl Table {
             return None;
         }
         self.track(key, now)?.inc(data, n, now)
+    }
+
+    /// Sets a general purpose counter of a key to 0 on the whole cluster (`src_clr_gpc0`), making the
+    /// entry if there is none; returns what it was.
+    pub fn clear_value(self: &Arc<Table>, key: &Key, data: Data, now: Now) -> Option<u64> {
+        if !self.stores(data) {
+            return None;
+        }
+        self.track(key, now)?.clear(data, now)
     }
 
     fn peek<T>(&self, key: &Key, now: Now, read: impl FnOnce(&shard::Shard, u32) -> T) -> Option<T> {

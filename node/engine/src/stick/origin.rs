@@ -83,8 +83,8 @@ pub(crate) struct Origins {
 
 /// Local index of this process.
 pub(crate) const SELF: u16 = 0;
-/// Not an origin: the slot holds the moment before which everything was cleared.
-pub(crate) const CLEARED: u16 = u16::MAX;
+/// Most origins that one process can know.
+const MAX: usize = 65_000;
 
 impl Origins {
     pub(crate) fn new(node: &str, incarnation: u64) -> Origins {
@@ -101,6 +101,35 @@ impl Origins {
         self.list.load().get(usize::from(index)).cloned()
     }
 
+    /// Whether `a` is an earlier run of the node of `b`.
+    pub(crate) fn is_earlier(&self, a: u16, b: u16) -> bool {
+        if a == b {
+            return false;
+        }
+        let list = self.list.load();
+        let (Some(a), Some(b)) = (list.get(usize::from(a)), list.get(usize::from(b))) else { return false };
+        a.incarnation < b.incarnation && a.node == b.node
+    }
+
+    /// What our clock read when that of `origin` read `tick`.
+    pub(crate) fn onto_ours(&self, origin: u16, tick: u32) -> u32 {
+        let list = self.list.load();
+        list.get(usize::from(origin)).map_or(tick, |o| tick.wrapping_add(o.offset.load(Relaxed)))
+    }
+
+    /// Runs of `node` before `incarnation` that are known.
+    pub(crate) fn earlier_runs(&self, node: &str, incarnation: u64) -> Vec<u16> {
+        let list = self.list.load();
+        let of = |o: &&Arc<Origin>| o.node == node && o.incarnation < incarnation;
+        (0..).zip(list.iter()).filter(|(_, o)| of(o)).map(|(at, _)| at).collect()
+    }
+
+    /// Runs of this node before this one that are known.
+    pub(crate) fn own_past(&self) -> usize {
+        let list = self.list.load();
+        list.iter().skip(1).filter(|o| o.node == list[0].node).count()
+    }
+
     /// The index of `node`'s run `incarnation`, registered with its clock if it is new. `None` when
     /// 65,000 are known already.
     pub(crate) fn intern(&self, node: &str, incarnation: u64, theirs: u32, ours: u64) -> Option<u16> {
@@ -111,7 +140,7 @@ impl Origins {
             if let Some(at) = find(&list) {
                 return Some(at as u16);
             }
-            if list.len() >= usize::from(CLEARED) - 1 {
+            if list.len() >= MAX {
                 return None;
             }
             let mut grown = Vec::clone(&list);

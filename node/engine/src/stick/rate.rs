@@ -48,12 +48,62 @@ pub(crate) fn merge(mine: &mut [u32], theirs: &[u32]) -> bool {
         theirs[1] != 0 || theirs[2] != 0
     } else {
         let step = theirs[0].wrapping_sub(mine[0]) as i32;
-        step > 0 || (step == 0 && theirs[1] > mine[1])
+        // What an earlier run counted may be added to the previous period.
+        step > 0 || step == 0 && (theirs[1], theirs[2]) > (mine[1], mine[2])
     };
     if newer {
         mine.copy_from_slice(theirs);
     }
     newer
+}
+
+/// What a window counted after it was in an earlier state `base`.
+pub(crate) fn since(w: &[u32], base: &[u32], period: u32) -> [u32; 3] {
+    if base[1] == 0 && base[2] == 0 {
+        return [w[0], w[1], w[2]];
+    }
+    let step = w[0].wrapping_sub(base[0]);
+    if step == 0 {
+        [w[0], w[1].saturating_sub(base[1]), 0]
+    } else if step == period {
+        [w[0], w[1], w[2].saturating_sub(base[1])]
+    } else if (step as i32) < 0 {
+        // An older state than the base: all of it is in there.
+        [w[0], 0, 0]
+    } else {
+        [w[0], w[1], w[2]]
+    }
+}
+
+/// Adds another window, whose tick is on the same clock, to this one. What it counted is spread evenly
+/// over the time it covers.
+pub(crate) fn fold(mine: &mut [u32], theirs: &[u32], now: u32, period: u32) {
+    if theirs[1] == 0 && theirs[2] == 0 || read(theirs, now, period) == 0 {
+        return;
+    }
+    if mine[1] == 0 && mine[2] == 0 || read(mine, now, period) == 0 {
+        mine.copy_from_slice(theirs);
+        return;
+    }
+    let step = theirs[0].wrapping_sub(mine[0]) as i32;
+    let (later, earlier) = if step > 0 {
+        ([theirs[0], theirs[1], theirs[2]], [mine[0], mine[1], mine[2]])
+    } else {
+        ([mine[0], mine[1], mine[2]], [theirs[0], theirs[1], theirs[2]])
+    };
+    let (p, shift) = (u64::from(period), u64::from(step.unsigned_abs()));
+    let share = |n: u32, part: u64, whole: u64| (u64::from(n) * part.min(whole) / whole.max(1)) as u32;
+    let (mut current, mut before) = (later[1], later[2]);
+    if shift < p {
+        // The earlier one's current period began `shift` before the later one's.
+        let lasted = u64::from(now.wrapping_sub(earlier[0])).clamp(shift.max(1), p);
+        let old = share(earlier[1], shift, lasted);
+        before = before.saturating_add(old).saturating_add(share(earlier[2], p - shift, p));
+        current = current.saturating_add(earlier[1] - old);
+    } else if shift < 2 * p {
+        before = before.saturating_add(share(earlier[1], 2 * p - shift, p));
+    }
+    mine.copy_from_slice(&[later[0], current, before]);
 }
 
 #[cfg(test)]
@@ -94,6 +144,34 @@ mod tests {
         let mut m = older;
         assert!(merge(&mut m, &w) && m == w);
         assert!(!merge(&mut m, &older) && m == w, "an older state changes nothing");
+    }
+
+    #[test]
+    fn a_base_takes_off_what_was_before_it_and_no_more() {
+        let mut w = [0; 3];
+        add(&mut w, 5, 1_000, 1_000);
+        let base = w;
+        assert_eq!(since(&w, &base, 1_000)[1..], [0, 0]);
+        add(&mut w, 2, 1_500, 1_000);
+        assert_eq!(since(&w, &base, 1_000), [1_000, 2, 0]);
+        add(&mut w, 3, 2_100, 1_000);
+        assert_eq!(since(&w, &base, 1_000), [2_000, 3, 2]);
+        add(&mut w, 1, 3_200, 1_000);
+        assert_eq!(since(&w, &base, 1_000), w, "all of it came after");
+        assert_eq!(since(&base, &w, 1_000)[1..], [0, 0], "an older state has nothing new");
+    }
+
+    #[test]
+    fn folded_windows_lose_no_event_of_the_period() {
+        for ticks in [[1_000, 1_400], [1_400, 1_000], [1_000, 1_000]] {
+            let (mut a, b) = ([ticks[0], 6, 0], [ticks[1], 4, 0]);
+            fold(&mut a, &b, 1_500, 1_000);
+            assert_eq!(a[1] + a[2], 10, "{ticks:?}");
+            assert!((9..=10).contains(&read(&a, 1_500, 1_000)), "{ticks:?}: {a:?}");
+        }
+        let mut a = [9_000, 6, 1];
+        fold(&mut a, &[1_000, 50, 50], 9_100, 1_000);
+        assert_eq!(a, [9_000, 6, 1], "long over");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::layout::{Column, Data, Kind};
-use super::origin::CLEARED;
+use super::origin::SELF;
 use super::{Key, Table, WALK, shard};
 use crate::time::Now;
 
@@ -105,8 +105,8 @@ impl Table {
         parts
     }
 
-    /// Sets values of a key on the whole cluster (`set table`), making the entry if there is none.
-    /// The entry is begun anew: this node takes over what all had counted, and puts the values in.
+    /// Sets values of a key on the whole cluster (`set table`), making the entry if there is none. What
+    /// other nodes count from then on adds to them, and what this node does not know yet.
     ///
     /// # Errors
     /// When a data type is not stored, or there is no room.
@@ -116,31 +116,46 @@ impl Table {
         }
         let (mut shard, index, at) = self.obtain(key, now).ok_or(SetError::Full)?;
         shard.refresh(at);
-        let (floor, birth) = (self.shared.hlc.tick(now), self.shared.hlc.tick(now));
-        let mut words = vec![0; self.layout.stride()];
-        for column in self.layout.columns() {
-            let wish = data.iter().find(|(data, _)| *data == column.data()).map(|d| d.1);
-            let wide = wish.unwrap_or_else(|| shard.read(at, *column, &self.shared.origins));
-            let value = u32::try_from(wide / u64::from(column.factor)).unwrap_or(u32::MAX);
-            let words = &mut words[column.range()];
-            match column.of.kind {
-                Kind::Counter => words[0] = value,
-                Kind::Counter64 => shard::put64(words, wide),
-                Kind::Gauge => words.copy_from_slice(&[value, 1]),
-                Kind::Rate if value > 0 => words[..2].copy_from_slice(&[shard.now as u32, value]),
-                Kind::Register | Kind::Text if value > 0 => {
-                    words.copy_from_slice(&shard::register(value, birth));
-                }
-                Kind::Rate | Kind::Register | Kind::Text => {}
-            }
-        }
-        shard.drop_slots(at, |slot| slot.origin != CLEARED);
-        shard.raise_floor(at, floor);
-        let slot = shard.own(at, || birth);
-        shard.slot_words_mut(slot).copy_from_slice(&words);
+        self.put(&mut shard, at, data, now);
         let woken = shard.publish(at);
         self.leave(shard, index, woken);
         Ok(())
+    }
+
+    /// Puts values into an entry.
+    pub(super) fn put(&self, shard: &mut shard::Shard, at: u32, data: &[(Data, u64)], now: Now) {
+        let hlc = self.shared.hlc.tick(now);
+        let mut words = vec![0; self.layout.stride()];
+        let mut named = Vec::new();
+        for &(data, wide) in data {
+            let Some(column) = self.layout.column(data) else { continue };
+            let value = u32::try_from(wide / u64::from(column.factor)).unwrap_or(u32::MAX);
+            let words = &mut words[column.range()];
+            match column.of.kind {
+                Kind::Register | Kind::Text => {
+                    let slot = shard.own(at, &self.shared.origins, || hlc);
+                    shard.slot_words_mut(slot)[column.range()].copy_from_slice(&shard::register(value, hlc));
+                    continue;
+                }
+                Kind::Counter | Kind::Gauge => words[0] = value,
+                Kind::Counter64 => shard::put64(words, wide),
+                Kind::Rate if value > 0 => words[..2].copy_from_slice(&[shard.now as u32, value]),
+                Kind::Rate => {}
+            }
+            named.push(column.at);
+        }
+        if !named.is_empty() {
+            let named = |c: &Column| named.contains(&c.at);
+            shard.reset(at, hlc, &words, named, false, &self.shared.origins);
+        }
+    }
+
+    /// Clears an entry: what counts from now on, and what other nodes have counted that is not known
+    /// here yet, stays. Gauges do: what goes on goes on.
+    fn clear_entry(&self, shard: &mut shard::Shard, at: u32, now: Now) {
+        let hlc = self.shared.hlc.tick(now);
+        let words = vec![0; self.layout.stride()];
+        shard.reset(at, hlc, &words, |c| c.of.kind != Kind::Gauge, true, &self.shared.origins);
     }
 
     /// Removes a key on the whole cluster (`clear table … key`).
@@ -150,8 +165,8 @@ impl Table {
         let (answer, woken) = match shard.lookup(key, hash) {
             None => (Cleared::Absent, 0),
             Some(at) if shard.entries[at as usize].uses > 0 => (Cleared::InUse, 0),
-            Some(_) => {
-                let at = shard.bury(key, hash, self.shared.hlc.tick(now));
+            Some(at) => {
+                self.clear_entry(&mut shard, at, now);
                 (Cleared::Removed, shard.publish(at))
             }
         };
@@ -162,7 +177,33 @@ impl Table {
     /// Removes the entries that `pick` picks (`clear table … data.…`); returns how many it could not
     /// because they are tracked.
     pub fn clear_where(&self, now: Now, mut pick: impl FnMut(&Row) -> bool) -> usize {
-        let (mut in_use, mut values) = (0, Vec::new());
+        let mut values = Vec::new();
+        let mut in_use = 0;
+        self.clear_each(now, |index, shard, at| {
+            if !pick(&self.row(index, shard, at, &mut values)) {
+                return false;
+            }
+            let tracked = shard.entries[at as usize].uses > 0;
+            in_use += usize::from(tracked);
+            !tracked
+        });
+        in_use
+    }
+
+    /// Removes all entries on the whole cluster (`clear table`). Tracked ones stay, emptied.
+    ///
+    /// A table of so many entries that there is no room to remember each of them is cleared as a whole,
+    /// by the clock: then what other nodes have counted in what began before is dropped with the rest.
+    pub fn clear(&self, now: Now) {
+        if self.used() <= self.shards.len() * shard::MAX_TOMBS as usize / 2 {
+            self.clear_each(now, |_, _, _| true);
+        } else {
+            self.raise_floor(self.shared.hlc.tick(now), now);
+            self.shared.wake();
+        }
+    }
+
+    fn clear_each(&self, now: Now, mut pick: impl FnMut(usize, &shard::Shard, u32) -> bool) {
         for index in 0..self.shards.len() {
             let mut from = 0;
             loop {
@@ -170,17 +211,10 @@ impl Table {
                 let to = (from + WALK).min(shard.entries.len() as u32);
                 let mut woken = 0;
                 for at in from..to {
-                    if !shard.is_live(at) || !pick(&self.row(index, &shard, at, &mut values)) {
-                        continue;
+                    if shard.is_live(at) && pick(index, &shard, at) {
+                        self.clear_entry(&mut shard, at, now);
+                        woken |= shard.publish(at);
                     }
-                    if shard.entries[at as usize].uses > 0 {
-                        in_use += 1;
-                        continue;
-                    }
-                    let mut bytes = Vec::new();
-                    let key = own_key(shard.keys.get(at), &mut bytes);
-                    let at = shard.bury(&key, key.hash(self.shared.seed), self.shared.hlc.tick(now));
-                    woken |= shard.publish(at);
                 }
                 let done = to as usize >= shard.entries.len();
                 self.leave(shard, index, woken);
@@ -190,13 +224,6 @@ impl Table {
                 from = to;
             }
         }
-        in_use
-    }
-
-    /// Removes all entries on the whole cluster (`clear table`). Tracked ones stay, emptied.
-    pub fn clear(&self, now: Now) {
-        self.raise_floor(self.shared.hlc.tick(now), now);
-        self.shared.wake();
     }
 
     /// Whatever began before `floor` is cleared.
@@ -206,19 +233,36 @@ impl Table {
         }
         for index in 0..self.shards.len() {
             let mut shard = self.enter(index, now);
+            let mut woken = 0;
             for at in 0..shard.entries.len() as u32 {
                 if !shard.holds(at) {
                     continue;
                 }
+                let gauges = self.own_gauges(&shard, at);
                 shard.drop_slots(at, |slot| slot.birth <= floor);
                 let e = shard.entries[at as usize];
-                if e.uses == 0 && e.slots == shard::NIL {
+                if !gauges.is_empty() {
+                    // What goes on here goes on, in a slot begun anew.
+                    let birth = self.shared.hlc.tick(now);
+                    let slot = shard.own(at, &self.shared.origins, || birth);
+                    for (column, words) in gauges {
+                        shard.slot_words_mut(slot)[column.range()].copy_from_slice(&words);
+                    }
+                    woken |= shard.publish(at);
+                } else if e.uses == 0 && e.slots == shard::NIL {
                     shard.remove(at);
                 }
             }
             shard.changes += 1;
-            self.leave(shard, index, 0);
+            self.leave(shard, index, woken);
         }
+    }
+
+    fn own_gauges(&self, shard: &shard::Shard, at: u32) -> Vec<(Column, Vec<u32>)> {
+        let Some(own) = shard.slot_of(at, SELF) else { return Vec::new() };
+        let words = |c: &Column| (*c, shard.slot_words(own)[c.range()].to_vec());
+        let gauges = self.layout.columns().iter().filter(|c| c.of.kind == Kind::Gauge).map(words);
+        gauges.filter(|(_, words)| words[0] > 0).collect()
     }
 
     /// The moment of the last `clear table`.
@@ -229,17 +273,5 @@ impl Table {
     /// Which table of its name it is.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
-    }
-}
-
-fn own_key<'a>(key: Key, bytes: &'a mut Vec<u8>) -> Key<'a> {
-    match key {
-        Key::V4(n) => Key::V4(n),
-        Key::V6(n) => Key::V6(n),
-        Key::Int(n) => Key::Int(n),
-        Key::Str(text) => {
-            bytes.extend_from_slice(text);
-            Key::Str(bytes)
-        }
     }
 }

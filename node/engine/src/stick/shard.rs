@@ -13,15 +13,16 @@ use smallvec::SmallVec;
 
 use super::key::{Key, Keys};
 use super::layout::{Column, Kind, Layout};
-use super::origin::{CLEARED, Origins, SELF};
+use super::origin::{Origins, SELF};
 use super::rate;
+pub(crate) use super::reset::Role;
 use super::rows::{Rows, Words};
 
 pub(crate) const NIL: u32 = u32::MAX;
 const WHEEL: usize = 64;
 const TRACKED: usize = WHEEL;
 const TOMBS: usize = WHEEL + 1;
-const MAX_TOMBS: u32 = 4096;
+pub(crate) const MAX_TOMBS: u32 = 4096;
 /// How long a tombstone of a table without `expire` is kept.
 const TOMB_MS: u64 = 3_600_000;
 
@@ -52,6 +53,7 @@ pub(crate) struct Slot {
     pub(crate) birth: u64,
     pub(crate) next: u32,
     pub(crate) origin: u16,
+    pub(crate) role: Role,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +103,8 @@ pub(crate) struct Shard {
     tombs: u32,
     /// When tracked entries are looked at next.
     keep_at: u64,
+    /// What earlier runs of this node counted goes into its own slots.
+    pub(crate) folds: bool,
     /// Content changes so far.
     pub(crate) changes: u64,
     pub(crate) digest: Option<Digest>,
@@ -142,6 +146,7 @@ impl Shard {
             live: 0,
             marked: 0,
             keep_at: 0,
+            folds: false,
             tombs: 0,
             changes: 0,
             digest: None,
@@ -259,6 +264,13 @@ impl Shard {
             }
         }
         false
+    }
+
+    /// When the entry that is next to be evicted expires.
+    pub(crate) fn oldest(&self) -> Option<u64> {
+        let heads =
+            (0..WHEEL as u64).map(|step| self.lists[((self.swept + step) % WHEEL as u64) as usize].head);
+        heads.into_iter().find(|&head| head != NIL).map(|head| self.entries[head as usize].expire)
     }
 
     // ---- time ----
@@ -427,32 +439,34 @@ impl Shard {
         }
     }
 
-    /// Makes an entry, or a key without one, a tombstone: nothing begun before `at_hlc` counts.
-    /// A tracked entry stays, emptied.
-    pub(crate) fn bury(&mut self, key: &Key, hash: u64, floor: u64) -> u32 {
-        self.changes += 1;
-        let keep = self.shape.ttl.unwrap_or(TOMB_MS).max(1000);
-        let at = match self.find(key, hash) {
-            Some(at) => at,
-            None => {
-                let at = self.add(key, hash, self.now + keep);
-                self.tombs += 1;
-                self.link(at, TOMBS);
-                at
-            }
-        };
-        self.raise_floor(at, floor);
-        self.drop_slots(at, |slot| slot.origin != CLEARED && slot.birth <= floor);
-        let bare = self.chain(at).all(|s| self.slots[s as usize].origin == CLEARED);
-        let e = self.entries[at as usize];
-        if bare && e.uses == 0 && e.list as usize != TOMBS {
-            self.unlink(at);
-            self.entries[at as usize].expire = self.now + keep;
-            self.link(at, TOMBS);
-            self.live -= 1;
+    /// The entry of a key, or a tombstone made for it.
+    pub(crate) fn find_or_bury(&mut self, key: &Key, hash: u64) -> u32 {
+        self.find(key, hash).unwrap_or_else(|| {
+            let at = self.add(key, hash, self.now + self.keep());
             self.tombs += 1;
+            self.link(at, TOMBS);
+            at
+        })
+    }
+
+    /// Makes an entry that nothing counts for any more a tombstone, which keeps what was cleared from
+    /// coming back. A tracked one stays.
+    pub(crate) fn bury(&mut self, at: u32) {
+        let e = self.entries[at as usize];
+        if e.uses > 0 || e.list as usize == TOMBS {
+            return;
         }
-        at
+        self.drop_slots(at, |slot| slot.role.is_data());
+        self.unlink(at);
+        self.entries[at as usize].expire = self.now + self.keep();
+        self.link(at, TOMBS);
+        self.live -= 1;
+        self.tombs += 1;
+    }
+
+    /// How long a tombstone is kept.
+    fn keep(&self) -> u64 {
+        self.shape.ttl.unwrap_or(TOMB_MS).max(1000)
     }
 
     // ---- slots ----
@@ -462,9 +476,12 @@ impl Shard {
         Chain { slots: &self.slots, at: self.entries[at as usize].slots }
     }
 
-    /// The slot of an origin.
+    /// The slot that an origin counts in.
     pub(crate) fn slot_of(&self, at: u32, origin: u16) -> Option<u32> {
-        self.chain(at).find(|&s| self.slots[s as usize].origin == origin)
+        self.chain(at).find(|&s| {
+            let slot = &self.slots[s as usize];
+            slot.origin == origin && slot.role.is_data()
+        })
     }
 
     /// Words of a slot.
@@ -478,8 +495,8 @@ impl Shard {
     }
 
     /// A new, zeroed slot at the front of the entry's chain.
-    pub(crate) fn add_slot(&mut self, at: u32, origin: u16, birth: u64) -> u32 {
-        let slot = Slot { birth, next: self.entries[at as usize].slots, origin };
+    pub(crate) fn add_slot(&mut self, at: u32, origin: u16, role: Role, birth: u64) -> u32 {
+        let slot = Slot { birth, next: self.entries[at as usize].slots, origin, role };
         let index = if self.free_slot == NIL {
             self.slots.push(slot);
             self.words.push();
@@ -515,59 +532,71 @@ impl Shard {
         }
     }
 
-    /// The moment before which everything in this entry was cleared; 0 = never.
-    pub(crate) fn floor(&self, at: u32) -> u64 {
-        self.slot_of(at, CLEARED).map_or(0, |s| self.slots[s as usize].birth)
-    }
-
-    /// Raises [`Shard::floor`].
-    pub(crate) fn raise_floor(&mut self, at: u32, floor: u64) {
-        match self.slot_of(at, CLEARED) {
-            Some(s) => self.slots[s as usize].birth = self.slots[s as usize].birth.max(floor),
-            None => _ = self.add_slot(at, CLEARED, floor),
-        }
-    }
-
     /// This node's own slot, begun now if it has none.
-    pub(crate) fn own(&mut self, at: u32, birth: impl FnOnce() -> u64) -> u32 {
-        match self.slot_of(at, SELF) {
-            Some(slot) => slot,
-            None => self.add_slot(at, SELF, birth()),
+    pub(crate) fn own(&mut self, at: u32, origins: &Origins, birth: impl FnOnce() -> u64) -> u32 {
+        if let Some(slot) = self.slot_of(at, SELF) {
+            return slot;
         }
+        let role = if self.folds { Role::Voiding } else { Role::Data };
+        let slot = self.add_slot(at, SELF, role, birth());
+        if self.folds {
+            self.absorb(at, slot, origins);
+        }
+        slot
     }
 
     /// What a column reads, over all nodes.
     pub(crate) fn read(&self, at: u32, column: Column, origins: &Origins) -> u64 {
-        let mut sum = 0u64;
-        let mut latest = (0u64, 0u16);
+        let sum = if matches!(column.of.kind, Kind::Register | Kind::Text) {
+            self.latest(at, column, origins).map_or(0, |s| u64::from(self.slot_words(s)[column.at]))
+        } else {
+            let mut sum = 0u64;
+            for s in self.chain(at) {
+                let slot = &self.slots[s as usize];
+                if !slot.role.is_data() {
+                    return self.read_reset(at, column, origins);
+                }
+                let w = &self.slot_words(s)[column.range()];
+                sum = sum.saturating_add(self.share(slot.origin, w, column, origins));
+            }
+            sum
+        };
+        match column.of.kind {
+            Kind::Counter64 => sum,
+            _ => sum.min(u64::from(u32::MAX) * u64::from(column.factor)),
+        }
+    }
+
+    /// What words of a column say that are on the clock of `origin`.
+    pub(crate) fn share(&self, origin: u16, w: &[u32], column: Column, origins: &Origins) -> u64 {
+        let now = self.now as u32;
+        match column.of.kind {
+            Kind::Rate if origin != SELF => value(w, column, clock(origins, origin, now), true),
+            Kind::Gauge if origin != SELF => value(w, column, now, lives(origins, origin, self.now)),
+            _ => value(w, column, now, true),
+        }
+    }
+
+    /// The slot with the register that was written last, after what was cleared.
+    pub(crate) fn latest(&self, at: u32, column: Column, origins: &Origins) -> Option<u32> {
+        let (mut latest, mut cleared) = (None::<(u64, u32)>, 0);
         for s in self.chain(at) {
-            let origin = self.slots[s as usize].origin;
-            if origin == CLEARED {
+            let slot = &self.slots[s as usize];
+            if slot.role == Role::Cleared {
+                cleared = slot.birth;
+            }
+            if !slot.role.is_data() {
                 continue;
             }
-            let w = &self.slot_words(s)[column.range()];
-            let now = self.now as u32;
-            sum = match column.of.kind {
-                Kind::Register | Kind::Text => {
-                    let hlc = hlc(w);
-                    if hlc < latest.0 || (hlc == latest.0 && (hlc == 0 || !beats(origins, origin, latest.1)))
-                    {
-                        continue;
-                    }
-                    latest = (hlc, origin);
-                    u64::from(w[0])
-                }
-                _ if origin == SELF => sum.saturating_add(value(w, column, now, true)),
-                Kind::Rate => sum.saturating_add(value(w, column, clock(origins, origin, now), true)),
-                Kind::Gauge => sum.saturating_add(value(w, column, now, lives(origins, origin, self.now))),
-                Kind::Counter | Kind::Counter64 => sum.saturating_add(value(w, column, now, true)),
-            };
+            let hlc = hlc(&self.slot_words(s)[column.range()]);
+            let later = latest.is_none_or(|(last, by)| {
+                hlc > last || hlc == last && beats(origins, slot.origin, self.slots[by as usize].origin)
+            });
+            if hlc != 0 && later {
+                latest = Some((hlc, s));
+            }
         }
-        if column.of.kind == Kind::Counter64 {
-            sum
-        } else {
-            sum.min(u64::from(u32::MAX) * u64::from(column.factor))
-        }
+        latest.filter(|(hlc, _)| *hlc > cleared).map(|(_, s)| s)
     }
 
     // ---- the update log ----
@@ -758,7 +787,7 @@ fn clock(origins: &Origins, origin: u16, now: u32) -> u32 {
 }
 
 /// Whether `a` wins over `b` when both wrote at the same reading of the clock.
-fn beats(origins: &Origins, a: u16, b: u16) -> bool {
+pub(crate) fn beats(origins: &Origins, a: u16, b: u16) -> bool {
     let list = origins.list();
     let name = |i: u16| list.get(usize::from(i)).map(|o| (&o.node, o.incarnation));
     name(a) > name(b)

@@ -241,12 +241,17 @@ impl Table {
 
 /// All of one table as a peer would be taught it, merged into another.
 fn teach(from: &Table, to: &Table, node: &str, now: Now) {
-    let origin = to.shared.origins.intern(node, 1, 0, 0);
+    let known = from.shared.origins.list();
+    assert_eq!(known[0].node, node);
+    let named = |o: u16| {
+        let of = &known[usize::from(o)];
+        to.shared.origins.intern(&of.node, of.incarnation, 0, 0)
+    };
     let reading = codec::Reading::new(from.kind, &codec::columns(&from.layout), &to.layout).unwrap();
-    let source = codec::Source { reading: &reading, origins: &|_| origin, late: 0 };
+    let source = codec::Source { reading: &reading, origins: &named, late: 0 };
     for index in 0..from.shard_count() {
         let mut bytes = Vec::new();
-        from.cut_teach(index, 0, now, &mut bytes, |_| {});
+        from.cut_teach(index, 0, None, now, &mut bytes, |_| {});
         to.merge(&bytes, &source, now).unwrap();
     }
 }
@@ -276,18 +281,115 @@ fn a_slot_begun_again_takes_the_place_of_the_one_before() {
     assert_eq!(seen, [("n1", 1), ("n2", 1)]);
 }
 
+/// Two tables of one cluster that have told each other nothing yet.
+fn two(store: &[DataType]) -> [(Arc<Tables>, Arc<Table>); 2] {
+    ["n1", "n2"].map(|name| {
+        let all = Tables::new(name, 1, 7);
+        let spec = Spec { expire: Some(secs(1000)), shared: true, ..Spec::new(KeyType::Ip, 100, store) };
+        all.apply(&BTreeMap::from([("t".to_string(), spec)]), at(0));
+        let table = all.get("t").unwrap();
+        (all, table)
+    })
+}
+
+fn exchange(a: &Table, b: &Table, now: Now) {
+    teach(a, b, "n1", now);
+    teach(b, a, "n2", now);
+}
+
 #[test]
-fn a_cleared_table_takes_nothing_older_from_a_peer() {
-    let (_here, here) = tables(spec(100, Some(secs(1000))));
-    let there = Tables::new("n2", 1, 8);
-    there.apply(&BTreeMap::from([("t".to_string(), spec(100, Some(secs(1000))))]), at(0));
-    let there = there.get("t").unwrap();
-    there.track(&Key::V4(1), at(5)).unwrap().http_req(at(5));
-    there.set_server_id(&Key::V4(2), 2, at(20));
-    here.clear(at(10));
-    teach(&there, &here, "n2", at(30));
-    assert_eq!(here.used(), 1);
-    assert_eq!(here.server_id(&Key::V4(2), at(30)), Some(2));
+fn what_is_cleared_stays_cleared_and_what_was_counted_meanwhile_is_kept() {
+    let store = [DataType::ServerId, DataType::Gpc0, DataType::Gpc0Rate(secs(10)), DataType::ConnCur];
+    for whole in [false, true] {
+        let [(_n1, here), (_n2, there)] = two(&store);
+        let key = Key::V4(1);
+        here.inc(&key, Data::GPC0, 5, at(1)).unwrap();
+        there.inc(&key, Data::GPC0, 3, at(2)).unwrap();
+        there.stick(&key, 4, "", at(2));
+        exchange(&here, &there, at(3));
+        assert_eq!(here.value(&key, Data::GPC0, at(3)), Some(8));
+        // It is cleared here, while the other counts on.
+        if whole {
+            here.clear(at(10));
+        } else {
+            assert_eq!(here.clear_key(&key, at(10)), Cleared::Removed);
+        }
+        assert_eq!(here.used(), 0);
+        teach(&there, &here, "n2", at(11));
+        assert_eq!(here.used(), 0, "nothing of it comes back");
+        there.inc(&key, Data::GPC0, 2, at(12)).unwrap();
+        exchange(&here, &there, at(13));
+        for t in [&here, &there] {
+            assert_eq!(t.value(&key, Data::GPC0, at(13)), Some(2), "counted meanwhile");
+            assert_eq!(t.value(&key, Data::GPC0_RATE, at(13)), Some(2));
+            assert_eq!(t.server_id(&key, at(13)), None);
+            t.check_invariants();
+        }
+        assert_eq!(here.digest(at(13)), there.digest(at(13)));
+        there.stick(&key, 9, "", at(14));
+        here.inc(&key, Data::GPC0, 1, at(14)).unwrap();
+        exchange(&here, &there, at(15));
+        assert_eq!(here.server_id(&key, at(15)), Some(9));
+        assert_eq!(there.value(&key, Data::GPC0, at(15)), Some(3));
+        assert_eq!(here.digest(at(15)), there.digest(at(15)));
+    }
+}
+
+#[test]
+fn a_value_that_is_set_is_the_value_everywhere_and_later_counts_add_to_it() {
+    let store = [DataType::Gpc0, DataType::Gpc1, DataType::ConnCur, DataType::BytesInCnt];
+    let [(_n1, here), (_n2, there)] = two(&store);
+    let key = Key::V4(1);
+    here.inc(&key, Data::GPC0, 5, at(1)).unwrap();
+    here.inc(&key, Data::GPC1, 7, at(1)).unwrap();
+    there.inc(&key, Data::GPC0, 3, at(2)).unwrap();
+    let held = there.track(&key, at(2)).unwrap();
+    held.conn(at(2));
+    exchange(&here, &there, at(3));
+    here.set(&key, &[(Data::GPC0, 100), (Data::BYTES_IN_CNT, 1 << 40)], at(4)).unwrap();
+    there.inc(&key, Data::GPC0, 1, at(5)).unwrap();
+    exchange(&here, &there, at(6));
+    for t in [&here, &there] {
+        assert_eq!(t.value(&key, Data::GPC0, at(6)), Some(101));
+        assert_eq!(t.value(&key, Data::GPC1, at(6)), Some(7), "not set, not changed");
+        assert_eq!(t.value(&key, Data::BYTES_IN_CNT, at(6)), Some(1 << 40));
+        assert_eq!(t.value(&key, Data::CONN_CUR, at(6)), Some(1));
+    }
+    // The later one of two that did not know of each other wins; what was counted then is kept.
+    here.set(&key, &[(Data::GPC0, 10)], at(7)).unwrap();
+    there.set(&key, &[(Data::GPC0, 20)], at(8)).unwrap();
+    here.inc(&key, Data::GPC0, 2, at(9)).unwrap();
+    there.inc(&key, Data::GPC1, 1, at(9)).unwrap();
+    exchange(&here, &there, at(10));
+    drop(held);
+    exchange(&here, &there, at(11));
+    for t in [&here, &there] {
+        assert_eq!(t.value(&key, Data::GPC0, at(11)), Some(22));
+        assert_eq!(t.value(&key, Data::GPC1, at(11)), Some(8));
+        assert_eq!(t.value(&key, Data::CONN_CUR, at(11)), Some(0));
+        t.check_invariants();
+    }
+    assert_eq!(here.digest(at(11)), there.digest(at(11)));
+    let tracked = here.track(&key, at(12)).unwrap();
+    assert_eq!(tracked.clear(Data::GPC0, at(12)), Some(22));
+    assert_eq!((tracked.value(Data::GPC0, at(12)), tracked.value(Data::GPC1, at(12))), (Some(0), Some(8)));
+    assert_eq!(tracked.inc(Data::GPC0, 1, at(13)), Some(1));
+}
+
+#[test]
+fn a_table_too_large_to_remember_its_entries_is_cleared_by_the_clock() {
+    let [(_n1, here), (_n2, there)] = two(&[DataType::Gpc0, DataType::ConnCur]);
+    let (new, old) = (Key::V4(2), Key::V4(1));
+    let held = here.track(&old, at(5)).unwrap();
+    held.conn(at(5));
+    held.inc_gpc0(at(5));
+    there.inc(&old, Data::GPC0, 1, at(5)).unwrap();
+    there.inc(&new, Data::GPC0, 2, at(20)).unwrap();
+    here.raise_floor(here.shared.hlc.tick(at(10)), at(10));
+    exchange(&here, &there, at(30));
+    assert_eq!(here.value(&new, Data::GPC0, at(30)), Some(2));
+    assert_eq!((held.value(Data::GPC0, at(30)), held.value(Data::CONN_CUR, at(30))), (Some(0), Some(1)));
+    assert_eq!(there.value(&old, Data::CONN_CUR, at(30)), Some(1), "what goes on goes on");
 }
 
 #[test]

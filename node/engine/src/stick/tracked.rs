@@ -94,6 +94,21 @@ impl Tracked {
         self.inc(Data::GPC0, 1, now).unwrap_or(0)
     }
 
+    /// Sets a general purpose counter to 0 on the whole cluster (`sc_clr_gpc0`); returns what it was.
+    /// `None` when it is not stored.
+    pub fn clear(&self, data: Data, now: Now) -> Option<u64> {
+        let column = self.table.layout.column(data)?;
+        let mut shard = self.table.enter(self.shard as usize, now);
+        let was = shard.read(self.entry, column, &self.table.shared.origins);
+        if was > 0 {
+            self.table.put(&mut shard, self.entry, &[(data, 0)], now);
+        }
+        shard.refresh(self.entry);
+        let woken = if was > 0 || shard.stale(self.entry) { shard.publish(self.entry) } else { 0 };
+        self.table.leave(shard, self.shard as usize, woken);
+        Some(was)
+    }
+
     /// Sets a general purpose tag. `false` when the table does not store it.
     pub fn set_gpt(&self, data: Data, value: u32, now: Now) -> bool {
         let Some(column) = self.table.layout.column(data).filter(|c| c.of.kind == Kind::Register) else {
@@ -101,7 +116,7 @@ impl Tracked {
         };
         let mut shard = self.table.enter(self.shard as usize, now);
         let hlc = self.table.shared.hlc.tick(now);
-        let slot = shard.own(self.entry, || hlc);
+        let slot = shard.own(self.entry, &self.table.shared.origins, || hlc);
         shard.slot_words_mut(slot)[column.range()].copy_from_slice(&shard::register(value, hlc));
         shard.refresh(self.entry);
         let woken = shard.publish(self.entry);
@@ -137,7 +152,7 @@ impl Tracked {
 
     /// Adds to what the table stores of `events`.
     fn count(&self, events: &[(Data, u64)], now: Now) {
-        let layout = &self.table.layout;
+        let (layout, shared) = (&self.table.layout, &self.table.shared);
         let wanted = |&(data, n): &(Data, u64)| -> Option<(Column, u64)> {
             Some((layout.column(data)?, n)).filter(|_| n > 0)
         };
@@ -145,7 +160,7 @@ impl Tracked {
         shard.refresh(self.entry);
         let mut news = shard.stale(self.entry);
         for (column, n) in events.iter().filter_map(wanted) {
-            let slot = shard.own(self.entry, || self.table.shared.hlc.tick(now));
+            let slot = shard.own(self.entry, &shared.origins, || shared.hlc.tick(now));
             let tick = shard.now as u32;
             add(shard.slot_words_mut(slot), column, n, tick);
             news = true;
@@ -163,7 +178,7 @@ impl Drop for Tracked {
             && let Some(slot) = shard.slot_of(self.entry, super::SELF)
         {
             let w = &mut shard.slot_words_mut(slot)[c.range()];
-            (w[0], w[1]) = (w[0].wrapping_sub(1), w[1].wrapping_add(1));
+            (w[0], w[1]) = (w[0].saturating_sub(1), w[1].wrapping_add(1));
         }
         shard.release(self.entry);
         let news = gauge.is_some() || shard.stale(self.entry);
