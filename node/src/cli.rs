@@ -25,6 +25,7 @@ mod errors;
 mod frontends;
 mod keyword;
 mod membership;
+mod patterns;
 mod process;
 mod remote;
 mod servers;

@@ -7,6 +7,7 @@
 mod background;
 mod checks;
 mod control;
+mod edits;
 mod limits;
 mod vips;
 

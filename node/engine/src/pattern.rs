@@ -8,6 +8,7 @@
 mod entry;
 mod index;
 mod keys;
+mod queue;
 mod sharded;
 
 use std::fmt::Write as _;
@@ -23,6 +24,7 @@ use phalanx_config::pattern::Method;
 pub use self::entry::Entry;
 use self::index::Index;
 use self::keys::Exact;
+pub use self::queue::{Asked, Edit, Queue};
 use self::sharded::Sharded;
 use crate::chunked::Chunked;
 use crate::registry::patterns::{self, Keys, Layer, Patterns, Place};
@@ -223,9 +225,7 @@ impl PatternSet {
 
     /// The values that its file gives a key.
     pub fn in_file(&self, key: &str) -> Vec<Option<String>> {
-        let inner = self.inner.lock();
-        let entries = inner.in_file.find(key.as_bytes()).into_iter().flat_map(|slot| slot.all());
-        entries.map(|e| e.value().map(str::to_owned)).collect()
+        values(&self.inner.lock().in_file, key)
     }
 
     /// All entries, in order.
@@ -242,9 +242,9 @@ impl PatternSet {
         Some((entry, at as u32))
     }
 
-    /// Whether there is an entry of this key.
-    pub fn contains(&self, key: &str) -> bool {
-        self.inner.lock().by_key.find(key.as_bytes()).is_some()
+    /// The values that a key has now.
+    pub fn values(&self, key: &str) -> Vec<Option<String>> {
+        values(&self.inner.lock().by_key, key)
     }
 
     /// Digest of what counts: equal on nodes that have the same entries in the same order.
@@ -405,6 +405,11 @@ impl Inner {
         };
         edited.now.iter().filter_map(entry).collect()
     }
+}
+
+fn values(table: &Sharded<Exact>, key: &str) -> Vec<Option<String>> {
+    let entries = table.find(key.as_bytes()).into_iter().flat_map(|slot| slot.all());
+    entries.map(|e| e.value().map(str::to_owned)).collect()
 }
 
 /// Digest of what a source says.

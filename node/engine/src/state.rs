@@ -17,7 +17,7 @@ use phalanx_config::model::{self, Config};
 use crate::backend::{Backend, Effects};
 use crate::counters::{Counters, Padded};
 use crate::frontend::{Frontend, Status};
-use crate::pattern::Sets;
+use crate::pattern::{self, Sets};
 use crate::plan::{Plan, ProxyPlan};
 use crate::registry::{Added, Registry};
 use crate::stick::Tables;
@@ -132,6 +132,7 @@ pub struct State {
     sessions: Sessions,
     tables: Arc<Tables>,
     patterns: Sets,
+    pattern_edits: pattern::Queue,
     /// What runtime commands have changed, as of the last [`State::reconcile`]. Its lock serialises
     /// reloads and reconciliations.
     registry: Mutex<Registry>,
@@ -164,6 +165,7 @@ impl State {
             setup,
             tables,
             patterns,
+            pattern_edits: pattern::Queue::default(),
             registry: Mutex::default(),
         })
     }
@@ -191,6 +193,11 @@ impl State {
     /// The stick tables.
     pub fn tables(&self) -> &Arc<Tables> {
         &self.tables
+    }
+
+    /// Changes of maps and ACLs that rules ask for.
+    pub fn pattern_edits(&self) -> &pattern::Queue {
+        &self.pattern_edits
     }
 
     /// The sessions of all workers.

@@ -38,9 +38,8 @@ impl Authority {
             Authority::Local(local) => {
                 let mut registry = local.registry.lock();
                 let reply = registry.apply(&command);
-                if !matches!(reply, Reply::Refused(_)) {
-                    (local.changed)(&registry);
-                }
+                // Also after a refusal: a command on several keys may have changed some before it.
+                (local.changed)(&registry);
                 Ok(reply)
             }
             Authority::Cluster(_) if super::remote::only_here() => Err(super::remote::NOT_LOCAL.to_owned()),

@@ -9,7 +9,8 @@ use phalanx_config::Level;
 use phalanx_engine::time::Now;
 
 use super::{
-    Context, basics, counters, discovery, errors, frontends, membership, process, servers, sessions, tables,
+    Context, basics, counters, discovery, errors, frontends, membership, patterns, process, servers,
+    sessions, tables,
 };
 
 /// One command.
@@ -42,7 +43,6 @@ pub(super) struct Call<'a> {
     /// The words after those that selected the command.
     pub(super) args: &'a [String],
     /// The lines after `<<`.
-    #[expect(dead_code, reason = "none of the commands built so far takes one")]
     pub(super) payload: Option<&'a str>,
     /// Of the connection.
     pub(super) level: Level,
@@ -150,6 +150,7 @@ const GROUPS: &[&[Keyword]] = &[
     errors::KEYWORDS,
     frontends::KEYWORDS,
     membership::KEYWORDS,
+    patterns::KEYWORDS,
     process::KEYWORDS,
     servers::KEYWORDS,
     sessions::KEYWORDS,

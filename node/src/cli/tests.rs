@@ -11,6 +11,8 @@ use tokio::sync::watch;
 
 use super::*;
 
+mod patterns;
+
 const CONFIG: &str = "
 global
     stats socket ipv4@127.0.0.1:9999 level admin
@@ -49,9 +51,14 @@ struct Api {
 
 impl Api {
     fn start(level: phalanx_config::Level) -> Api {
+        Api::with(level, |_| {})
+    }
+
+    fn with(level: phalanx_config::Level, change: impl FnOnce(&mut phalanx_config::Config)) -> Api {
         let env = StaticEnv::default();
         let outcome = phalanx_config::parse(&[Source::new("test.cfg", CONFIG)], &env);
-        let config = outcome.config.unwrap_or_else(|| panic!("{:?}", outcome.diagnostics));
+        let mut config = outcome.config.unwrap_or_else(|| panic!("{:?}", outcome.diagnostics));
+        change(&mut config);
         let clock = Clock::new();
         let now = Now { mono: clock.mono(), unix_us: 1_700_000_000_000_000 };
         let setup = Setup { workers: 2, seed: 1, default_maxconn: 1000, node: "n1".into() };

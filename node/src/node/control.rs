@@ -16,7 +16,7 @@ use phalanx_cluster::vip::GuardianCommand;
 use phalanx_cluster::{Cluster, Settings};
 use phalanx_config::{Config, Env, Level, StatsAddr, StatsSocket};
 use phalanx_engine::backend::{Backend, Effects};
-use phalanx_engine::registry::Registry;
+use phalanx_engine::registry::{Command, Registry};
 use phalanx_engine::state::State;
 use phalanx_engine::time::Now;
 use phalanx_proxy::Forwarder;
@@ -29,6 +29,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::checks;
+use super::edits;
 use super::vips::Floating;
 use crate::args::Options;
 use crate::cli;
@@ -160,6 +161,7 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
         cluster.take_commands(&for_others);
     }
     tokio::spawn(crate::discovery::tend(context.clone()));
+    tokio::spawn(edits::carry(context.state.clone(), context.clone()));
     let mut api = Api { context, open: Vec::new() };
     for socket in sockets {
         api.serve(socket);
@@ -333,10 +335,13 @@ impl Node {
         self.plane.announce(&report.effects);
         let mut text = said.join("\n");
         let registry = self.api.context.authority.registry();
-        if let Some(command) = registry.rebase_command(&old, &config)
-            && let Err(e) = self.api.context.authority.propose(command).await
-        {
-            text.push_str(&format!("\nThe cluster could not be told of the changed values: {e}"));
+        let files = registry.patterns().rebase_commands(&old.patterns, &config.patterns);
+        let commands = registry.rebase_command(&old, &config).into_iter();
+        for command in commands.chain(files.into_iter().map(Command::Patterns)) {
+            if let Err(e) = self.api.context.authority.propose(command).await {
+                text.push_str(&format!("\nThe cluster could not be told of the changed values: {e}"));
+                break;
+            }
         }
         self.api.follow(&config.global.stats_sockets, sockets);
         for what in kept {

@@ -236,7 +236,7 @@ fn command(rng: &mut SmallRng, set: &PatternSet) -> PatternCommand {
 /// node that starts now has the same set.
 #[test]
 fn sets_follow_commands_and_files() {
-    for seed in 0..120 {
+    for seed in 0..40 {
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut registry = Registry::new();
         let file = |rng: &mut SmallRng| {

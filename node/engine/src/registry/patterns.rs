@@ -7,8 +7,10 @@
 //!
 //! Files are never seen here: what they say comes with the commands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
+use phalanx_config::model::{PatternEntry, PatternSource};
 use serde::{Deserialize, Serialize};
 
 use super::Reply;
@@ -19,6 +21,9 @@ pub const MAX_BYTES: usize = 96 << 20;
 
 /// Entries that one key may have.
 pub const MAX_PER_KEY: usize = 1024;
+
+/// Bytes of keys in one command about a reload: far below what the log takes.
+const MAX_REBASED: usize = 24 << 10;
 
 /// Versions of one set that may have entries before one is committed.
 pub const MAX_VERSIONS: usize = 16;
@@ -92,6 +97,8 @@ pub enum KeyChange {
     DeleteAt(u32),
     /// `http-request set-map`: another value for all, or a first entry.
     Put(Option<String>),
+    /// `http-request del-map`: no entries, whether or not there were any.
+    Forget,
 }
 
 /// Where an entry stands in the order of its set.
@@ -203,6 +210,52 @@ impl Patterns {
     /// All sets that were changed.
     pub fn sets(&self) -> impl Iterator<Item = (&str, &Set)> {
         self.sets.iter().map(|(name, set)| (name.as_str(), set))
+    }
+
+    /// The commands that tell the cluster what a reload changed of the files, where that concerns what
+    /// commands have changed. Without them an old edit would come back to life when a file happens to
+    /// say again what the edit once replaced.
+    pub fn rebase_commands(
+        &self,
+        old: &[Arc<PatternSource>],
+        new: &[Arc<PatternSource>],
+    ) -> Vec<PatternCommand> {
+        let named = |sources: &[Arc<PatternSource>], name: &str| {
+            sources.iter().find(|s| s.identity == name).map(|s| s.entries.clone())
+        };
+        let mut commands = Vec::new();
+        for (name, set) in &self.sets {
+            let (Some(was), Some(is)) = (named(old, name), named(new, name)) else { continue };
+            let file =
+                |entries: &[PatternEntry]| whole(entries.iter().map(|e| (&*e.key, e.value.as_deref())));
+            let (from, to) = (file(&was), file(&is));
+            if from == to {
+                continue;
+            }
+            let (was, is) = (digests(&set.edited, &was), digests(&set.edited, &is));
+            let differ = set.edited.iter().filter_map(|(key, _)| {
+                let none = digest(std::iter::empty());
+                let of = |digests: &HashMap<&str, u64>| digests.get(key.as_str()).copied().unwrap_or(none);
+                let (from, to) = (of(&was), of(&is));
+                (from != to).then(|| (key.clone(), from, to))
+            });
+            // At least one, for what stands in place of the file as a whole.
+            let mut pieces = vec![Vec::new()];
+            let mut size = 0;
+            for key in differ {
+                size += key.0.len() + 32;
+                if size > MAX_REBASED {
+                    pieces.push(Vec::new());
+                    size = key.0.len() + 32;
+                }
+                pieces.last_mut().expect("never empty").push(key);
+            }
+            commands.extend(pieces.into_iter().map(|keys| {
+                let action = PatternAction::Rebase { from, keys };
+                PatternCommand { set: name.clone(), file: to, action }
+            }));
+        }
+        commands
     }
 
     pub(super) fn apply(&mut self, command: &PatternCommand) -> Reply {
@@ -321,6 +374,15 @@ impl Set {
     }
 }
 
+/// What a file gives the edited keys, as digests.
+fn digests<'a>(edited: &Keys, entries: &'a [PatternEntry]) -> HashMap<&'a str, u64> {
+    let mut values: HashMap<&str, Vec<Option<&str>>> = HashMap::new();
+    for entry in entries.iter().filter(|e| edited.get(&e.key.to_string()).is_some()) {
+        values.entry(&entry.key).or_default().push(entry.value.as_deref());
+    }
+    values.into_iter().map(|(key, values)| (key, digest(values.into_iter()))).collect()
+}
+
 /// Carries out one change, where the file gives the key these values.
 fn change(
     keys: &mut Keys,
@@ -350,7 +412,7 @@ fn change(
         KeyChange::Put(value) => now.iter_mut().for_each(|(_, v)| v.clone_from(value)),
         KeyChange::Set(_) | KeyChange::Delete if now.is_empty() => return Err(missing()),
         KeyChange::Set(value) => now.iter_mut().for_each(|(_, v)| *v = Some(value.clone())),
-        KeyChange::Delete => now.clear(),
+        KeyChange::Delete | KeyChange::Forget => now.clear(),
         KeyChange::SetAt(at, value) => {
             now.get_mut(*at as usize).ok_or_else(missing)?.1 = Some(value.clone());
         }

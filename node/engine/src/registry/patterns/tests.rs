@@ -104,3 +104,39 @@ fn what_commands_add_is_bounded() {
     }
     assert!(matches!(p.apply(&one(1, edit("k", &[], KeyChange::Add(None)))), Reply::Refused(_)));
 }
+
+#[test]
+fn a_reload_tells_what_the_file_changed_of_edited_keys() {
+    let source = |entries: &[(&str, &str)]| {
+        let entry = |(key, value): &(&str, &str)| PatternEntry {
+            key: (*key).into(),
+            value: Some((*value).into()),
+            line: 0,
+        };
+        vec![Arc::new(PatternSource {
+            id: 0,
+            file: Some("f".into()),
+            identity: "f".into(),
+            description: String::new(),
+            is_map: true,
+            entries: Arc::new(entries.iter().map(entry).collect()),
+            uses: Vec::new(),
+        })]
+    };
+    let old = source(&[("k", "a"), ("l", "a"), ("m", "a")]);
+    let new = source(&[("k", "b"), ("l", "a"), ("m", "b")]);
+    let mut p = Patterns::default();
+    for key in ["k", "l"] {
+        p.apply(&one(1, edit(key, &["a"], KeyChange::Set("run".into()))));
+    }
+    p.apply(&one(1, edit("new", &[], KeyChange::Add(Some("run".into())))));
+    assert!(p.rebase_commands(&old, &old).is_empty());
+    let commands = p.rebase_commands(&old, &new);
+    let [PatternCommand { action: PatternAction::Rebase { keys, .. }, .. }] = &commands[..] else {
+        panic!("{commands:?}");
+    };
+    assert_eq!(keys, &[("k".to_owned(), digest_of(&["a"]), digest_of(&["b"]))]);
+    commands.iter().for_each(|c| drop(p.apply(c)));
+    let left: Vec<_> = p.set("f").unwrap().edited.iter().map(|(k, e)| (k.as_str(), e.left)).collect();
+    assert_eq!(left, [("k", true), ("l", false), ("new", false)]);
+}
