@@ -457,6 +457,7 @@ impl Parser<'_> {
             ("http-request", &mut rules.http_request),
             ("http-response", &mut rules.http_response),
             ("http-after-response", &mut rules.http_after_response),
+            ("redirect", &mut rules.redirect),
         ] {
             if !list.is_empty() {
                 ignored(what);

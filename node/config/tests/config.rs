@@ -28,6 +28,8 @@ fn env() -> StaticEnv {
     env.groups.insert("nogroup".into(), 65534);
     let resolv_conf = "# local\nsearch x\nnameserver 192.0.2.53\nnameserver bad\n";
     env.files.insert("/etc/resolv.conf".into(), resolv_conf.into());
+    env.files.insert("blocked.lst".into(), b"192.0.2.0/24\n# none\n198.51.100.7\n".to_vec());
+    env.files.insert("routes.map".into(), b"/api api\n/ app\n".to_vec());
     env.hosts.insert("app.example".into(), IpAddr::from([192, 0, 2, 7]));
     env
 }

@@ -44,6 +44,11 @@ pages! {
     504 "Gateway Time-out" "The server didn't respond in time.",
 }
 
+/// The page of a status that has one.
+pub fn has_page(status: u16) -> Option<&'static Page> {
+    PAGES.iter().find(|p| p.status == status)
+}
+
 /// The page of a status; that of 500 for a status without one.
 pub fn page(status: u16) -> &'static Page {
     let find = |wanted| PAGES.iter().find(|p| p.status == wanted);

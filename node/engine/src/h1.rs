@@ -11,13 +11,16 @@ mod chunk;
 mod edit;
 mod framing;
 mod head;
+mod rewrite;
 #[cfg(test)]
 mod tests;
 
 pub use chunk::{Chunked, Scan};
 pub use edit::{Edits, write_request, write_response};
 pub use framing::{Body, Persistence, RequestFraming, ResponseFraming, request_framing, response_framing};
+pub(crate) use head::is_token;
 pub use head::{Field, Head, Span, Start, request, response};
+pub use rewrite::Rewrite;
 
 /// Most header fields of one message, as `tune.http.maxhdr` has it by default (101 lines with the
 /// start line).

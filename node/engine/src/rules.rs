@@ -4,6 +4,12 @@
 //! answer, close. What only touches memory (tracking, counting, variables) is done here. The caller
 //! holds the message, so it builds a new [`Context`] after it has changed one.
 
+mod answer;
+mod edit;
+mod reasons;
+#[cfg(test)]
+mod tests;
+
 use phalanx_config::pattern::Method;
 use phalanx_config::{
     AclTest, Action, Change, Condition, CounterAction, Fetch, Rule, Term, TrackRule, ValueFrom,
@@ -11,6 +17,11 @@ use phalanx_config::{
 
 use crate::plan::{Plan, ProxyPlan};
 use crate::sample::{self, Context, Value, evaluate, with_key};
+use crate::stick::Data;
+
+pub use self::answer::{Reply, answer, redirect};
+pub use self::edit::{Edit, prepare};
+pub use self::reasons::reason;
 
 /// Where in a set the caller stands.
 #[derive(Clone, Copy, Debug, Default)]
@@ -132,7 +143,23 @@ fn change(counter: &CounterAction, at: &Context<'_>) {
     else {
         return;
     };
-    if let ("gpc0", Change::Increment) = (counter.data, &counter.change) {
-        tracked.inc_gpc0(at.now);
+    let Some(data) = Data::named(counter.data, counter.index) else { return };
+    let amount = |from: &ValueFrom| match from {
+        ValueFrom::Int(n) => Some(*n),
+        ValueFrom::Expr(expr) => evaluate(expr, at)?.to_int(),
+        ValueFrom::Format(_) => None,
+    };
+    match &counter.change {
+        Change::Increment => drop(tracked.inc(data, 1, at.now)),
+        Change::Add(from) => {
+            if let Some(n) = amount(from).and_then(|n| u64::try_from(n).ok()) {
+                tracked.inc(data, n, at.now);
+            }
+        }
+        Change::Set(from) => {
+            if let Some(n) = amount(from) {
+                tracked.set_gpt(data, n as u32, at.now);
+            }
+        }
     }
 }

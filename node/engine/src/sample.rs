@@ -24,9 +24,11 @@ use crate::server::Server;
 use crate::state::State;
 use crate::time::Now;
 
+pub(crate) use self::convert::regsub_whole;
 pub use self::counter::with_key;
 pub use self::format::render;
 pub use self::http::{last_value, path, query, url_param};
+pub(crate) use self::http::{path_and_query, split_list};
 pub use self::value::Value;
 pub(crate) use self::value::input;
 

@@ -18,7 +18,7 @@ use phalanx_config::Proxy;
 use phalanx_engine::counters::bump;
 use phalanx_engine::end::{Cause, End, Phase};
 use phalanx_engine::h1::{self, Body, Chunked, Error, ErrorKind, Parsed, RequestFraming};
-use phalanx_engine::log::Timers;
+use phalanx_engine::log::{self, Timers};
 use phalanx_engine::state::sessions;
 use phalanx_engine::time::Now;
 use tokio::io::AsyncWriteExt;
@@ -277,6 +277,7 @@ async fn refuse(
         request: b"",
         server: None,
         asap: false,
+        level: log::INFO,
     });
 }
 

@@ -34,6 +34,8 @@ pub(crate) struct Report<'a> {
     pub(crate) server: Option<&'a str>,
     /// `option logasap`: before the end.
     pub(crate) asap: bool,
+    /// Level that it is logged at.
+    pub(crate) level: u8,
 }
 
 /// Writes the line to the frontend's log targets.
@@ -76,7 +78,7 @@ pub(crate) fn log(report: &Report<'_>) {
     };
     let mut line = Text::take();
     log::line(config.log_format, &record, &mut line);
-    session.worker.shared.logs.send(&config.logs, log::INFO, &line);
+    session.worker.shared.logs.send(&config.logs, report.level, &line);
 }
 
 /// Milliseconds from `start` to a later moment.
@@ -107,7 +109,8 @@ pub(crate) fn count_end(shard: &Shard, end: End) {
         Cause::ServerAbort | Cause::ServerTimeout if transferring => bump(&shard.srv_abrt, 1),
         _ => {}
     }
-    if end.phase == Phase::Headers && !matches!(end.cause, Cause::ClientAbort | Cause::ClientTimeout) {
+    let ours = matches!(end.cause, Cause::ClientAbort | Cause::ClientTimeout | Cause::Local);
+    if end.phase == Phase::Headers && !ours {
         bump(&shard.eresp, 1);
     }
 }

@@ -110,6 +110,13 @@ pub(crate) async fn inspect(client: &mut Front, delay: Duration) {
     .await;
 }
 
+/// Makes the close of a connection one that its client does not learn of: the reset does not get
+/// beyond the first router. IPv6 has no such limit here, so that its clients see a reset.
+pub(crate) fn leave_silently(client: &Front) {
+    let _ = client.stream.set_ttl(1);
+    let _ = client.stream.set_zero_linger();
+}
+
 /// What rules that change no message come to; `None` = they wait.
 fn verdict(set: &[Rule], cursor: &mut Cursor, proxy: &ProxyPlan, at: &Context<'_>) -> Option<Passage> {
     loop {
@@ -145,6 +152,13 @@ pub(crate) fn backend<'p>(plan: &'p Plan, front: &'p ProxyPlan, at: &Context<'_>
         }
     }
     front.default_backend.map(|index| &plan.proxies[index])
+}
+
+/// The server of the first `use-server` whose condition holds and that can be used.
+pub(crate) fn server(back: &ProxyPlan, backend: &Backend, at: &Context<'_>) -> Option<Arc<Server>> {
+    let named = back.config.use_server.iter().filter(|rule| rules::holds(rule.condition.as_ref(), back, at));
+    let mut found = named.filter_map(|rule| backend.server(&rule.server));
+    found.find(|server| server.accepts_persistent() || back.config.persist)
 }
 
 /// The server that the first rule with a usable entry leads to.

@@ -69,10 +69,11 @@ pub(crate) fn start(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, ta
         memory: Memory::default(),
         _place: place,
     };
-    if !session.may_pass(&plan, index, &front) {
+    match session.passage(&plan, index, &front) {
+        Passage::Free => {}
         // A single reset: the client's port is free again and no TIME_WAIT is left here.
-        let _ = front.stream.set_zero_linger();
-        return;
+        Passage::Rejected => return drop(front.stream.set_zero_linger()),
+        Passage::Dropped => return rules::leave_silently(&front),
     }
     for counters in [session.frontend.counters(), worker.shared.state.process().counters()] {
         counters.count_session(worker.id, accepted);
@@ -85,20 +86,21 @@ pub(crate) fn start(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, ta
 
 impl Session {
     /// Carries out `tcp-request connection` and `tcp-request session`.
-    fn may_pass(&self, plan: &View, index: usize, client: &Front) -> bool {
+    fn passage(&self, plan: &View, index: usize, client: &Front) -> Passage {
         let front = &plan.proxies[index];
         let set = &front.config.rules;
         let around = Around { session: self, plan, front, proxy: front, backend: None };
         let shard = self.frontend.counters().shard(self.worker.id);
-        if rules::connection(&set.tcp_connection, &around, client) != Passage::Free {
+        let passage = rules::connection(&set.tcp_connection, &around, client);
+        if passage != Passage::Free {
             bump(&shard.dcon, 1);
-            return false;
+            return passage;
         }
-        if rules::connection(&set.tcp_session, &around, client) != Passage::Free {
+        let passage = rules::connection(&set.tcp_session, &around, client);
+        if passage != Passage::Free {
             bump(&shard.dses, 1);
-            return false;
         }
-        true
+        passage
     }
 }
 

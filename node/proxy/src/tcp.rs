@@ -8,7 +8,7 @@ use phalanx_config::Proxy;
 use phalanx_engine::backend::Backend;
 use phalanx_engine::counters::bump;
 use phalanx_engine::end::{Cause, End, Phase};
-use phalanx_engine::log::Timers;
+use phalanx_engine::log::{self as records, Timers};
 use phalanx_engine::plan::ProxyPlan;
 use phalanx_engine::state::sessions;
 
@@ -33,8 +33,9 @@ pub(crate) fn serve(
         let proxy = &plan.proxies[index];
         let now = session.accepted;
         let mut dispatch = Dispatch { asked: now, ..Dispatch::default() };
-        if !pass(&session, &plan, proxy, proxy, &mut front).await {
-            return denied(&session, &mut front, &proxy.config, None, &dispatch);
+        let passage = pass(&session, &plan, proxy, proxy, &mut front).await;
+        if passage != Passage::Free {
+            return denied(&session, &mut front, &proxy.config, None, &dispatch, passage);
         }
         let around = around(&session, &plan, proxy, proxy);
         let at = around.context(&front, session.worker.now());
@@ -47,8 +48,11 @@ pub(crate) fn serve(
         let stream = backend.enter();
         backend.counters().count_session(session.worker.id, now);
         // Those of a `listen` have been executed already.
-        if !std::ptr::eq(back, proxy) && !pass(&session, &plan, proxy, back, &mut front).await {
-            return denied(&session, &mut front, &proxy.config, Some(backend), &dispatch);
+        if !std::ptr::eq(back, proxy) {
+            let passage = pass(&session, &plan, proxy, back, &mut front).await;
+            if passage != Passage::Free {
+                return denied(&session, &mut front, &proxy.config, Some(backend), &dispatch, passage);
+            }
         }
         let (end, bytes) = forward(&session, &plan, back, backend, &mut front, &mut dispatch).await;
         // What a client sent to nobody is thrown away: closing with unread bytes would reset its connection.
@@ -69,20 +73,20 @@ fn around<'a>(
     Around { session, plan, front, proxy, backend: proxy.backend.as_ref() }
 }
 
-/// Carries out `tcp-request content` of a proxy; whether the session goes on.
+/// Carries out `tcp-request content` of a proxy.
 async fn pass(
     session: &Session,
     plan: &View,
     front: &ProxyPlan,
     proxy: &ProxyPlan,
     client: &mut Front,
-) -> bool {
+) -> Passage {
     if proxy.config.rules.tcp_content.is_empty() {
-        return true;
+        return Passage::Free;
     }
     let around = around(session, plan, front, proxy);
     // Boxed: most sessions have no such rules.
-    Box::pin(rules::content(&around, client)).await == Passage::Free
+    Box::pin(rules::content(&around, client)).await
 }
 
 /// Ends a session that a rule rejected.
@@ -92,9 +96,13 @@ fn denied(
     config: &Proxy,
     backend: Option<&Arc<Backend>>,
     dispatch: &Dispatch,
+    passage: Passage,
 ) {
     for shard in report::shards(session, backend, None) {
         bump(&shard.dreq, 1);
+    }
+    if passage == Passage::Dropped {
+        rules::leave_silently(front);
     }
     let _ = front.stream.try_read(&mut [0; 512]);
     report(session, front, config, backend, dispatch, End::new(Cause::Proxy, Phase::Request), (0, 0));
@@ -110,7 +118,11 @@ async fn forward(
 ) -> (End, (u64, u64)) {
     let worker = &*session.worker;
     let config = &back.config;
-    if !back.stick_rules.is_empty() {
+    if !back.config.use_server.is_empty() {
+        let at = around(session, plan, back, back).context(front, session.accepted);
+        dispatch.directed = rules::server(back, backend, &at);
+    }
+    if dispatch.directed.is_none() && !back.stick_rules.is_empty() {
         let at = around(session, plan, back, back).context(front, session.accepted);
         dispatch.directed = rules::stick_match(back, &at, backend, config.persist);
     }
@@ -224,5 +236,6 @@ fn log(
         request: b"",
         server: None,
         asap: bytes.is_none(),
+        level: records::INFO,
     });
 }

@@ -1,6 +1,6 @@
 //! The converters that are built (manual section 7.3.1).
 
-use super::{Arguments, variable};
+use super::{Arguments, fetches, variable};
 use crate::known;
 use crate::model::{Arithmetic, Converter, CounterFetch, HashKind, Map, Operand, Regex};
 use crate::pattern::{Method, Output};
@@ -82,15 +82,22 @@ const CONVERTERS: &[(&str, Build)] = &[
     ("in_table", |a| Ok(Converter::InTable(a.text()?.to_owned()))),
 ];
 
-/// `table_…` converters, by the data type that they read.
+/// What may follow `table_`, beside what stick counters have.
 const TABLE_VALUES: &[(&str, CounterFetch)] = &[
-    ("table_conn_cnt", CounterFetch::Value("conn_cnt")),
-    ("table_conn_rate", CounterFetch::Value("conn_rate")),
-    ("table_gpc0", CounterFetch::Value("gpc0")),
-    ("table_http_req_cnt", CounterFetch::Value("http_req_cnt")),
-    ("table_http_req_rate", CounterFetch::Value("http_req_rate")),
-    ("table_server_id", CounterFetch::Value("server_id")),
-    ("table_trackers", CounterFetch::Trackers),
+    ("expire", CounterFetch::Expire),
+    ("gpc0", CounterFetch::Value("gpc0")),
+    ("gpc1", CounterFetch::Value("gpc1")),
+    ("gpt0", CounterFetch::Value("gpt0")),
+    ("idle", CounterFetch::Idle),
+    ("server_id", CounterFetch::Value("server_id")),
+];
+
+/// What takes the index of an element first.
+const TABLE_ELEMENTS: &[(&str, fetches::OfElement)] = &[
+    ("gpc", |index| CounterFetch::Element("gpc", index)),
+    ("gpc_rate", |index| CounterFetch::Element("gpc_rate", index)),
+    ("gpt", |index| CounterFetch::Element("gpt", index)),
+    ("inc_gpc", CounterFetch::IncElement),
 ];
 
 /// The converter of this name; `None` when there is none.
@@ -98,11 +105,28 @@ pub(super) fn build(name: &str, args: &mut Arguments<'_>) -> Option<Built> {
     if let Some((_, build)) = CONVERTERS.iter().find(|(known, _)| *known == name) {
         return Some(build(args));
     }
-    if let Some((_, what)) = TABLE_VALUES.iter().find(|(known, _)| *known == name) {
-        return Some(args.text().map(|table| Converter::TableValue(table.to_owned(), *what)));
+    if let Some(rest) = name.strip_prefix("table_") {
+        let values = TABLE_VALUES.iter().chain(fetches::VALUES);
+        let plain = values.into_iter().find(|(known, _)| *known == rest).map(|(_, what)| *what);
+        let element = TABLE_ELEMENTS.iter().find(|(known, _)| *known == rest).map(|(_, what)| *what);
+        return match (plain, element) {
+            (Some(what), _) => Some(table_value(what, args)),
+            (None, Some(what)) => Some(fetches::index(args).and_then(|index| table_value(what(index), args))),
+            (None, None) => None,
+        };
     }
     let (method, output) = map_kind(name)?;
     Some(map(method, output, args))
+}
+
+/// `[table[,default]]`.
+fn table_value(what: CounterFetch, args: &mut Arguments<'_>) -> Built {
+    let table = args.optional().unwrap_or_default().to_owned();
+    let default = match what {
+        CounterFetch::Expire | CounterFetch::Idle => args.optional_parsed("an integer")?,
+        _ => None,
+    };
+    Ok(Converter::TableValue(table, what, default))
 }
 
 /// What `map`, `map_<match>` and `map_<match>_<output>` compare and give.
@@ -138,8 +162,7 @@ fn map(method: Method, output: Output, args: &mut Arguments<'_>) -> Built {
 
 /// Every name.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
-    let simple = CONVERTERS.iter().map(|(name, _)| *name);
-    simple.chain(TABLE_VALUES.iter().map(|(name, _)| *name))
+    CONVERTERS.iter().map(|(name, _)| *name)
 }
 
 /// Index, delimiters and count of `field` and `word`.

@@ -129,18 +129,48 @@ const FETCHES: &[Keyword] = &[
     fetch(&["req.proto_http", "req_proto_http"], |_| Ok(Fetch::ProtoHttp)),
 ];
 
-/// What may follow `sc_`, `sc0_` … and `src_`, as far as stick tables store it.
-const COUNTERS: &[(&str, CounterFetch)] = &[
-    ("clr_gpc0", CounterFetch::Clear("gpc0")),
+/// What may follow `sc_`, `sc0_` … and `src_`, and stands in a `table_` converter, too.
+pub(super) const VALUES: &[(&str, CounterFetch)] = &[
+    ("bytes_in_rate", CounterFetch::Value("bytes_in_rate")),
+    ("bytes_out_rate", CounterFetch::Value("bytes_out_rate")),
     ("conn_cnt", CounterFetch::Value("conn_cnt")),
+    ("conn_cur", CounterFetch::Value("conn_cur")),
     ("conn_rate", CounterFetch::Value("conn_rate")),
-    ("get_gpc0", CounterFetch::Value("gpc0")),
+    ("gpc0_rate", CounterFetch::Value("gpc0_rate")),
+    ("gpc1_rate", CounterFetch::Value("gpc1_rate")),
+    ("http_err_cnt", CounterFetch::Value("http_err_cnt")),
+    ("http_err_rate", CounterFetch::Value("http_err_rate")),
+    ("http_fail_cnt", CounterFetch::Value("http_fail_cnt")),
+    ("http_fail_rate", CounterFetch::Value("http_fail_rate")),
     ("http_req_cnt", CounterFetch::Value("http_req_cnt")),
     ("http_req_rate", CounterFetch::Value("http_req_rate")),
+    ("sess_cnt", CounterFetch::Value("sess_cnt")),
+    ("sess_rate", CounterFetch::Value("sess_rate")),
     ("inc_gpc0", CounterFetch::Inc("gpc0")),
-    ("tracked", CounterFetch::Tracked),
+    ("inc_gpc1", CounterFetch::Inc("gpc1")),
+    ("kbytes_in", CounterFetch::Kilo("bytes_in_cnt")),
+    ("kbytes_out", CounterFetch::Kilo("bytes_out_cnt")),
     ("trackers", CounterFetch::Trackers),
+];
+
+/// What may follow `sc_`, `sc0_` … and `src_` only.
+const COUNTERS: &[(&str, CounterFetch)] = &[
+    ("get_gpc0", CounterFetch::Value("gpc0")),
+    ("get_gpc1", CounterFetch::Value("gpc1")),
+    ("get_gpt0", CounterFetch::Value("gpt0")),
+    ("tracked", CounterFetch::Tracked),
     ("updt_conn_cnt", CounterFetch::UpdateConnCnt),
+];
+
+/// What is fetched of an element by its index.
+pub(super) type OfElement = fn(u8) -> CounterFetch;
+
+/// What takes the index of an element first.
+const ELEMENTS: &[(&str, OfElement)] = &[
+    ("get_gpc", |index| CounterFetch::Element("gpc", index)),
+    ("get_gpt", |index| CounterFetch::Element("gpt", index)),
+    ("gpc_rate", |index| CounterFetch::Element("gpc_rate", index)),
+    ("inc_gpc", CounterFetch::IncElement),
 ];
 
 /// The fetch of this name; `None` when there is none.
@@ -148,30 +178,52 @@ pub(super) fn build(name: &str, args: &mut Arguments<'_>) -> Option<Built> {
     if let Some(keyword) = FETCHES.iter().find(|keyword| keyword.names.contains(&name)) {
         return Some((keyword.build)(args));
     }
-    let counters = |rest: &str| COUNTERS.iter().find(|(name, _)| *name == rest).map(|(_, what)| *what);
-    if let Some(rest) = name.strip_prefix("src_") {
-        let what = counters(rest).filter(|what| !matches!(what, CounterFetch::Tracked))?;
-        return Some(counter(CounterKey::Src, what, args));
-    }
-    let rest = name.strip_prefix("sc")?;
-    let (number, rest) = match rest.as_bytes() {
-        [digit @ b'0'..=b'9', b'_', ..] => (Some(digit - b'0'), &rest[2..]),
-        [b'_', ..] => (None, &rest[1..]),
-        _ => return None,
+    let (key, rest) = match name.strip_prefix("src_") {
+        Some(rest) => (Some(CounterKey::Src), rest),
+        None => match name.strip_prefix("sc")?.as_bytes() {
+            [digit @ b'0'..=b'9', b'_', ..] => (Some(CounterKey::Tracked(digit - b'0')), &name[4..]),
+            [b'_', ..] => (None, &name[3..]),
+            _ => return None,
+        },
     };
-    let what = counters(rest).filter(|what| !matches!(what, CounterFetch::UpdateConnCnt))?;
-    Some(tracked(number, what, args))
+    let plain = VALUES.iter().chain(COUNTERS).find(|(name, _)| *name == rest).map(|(_, what)| *what);
+    let element = ELEMENTS.iter().find(|(name, _)| *name == rest).map(|(_, what)| *what);
+    match (plain, key) {
+        (None, _) if element.is_none() => return None,
+        (Some(CounterFetch::Tracked), Some(CounterKey::Src)) => return None,
+        (Some(CounterFetch::UpdateConnCnt), None | Some(CounterKey::Tracked(_))) => return None,
+        _ => {}
+    }
+    Some(counter_of(key, plain, element, args))
 }
 
-fn tracked(number: Option<u8>, what: CounterFetch, args: &mut Arguments<'_>) -> Built {
-    let number = match number {
-        Some(number) => number,
-        None => args.parsed("a stick counter's number")?,
+fn counter_of(
+    key: Option<CounterKey>,
+    plain: Option<CounterFetch>,
+    element: Option<OfElement>,
+    args: &mut Arguments<'_>,
+) -> Built {
+    let element = match element {
+        Some(element) => Some(element(index(args)?)),
+        None => None,
     };
-    if number > 2 {
+    let key = match key {
+        Some(key) => key,
+        None => CounterKey::Tracked(args.parsed("a stick counter's number")?),
+    };
+    if let CounterKey::Tracked(number @ 3..) = key {
         return Err(format!("invalid stick table track ID '{number}', at most 2"));
     }
-    counter(CounterKey::Tracked(number), what, args)
+    let what = plain.or(element).ok_or("missing argument")?;
+    counter(key, what, args)
+}
+
+/// The index of an element of an array.
+pub(super) fn index(args: &mut Arguments<'_>) -> Result<u8, String> {
+    match args.parsed::<u8>("the index of an element")? {
+        index @ 0..100 => Ok(index),
+        index => Err(format!("the index of an element is at most 99, but got '{index}'")),
+    }
 }
 
 fn counter(of: CounterKey, what: CounterFetch, args: &mut Arguments<'_>) -> Built {

@@ -55,6 +55,9 @@ impl Parser<'_> {
                 self.check_backend(drafts, draft, name, *pos, "use_backend");
             }
         }
+        for Placed { value: rule, pos } in &draft.use_server {
+            self.check_server(drafts, draft, &draft.name, &rule.server, *pos, "use-server");
+        }
     }
 
     /// A proxy that an expression names must exist and have that side.

@@ -13,15 +13,14 @@ use crate::keyword::{Apply, Arity, BACKEND, FRONTEND, Keyword, LISTEN, Sections}
 use crate::known;
 use crate::line::{Args, Fault};
 use crate::model::{
-    BackendName, Condition, Converter, CounterKey, Expr, Fetch, Format, GaugeKind, Needs, Piece, Rule, Rules,
-    UseBackend,
+    Action, BackendName, Condition, Converter, CounterKey, Expr, Fetch, Format, GaugeKind, Needs, Piece,
+    Rule, Rules, UseBackend, UseServer,
 };
 use crate::parser::Parser;
 use crate::value::{self, Unit};
 
 /// A set of rules, or another place where conditions and expressions are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code, reason = "rules of responses take no action yet")]
 pub(crate) enum Set {
     TcpConnection,
     TcpSession,
@@ -117,6 +116,37 @@ pub(crate) const KEYWORDS: &[Keyword] = &[
         },
     ),
     set("http-request", ANY, "A rule for requests.", |p, a| rule(p, a, Set::HttpRequest)),
+    set("http-response", ANY, "A rule for responses of servers.", |p, a| rule(p, a, Set::HttpResponse)),
+    set("http-after-response", ANY, "A rule for all responses.", |p, a| rule(p, a, Set::HttpAfterResponse)),
+    Keyword::new(
+        "redirect",
+        "<location|prefix|scheme> <fmt> [arguments] [if|unless <condition>]",
+        ANY,
+        Arity::AtLeast(2),
+        "Redirects requests; as 'http-request redirect', after all others.",
+        |p, a| {
+            let mut line = Line { args: a, set: Set::HttpRequest, name: "redirect", param: None, next: 0 };
+            let action = Action::Redirect(answers::redirect(p, &mut line)?);
+            let condition = line.condition(p)?;
+            let pos = p.pos();
+            p.proxy().rules.redirect.push(Rule { action, condition, pos });
+            Ok(())
+        },
+    ),
+    Keyword::new(
+        "use-server",
+        "<server> [if|unless <condition>]",
+        BACKEND | LISTEN,
+        Arity::AtLeast(1),
+        "Sends what meets the condition to a server.",
+        |p, a| {
+            let mut line = Line { args: a, set: Set::UseServer, name: "", param: None, next: 1 };
+            let condition = line.condition(p)?;
+            let (server, pos) = (a.text(0).to_owned(), p.pos());
+            p.proxy().use_server.push(Placed { value: UseServer { server, condition }, pos });
+            Ok(())
+        },
+    ),
     Keyword::new(
         "use_backend",
         "<backend> [if|unless <condition>]",
@@ -341,8 +371,8 @@ pub(crate) fn references(expr: &Expr) -> Vec<Reference<'_>> {
         _ => {}
     }
     for converter in &expr.converters {
-        if let Converter::InTable(table) | Converter::TableValue(table, _) = converter {
-            list.push(Reference::Table(Some(table)));
+        if let Converter::InTable(table) | Converter::TableValue(table, ..) = converter {
+            list.push(Reference::Table(Some(table.as_str()).filter(|name| !name.is_empty())));
         }
     }
     list

@@ -85,6 +85,8 @@ pub struct Rules {
     pub inspect_delay: Option<std::time::Duration>,
     /// `http-request`.
     pub http_request: Vec<Rule>,
+    /// `redirect`, carried out after `http-request`.
+    pub redirect: Vec<Rule>,
     /// `http-response`.
     pub http_response: Vec<Rule>,
     /// `http-after-response`.
@@ -178,8 +180,8 @@ pub struct CounterAction {
     pub counter: u8,
     /// Data type, such as `gpc0`.
     pub data: &'static str,
-    /// Index into an array type.
-    pub index: Option<u32>,
+    /// Index into an array type; 0 for others.
+    pub index: u8,
     /// How.
     pub change: Change,
 }
@@ -250,9 +252,11 @@ pub enum NameMatch {
 pub struct Answer {
     /// `status`, `deny_status`.
     pub status: u16,
+    /// The page of the status, whatever else stands here.
+    pub page: bool,
     /// `content-type`.
     pub content_type: Option<String>,
-    /// What it holds; `None` = the page of its status (`deny`, `tarpit`), or nothing (`return`).
+    /// What it holds.
     pub body: Option<Body>,
     /// `hdr`.
     pub headers: Vec<(String, Format)>,

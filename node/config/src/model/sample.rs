@@ -374,23 +374,23 @@ pub enum CounterFetch {
     /// A value by the name of its data type.
     Value(&'static str),
     /// An element of an array by the name of its data type.
-    Element(&'static str, u32),
+    Element(&'static str, u8),
     /// A value in units of 1024.
     Kilo(&'static str),
     /// `inc_gpc0` and the like: one more, then the value.
     Inc(&'static str),
     /// `inc_gpc`.
-    IncElement(u32),
-    /// `clr_gpc0` and the like: the value, then 0.
-    Clear(&'static str),
-    /// `clr_gpc`.
-    ClearElement(u32),
+    IncElement(u8),
     /// `tracked`.
     Tracked,
     /// `trackers`.
     Trackers,
     /// `updt_conn_cnt`.
     UpdateConnCnt,
+    /// `table_expire`, in milliseconds.
+    Expire,
+    /// `table_idle`, in milliseconds.
+    Idle,
 }
 
 /// A variable.
@@ -555,8 +555,9 @@ pub enum Converter {
     UnsetVar(Variable),
     /// `in_table`.
     InTable(String),
-    /// `table_http_req_rate` and the like: table and data type.
-    TableValue(String, CounterFetch),
+    /// `table_http_req_rate` and the like: table (empty = the proxy's own), what, and what it is for a key
+    /// that is not there.
+    TableValue(String, CounterFetch, Option<i64>),
     /// `map…`.
     Map(Map),
 }

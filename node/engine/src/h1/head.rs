@@ -41,6 +41,13 @@ pub struct Field {
     upper: u32,
 }
 
+impl Field {
+    /// A field that was not received.
+    pub(crate) fn added(name: Span, value: Span) -> Field {
+        Field { name, value, upper: 0 }
+    }
+}
+
 /// The start line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Start {

@@ -116,7 +116,9 @@ fn one<'a>(converter: &'a Converter, value: Value<'a>, at: &Context<'a>) -> Opti
             let table = counter::table(at, Some(name))?;
             Value::Bool(counter::contains(&value, table, at.now))
         }
-        TableValue(name, what) => counter::of_key(&value, counter::table(at, Some(name))?, *what, at.now)?,
+        TableValue(name, what, default) => {
+            counter::of_key(&value, counter::table(at, Some(name))?, *what, *default, at.now)?
+        }
         Map(map) => look_up(map, &value, at)?,
     })
 }
@@ -172,7 +174,7 @@ fn field<'t>(text: &'t [u8], index: i64, by: &[u8], count: i64, words: bool) -> 
 }
 
 /// Replaces what matches by `with`, in which `\0` to `\9` stand for groups.
-pub(crate) fn regsub(text: &[u8], regex: &regex::bytes::Regex, with: &[u8], all: bool) -> Vec<u8> {
+fn regsub(text: &[u8], regex: &regex::bytes::Regex, with: &[u8], all: bool) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut from = 0;
     for groups in regex.captures_iter(text).take(if all { usize::MAX } else { 1 }) {
@@ -189,8 +191,17 @@ pub(crate) fn regsub(text: &[u8], regex: &regex::bytes::Regex, with: &[u8], all:
     out
 }
 
+/// `with`, with groups in it, in place of the whole text if it matches.
+pub(crate) fn regsub_whole(text: &[u8], regex: &regex::bytes::Regex, with: &[u8]) -> Option<Vec<u8>> {
+    let groups = regex.captures(text)?;
+    let mut out = Vec::new();
+    expand(with, &groups, &mut out);
+    out.truncate(MAX_TEXT);
+    Some(out)
+}
+
 /// Appends `with`, with groups in the place of `\0` to `\9`.
-pub(crate) fn expand(with: &[u8], groups: &regex::bytes::Captures<'_>, out: &mut Vec<u8>) {
+fn expand(with: &[u8], groups: &regex::bytes::Captures<'_>, out: &mut Vec<u8>) {
     let mut bytes = with.iter().copied();
     while let Some(byte) = bytes.next() {
         match byte {

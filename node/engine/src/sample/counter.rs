@@ -1,12 +1,11 @@
 //! Fetches and converters of stick tables (manual sections 7.3.1 and 7.3.3).
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use phalanx_config::{Counter, CounterFetch, CounterKey, Expr};
 
 use super::{Context, Value, evaluate};
-use crate::stick::{Input, Key, Scratch, Table, Tracked};
+use crate::stick::{Data, Input, Key, Scratch, Table, Tracked};
 use crate::time::Now;
 
 /// Calls `f` with the key that `expr` gives in `table`.
@@ -39,7 +38,7 @@ pub(super) fn fetch<'a>(counter: &Counter, at: &Context<'a>) -> Option<Value<'a>
     match counter.of {
         CounterKey::Src => {
             let table = table(at, counter.table.as_deref())?;
-            by_src(at.src.ip().to_canonical(), table, counter.what, at.now)
+            of_key(&Value::Ip(at.src.ip().to_canonical()), table, counter.what, None, at.now)
         }
         CounterKey::Tracked(number) => {
             let tracked = at.memory.tracked(number).or_else(|| at.session.tracked(number));
@@ -54,45 +53,64 @@ pub(super) fn fetch<'a>(counter: &Counter, at: &Context<'a>) -> Option<Value<'a>
     }
 }
 
+/// A value of the tracked entry. Nothing when none is tracked or the table does not store it.
 fn of_tracked<'a>(tracked: Option<&Tracked>, what: CounterFetch, now: Now) -> Option<Value<'a>> {
     if what == CounterFetch::Tracked {
         return Some(Value::Bool(tracked.is_some()));
     }
     let tracked = tracked?;
-    let n = match what {
-        CounterFetch::Value(name) => tracked.value(name, now)?,
-        CounterFetch::Inc("gpc0") => tracked.inc_gpc0(now),
-        _ => return None,
-    };
-    Some(Value::Int(i64::try_from(n).unwrap_or(i64::MAX)))
+    let value = |data: Data| tracked.value(data, now);
+    int(match what {
+        CounterFetch::Value(name) => value(Data::named(name, 0)?)?,
+        CounterFetch::Element(name, index) => value(Data::named(name, index)?)?,
+        CounterFetch::Kilo(name) => value(Data::named(name, 0)?)? >> 10,
+        CounterFetch::Inc(name) => tracked.inc(Data::named(name, 0)?, 1, now)?,
+        CounterFetch::IncElement(index) => tracked.inc(Data::gpc(index), 1, now)?,
+        CounterFetch::Trackers => u64::from(tracked.trackers()),
+        CounterFetch::Tracked | CounterFetch::UpdateConnCnt | CounterFetch::Expire | CounterFetch::Idle => {
+            return None;
+        }
+    })
 }
 
-fn by_src<'a>(ip: IpAddr, table: &Arc<Table>, what: CounterFetch, now: Now) -> Option<Value<'a>> {
-    of_key(&Value::Ip(ip), table, what, now)
-}
-
-/// A value of a key that need not be tracked; one that is not in the table has none.
+/// A value of a key that need not be tracked. 0 for a key that is not there; nothing when the table
+/// does not store it.
 pub(super) fn of_key<'a>(
     value: &Value<'_>,
     table: &Arc<Table>,
     what: CounterFetch,
+    default: Option<i64>,
     now: Now,
 ) -> Option<Value<'a>> {
-    let n = with_value(value, table, |key| match what {
-        CounterFetch::Value(name) => {
-            table.layout().find(name)?;
-            Some(table.value(key, name, now).unwrap_or(0))
+    let stored = |data: Data| table.stores(data).then_some(data);
+    let n = with_value(value, table, |key| {
+        let read = |data: Data| Some(table.value(key, stored(data)?, now).unwrap_or(0));
+        match what {
+            CounterFetch::Value(name) => read(Data::named(name, 0)?),
+            CounterFetch::Element(name, index) => read(Data::named(name, index)?),
+            CounterFetch::Kilo(name) => read(Data::named(name, 0)?).map(|n| n >> 10),
+            CounterFetch::Inc(name) => table.inc(key, Data::named(name, 0)?, 1, now),
+            CounterFetch::IncElement(index) => table.inc(key, Data::gpc(index), 1, now),
+            CounterFetch::Trackers => Some(table.trackers(key, now).map_or(0, u64::from)),
+            CounterFetch::UpdateConnCnt => {
+                stored(Data::CONN_CNT)?;
+                let tracked = table.track(key, now)?;
+                tracked.conn(now);
+                tracked.value(Data::CONN_CNT, now)
+            }
+            CounterFetch::Expire => table.left(key, now).map(|left| left.as_millis() as u64),
+            CounterFetch::Idle => table.idle(key, now).map(|idle| idle.as_millis() as u64),
+            CounterFetch::Tracked => None,
         }
-        CounterFetch::Inc("gpc0") => {
-            table.layout().find("gpc0")?;
-            table.track(key, now).map(|tracked| tracked.inc_gpc0(now))
-        }
-        _ => None,
-    })??;
+    });
+    n.flatten().and_then(int).or_else(|| default.map(Value::Int))
+}
+
+fn int<'a>(n: u64) -> Option<Value<'a>> {
     Some(Value::Int(i64::try_from(n).unwrap_or(i64::MAX)))
 }
 
 /// Whether a key is in a table.
 pub(super) fn contains(value: &Value<'_>, table: &Table, now: Now) -> bool {
-    with_value(value, table, |key| table.show(key, now, |_| {})).unwrap_or(false)
+    with_value(value, table, |key| table.contains(key, now)).unwrap_or(false)
 }

@@ -52,8 +52,13 @@ fn params<'a>(target: &'a [u8], name: Option<&'a [u8]>) -> impl Iterator<Item = 
     })
 }
 
-/// The elements of a comma-separated list; commas in quotes do not count.
+/// The elements of a comma-separated list without the white space around them.
 fn elements(line: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+    split_list(line).map(<[u8]>::trim_ascii)
+}
+
+/// The elements of a comma-separated list; commas in quotes do not count.
+pub(crate) fn split_list(line: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     let mut quoted = false;
     let mut escaped = false;
     let mut ends = smallvec::SmallVec::<[usize; 8]>::new();
@@ -69,7 +74,7 @@ fn elements(line: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
     ends.push(line.len());
     let mut starts: smallvec::SmallVec<[usize; 8]> = smallvec::smallvec![0];
     starts.extend(ends.iter().take(ends.len() - 1).map(|end| end + 1));
-    (0..ends.len()).map(move |n| line[starts[n]..ends[n]].trim_ascii())
+    (0..ends.len()).map(move |n| &line[starts[n]..ends[n]])
 }
 
 /// Calls `f` with each value of a header until it says to stop; whether it did.

@@ -13,6 +13,9 @@ pub(crate) struct Scratch {
     pub(crate) request: Head,
     pub(crate) response: Head,
     pub(crate) edits: Edits,
+    /// Heads that rules have changed; empty as long as none has.
+    pub(crate) request_text: Vec<u8>,
+    pub(crate) response_text: Vec<u8>,
 }
 
 thread_local! {
@@ -25,7 +28,19 @@ impl Scratch {
     pub(crate) fn take() -> Box<Scratch> {
         let mut scratch = POOL.with_borrow_mut(Vec::pop).unwrap_or_default();
         scratch.request.clear();
+        scratch.request_text.clear();
+        scratch.response_text.clear();
         scratch
+    }
+
+    /// The bytes that the request's head is about: those received in `buf`, unless rules changed them.
+    pub(crate) fn request_bytes<'b>(&'b self, buf: &'b [u8]) -> &'b [u8] {
+        if self.request_text.is_empty() { buf } else { &self.request_text }
+    }
+
+    /// As [`Scratch::request_bytes`] for the response.
+    pub(crate) fn response_bytes<'b>(&'b self, buf: &'b [u8]) -> &'b [u8] {
+        if self.response_text.is_empty() { buf } else { &self.response_text }
     }
 
     /// Back to the thread's pool.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use phalanx_engine::errors_page::{self, Page};
+use phalanx_engine::rules::Reply;
 
 /// How long a client is given to take a refusal.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
@@ -38,6 +39,20 @@ pub(crate) fn write(status: u16, with_body: bool, connection: Option<&str>, out:
     out.extend_from_slice(b"\r\n");
     if with_body {
         out.extend_from_slice(body.as_bytes());
+    }
+}
+
+/// Appends the answer of a rule; see [`write`].
+pub(crate) fn write_answer(answer: &Reply, with_body: bool, connection: Option<&str>, out: &mut Vec<u8>) {
+    out.extend_from_slice(&answer.head);
+    if let Some(connection) = connection {
+        for part in ["connection: ", connection, "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    if with_body {
+        out.extend_from_slice(&answer.body);
     }
 }
 

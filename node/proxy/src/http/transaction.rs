@@ -5,16 +5,17 @@ mod rules;
 use std::future::Future;
 use std::sync::Arc;
 
-use phalanx_config::{Balance, ConnectionMode, CookieMode};
+use phalanx_config::{Balance, ConnectionMode, CookieMode, VarScope};
 use phalanx_engine::backend::{self, Backend};
 use phalanx_engine::balance;
 use phalanx_engine::cookie::{self, Age, Answer};
 use phalanx_engine::counters::bump;
 use phalanx_engine::end::{Cause, End, Phase, RequestCookie, ResponseCookie};
 use phalanx_engine::h1::{self, Body, Persistence, RequestFraming, ResponseFraming};
-use phalanx_engine::log::{STATS, Timers};
+use phalanx_engine::log::{INFO, STATS, Timers};
 use phalanx_engine::memory::Memory;
 use phalanx_engine::plan::ProxyPlan;
+use phalanx_engine::rules::Reply;
 use phalanx_engine::sample::Context;
 use phalanx_engine::state::sessions;
 use phalanx_engine::time::Now;
@@ -67,6 +68,14 @@ struct Transaction<'a> {
     memory: Memory,
     /// The time to wait for content is over.
     waited: bool,
+    /// Level that it is logged at.
+    log_level: u8,
+    /// A rule closed the connection without an answer.
+    unanswered: bool,
+    /// A rule held it (`tarpit`).
+    held: bool,
+    /// What a rule answers in the place of the server's response.
+    own_answer: Option<Reply>,
 }
 
 /// The final response, once its head is there.
@@ -152,6 +161,10 @@ pub(crate) fn run<'a>(
         silent: false,
         memory: Memory::default(),
         waited: true,
+        log_level: INFO,
+        unanswered: false,
+        held: false,
+        own_answer: None,
     };
     async move {
         let next = transaction.serve().await;
@@ -219,8 +232,7 @@ impl<'a> Transaction<'a> {
 
     /// `stats uri`.
     async fn statistics(&mut self, proxy: &ProxyPlan) -> Option<Next> {
-        let buf = self.front.buf.bytes();
-        let head = &self.scratch.request;
+        let (buf, head) = self.message();
         let target = head.target(buf);
         let config = &self.proxy.config;
         let section = &proxy.config;
@@ -247,7 +259,7 @@ impl<'a> Transaction<'a> {
         self.status = Some(page.status);
         self.answered_by = Some(STATS);
         self.end = End::new(Cause::Local, Phase::Request);
-        Some(self.send_local(&text, keep).await)
+        Some(self.send_local(text, keep).await)
     }
 
     /// Carries the request to a server and the response back.
@@ -295,7 +307,12 @@ impl<'a> Transaction<'a> {
     /// Finds out where a cookie or a stick entry leads, and what is hashed.
     fn direct(&mut self, plan: &ProxyPlan, backend: &Arc<Backend>) {
         let config = &plan.config;
-        let (buf, head) = (self.front.buf.bytes(), &self.scratch.request);
+        if !config.use_server.is_empty() {
+            let server = session_rules::server(plan, backend, &self.context(plan));
+            self.dispatch.directed = server;
+        }
+        let scratch = &self.scratch;
+        let (buf, head) = (scratch.request_bytes(self.front.buf.bytes()), &scratch.request);
         if let Some(cookie) = &config.cookie {
             let mut seen = RequestCookie::Absent;
             for presented in cookie::presented(cookie, buf, head, self.received.unix_us / 1_000_000) {
@@ -337,8 +354,8 @@ impl<'a> Transaction<'a> {
 
     /// The request's head as the server gets it.
     fn request_head(&mut self, plan: &ProxyPlan, mode: ConnectionMode) -> Text {
-        let Scratch { request: head, edits, .. } = &mut *self.scratch;
-        let buf = self.front.buf.bytes();
+        let Scratch { request: head, edits, request_text, .. } = &mut *self.scratch;
+        let buf = if request_text.is_empty() { self.front.buf.bytes() } else { request_text };
         edits.clear();
         if let Some(cookie) = &plan.config.cookie {
             cookie::clean(cookie, buf, head, edits);
@@ -378,7 +395,7 @@ impl<'a> Transaction<'a> {
     /// Sends the request over a connection and brings the response back.
     async fn exchange(
         &mut self,
-        plan: &ProxyPlan,
+        plan: &'a ProxyPlan,
         mode: ConnectionMode,
         up: &mut Upload,
         established: &mut Established,
@@ -443,7 +460,7 @@ impl<'a> Transaction<'a> {
 
     /// Waits for the head of the final response and prepares what the client gets of it. Interim
     /// ones are passed on.
-    async fn response(&mut self, plan: &ProxyPlan, exchange: &mut Exchange<'_>) -> Result<Response, Stop> {
+    async fn response(&mut self, plan: &'a ProxyPlan, exchange: &mut Exchange<'_>) -> Result<Response, Stop> {
         loop {
             self.scratch.response.clear();
             let len = exchange.head(self.front, &mut self.scratch.response).await?;
@@ -470,8 +487,13 @@ impl<'a> Transaction<'a> {
                 exchange.body(self.front).await?;
                 continue;
             }
+            self.memory.end(VarScope::Req);
+            if self.has_response_rules(plan) {
+                self.scratch.response_text.clear();
+                self.response_rules(plan, buf)?;
+            }
             self.responded = Some(self.session.worker.now());
-            self.status = Some(status);
+            self.status = Some(self.scratch.response.start.status);
             // The backend's own mode is about the server's connection.
             let keep = self.keeps(self.proxy.config.connection_mode)
                 && !matches!(framing.body, Body::UntilClose | Body::Tunnel);
@@ -484,7 +506,8 @@ impl<'a> Transaction<'a> {
 
     /// The response's head as the client gets it.
     fn response_head(&mut self, plan: &ProxyPlan, buf: &[u8], framing: &ResponseFraming, keep: bool) -> Text {
-        let Scratch { response: head, edits, .. } = &mut *self.scratch;
+        let Scratch { response: head, edits, response_text, .. } = &mut *self.scratch;
+        let buf = if response_text.is_empty() { buf } else { response_text };
         edits.clear();
         if framing.drop_length {
             edits.drop_named(buf, head, b"content-length");
@@ -510,6 +533,7 @@ impl<'a> Transaction<'a> {
         }
         let mut out = Text::take();
         h1::write_response(buf, head, edits, &mut out);
+        self.after_response(&mut out);
         out
     }
 
@@ -554,6 +578,9 @@ impl<'a> Transaction<'a> {
     async fn fail(&mut self, stop: Stop) -> Next {
         let Stop::End(end, status) = stop else { return Next::Close };
         self.end = end;
+        if let Some(answer) = self.own_answer.take() {
+            return self.send_reply(answer).await;
+        }
         let worker = self.session.worker.id;
         if end.phase == Phase::Headers && self.response_cookie == ResponseCookie::None {
             let mode = self.back.and_then(|b| b.0.config.cookie.as_ref()).map(|c| c.mode);
@@ -582,12 +609,13 @@ impl<'a> Transaction<'a> {
         let mut text = Text::take();
         let connection = message::response_connection(&self.framing, self.is_11, true, keep);
         reply::write(status, self.method != Method::Head, connection, &mut text);
-        self.send_local(&text, keep).await
+        self.send_local(text, keep).await
     }
 
-    async fn send_local(&mut self, text: &[u8], keep: bool) -> Next {
+    async fn send_local(&mut self, mut text: Text, keep: bool) -> Next {
+        self.after_response(&mut text);
         let limit = self.proxy.config.timeouts.client.unwrap_or(reply::PATIENCE);
-        let written = tokio::time::timeout(limit, self.front.stream.write_all(text)).await;
+        let written = tokio::time::timeout(limit, self.front.stream.write_all(&text)).await;
         if !matches!(written, Ok(Ok(()))) {
             return Next::Close;
         }
@@ -635,6 +663,7 @@ impl<'a> Transaction<'a> {
             request: &self.line,
             server: self.answered_by,
             asap,
+            level: self.log_level,
         });
     }
 
@@ -642,7 +671,12 @@ impl<'a> Transaction<'a> {
     fn finish(&mut self, stream: Option<backend::Stream>) {
         self.dispatch.slot = None;
         let now = self.session.worker.now();
-        let timers = timers(self.began, self.received, self.responded, &self.dispatch, now);
+        let mut timers = timers(self.began, self.received, self.responded, &self.dispatch, now);
+        if self.held || self.unanswered {
+            // As HAProxy: the time in the tarpit is that of a queue, and of the request nothing is said.
+            timers.request = None;
+            timers.queue = self.held.then_some(timers.total);
+        }
         let (session, dispatch) = (self.session, &self.dispatch);
         let backend = self.back.map(|b| b.1);
         // A request that reached no server was received all the same.
@@ -652,6 +686,7 @@ impl<'a> Transaction<'a> {
             bump(&shard.bout, self.bytes_out);
             match self.status {
                 Some(status) => shard.response(status),
+                None if self.unanswered => {}
                 None => bump(&shard.hrsp_other, 1),
             }
             shard.ttime.add(u64::from(timers.total));

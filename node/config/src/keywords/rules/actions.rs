@@ -4,7 +4,10 @@ use super::{Line, Set, answers};
 use crate::expr;
 use crate::known;
 use crate::line::Fault;
-use crate::model::{Action, Change, CounterAction, TrackRule, ValueFrom, Variable};
+use crate::model::{
+    Action, Change, CounterAction, Format, HeaderAction, HeaderEdit, NameMatch, Regex, TrackRule, Type,
+    ValueFrom, Variable,
+};
 use crate::parser::Parser;
 
 /// An action.
@@ -19,6 +22,10 @@ pub(super) struct Entry {
 
 const TCP: u8 = Set::TcpConnection.bit() | Set::TcpSession.bit() | Set::TcpContent.bit();
 const REQUEST: u8 = Set::HttpRequest.bit();
+const RESPONSE: u8 = Set::HttpResponse.bit();
+const AFTER: u8 = Set::HttpAfterResponse.bit();
+/// What all sets of HTTP rules take.
+const HEADERS: u8 = REQUEST | RESPONSE | AFTER;
 
 const fn action(
     name: &'static str,
@@ -39,16 +46,56 @@ const fn with_param(
 /// The table.
 const ACTIONS: &[Entry] = &[
     action("accept", TCP, |_, _| Ok(Action::Accept)),
-    action("allow", REQUEST, |_, _| Ok(Action::Accept)),
-    action("deny", REQUEST, |p, l| answers::deny(p, l).map(Action::Deny)),
+    action("allow", HEADERS, |_, _| Ok(Action::Accept)),
+    action("add-header", HEADERS, |p, l| header(p, l, HeaderEdit::Add)),
+    action("del-header", HEADERS, del_header),
+    action("deny", REQUEST | RESPONSE, |p, l| answers::deny(p, l).map(Action::Deny)),
+    action("redirect", REQUEST, |p, l| answers::redirect(p, l).map(Action::Redirect)),
     action("reject", TCP | REQUEST, |_, _| Ok(Action::Reject)),
-    with_param("sc-inc-gpc0", TCP | REQUEST, |_, l| count(l, "gpc0")),
-    with_param("set-var", TCP | REQUEST, set_var),
-    with_param("set-var-fmt", TCP | REQUEST, set_var_format),
+    action("replace-header", HEADERS, |p, l| replace_header(p, l, HeaderEdit::Replace)),
+    action("replace-path", REQUEST, |p, l| replace(p, l, Action::ReplacePath)),
+    action("replace-pathq", REQUEST, |p, l| replace(p, l, Action::ReplacePathQuery)),
+    action("replace-uri", REQUEST, |p, l| replace(p, l, Action::ReplaceUri)),
+    action("replace-value", HEADERS, |p, l| replace_header(p, l, HeaderEdit::ReplaceValue)),
+    action("return", REQUEST | RESPONSE, |p, l| answers::respond(p, l).map(Action::Return)),
+    with_param("sc-add-gpc", TCP | HEADERS, |p, l| {
+        let (counter, index) = element(l)?;
+        Ok(changed(counter, "gpc", index, Change::Add(amount(p, l)?)))
+    }),
+    with_param("sc-inc-gpc", TCP | HEADERS, |_, l| {
+        let (counter, index) = element(l)?;
+        Ok(changed(counter, "gpc", index, Change::Increment))
+    }),
+    with_param("sc-inc-gpc0", TCP | HEADERS, |_, l| {
+        Ok(changed(counter(l, l.param())?, "gpc0", 0, Change::Increment))
+    }),
+    with_param("sc-inc-gpc1", TCP | HEADERS, |_, l| {
+        Ok(changed(counter(l, l.param())?, "gpc1", 0, Change::Increment))
+    }),
+    with_param("sc-set-gpt", TCP | HEADERS, |p, l| {
+        let (counter, index) = element(l)?;
+        Ok(changed(counter, "gpt", index, Change::Set(amount(p, l)?)))
+    }),
+    with_param("sc-set-gpt0", TCP | HEADERS, |p, l| {
+        let counter = counter(l, l.param())?;
+        Ok(changed(counter, "gpt0", 0, Change::Set(amount(p, l)?)))
+    }),
+    action("set-header", HEADERS, |p, l| header(p, l, HeaderEdit::Set)),
+    action("set-log-level", REQUEST | RESPONSE, set_log_level),
+    action("set-method", REQUEST, |p, l| Ok(Action::SetMethod(l.format(p, "a method")?))),
+    action("set-path", REQUEST, |p, l| Ok(Action::SetPath(l.format(p, "a path")?))),
+    action("set-pathq", REQUEST, |p, l| Ok(Action::SetPathQuery(l.format(p, "a path with query")?))),
+    action("set-query", REQUEST, |p, l| Ok(Action::SetQuery(l.format(p, "a query")?))),
+    action("set-status", RESPONSE | AFTER, answers::set_status),
+    action("set-uri", REQUEST, |p, l| Ok(Action::SetUri(l.format(p, "a URI")?))),
+    with_param("set-var", TCP | HEADERS, set_var),
+    with_param("set-var-fmt", TCP | HEADERS, set_var_format),
+    action("silent-drop", TCP | REQUEST, |_, _| Ok(Action::SilentDrop)),
+    action("tarpit", REQUEST, |p, l| answers::tarpit(p, l).map(Action::Tarpit)),
     action("track-sc0", TCP | REQUEST, |p, l| track(p, l, 0)),
     action("track-sc1", TCP | REQUEST, |p, l| track(p, l, 1)),
     action("track-sc2", TCP | REQUEST, |p, l| track(p, l, 2)),
-    with_param("unset-var", TCP | REQUEST, |_, l| Ok(Action::UnsetVar(variable(l, l.param())?))),
+    with_param("unset-var", TCP | HEADERS, |_, l| Ok(Action::UnsetVar(variable(l, l.param())?))),
 ];
 
 /// The action of this name in this set.
@@ -92,10 +139,131 @@ fn variable(line: &Line<'_, '_>, text: &str) -> Result<Variable, Fault> {
     expr::variable(text).map_err(|err| line.fault(0, err))
 }
 
-/// `sc-inc-gpc0(<counter>)`.
-fn count(line: &Line<'_, '_>, data: &'static str) -> Result<Action, Fault> {
-    let counter = counter(line, line.param())?;
-    Ok(Action::Counter(CounterAction { counter, data, index: None, change: Change::Increment }))
+/// `<name> <format>`.
+fn header(
+    parser: &mut Parser<'_>,
+    line: &mut Line<'_, '_>,
+    edit: fn(Format) -> HeaderEdit,
+) -> Result<Action, Fault> {
+    let name = header_name(line)?;
+    let value = line.format(parser, "a header's name and a log-format string")?;
+    Ok(Action::Header(HeaderAction { name, edit: edit(value) }))
+}
+
+/// `<name> <regex> <format>`.
+fn replace_header(
+    parser: &mut Parser<'_>,
+    line: &mut Line<'_, '_>,
+    edit: fn(Regex, Format) -> HeaderEdit,
+) -> Result<Action, Fault> {
+    let name = header_name(line)?;
+    let regex = regex(line)?;
+    let value = line.format(parser, "a log-format string")?;
+    Ok(Action::Header(HeaderAction { name, edit: edit(regex, value) }))
+}
+
+/// `<regex> <format>`.
+fn replace(
+    parser: &mut Parser<'_>,
+    line: &mut Line<'_, '_>,
+    action: fn(Regex, Format) -> Action,
+) -> Result<Action, Fault> {
+    let regex = regex(line)?;
+    Ok(action(regex, line.format(parser, "a log-format string")?))
+}
+
+fn regex(line: &mut Line<'_, '_>) -> Result<Regex, Fault> {
+    let text = line.take("a regular expression")?;
+    Regex::new(text, false).map_err(|err| line.fault_before(err))
+}
+
+/// `<name> [-m <method>]`.
+fn del_header(_: &mut Parser<'_>, line: &mut Line<'_, '_>) -> Result<Action, Fault> {
+    let text = line.take("a header's name")?;
+    let mut how = NameMatch::Str;
+    if line.peek() == Some("-m") {
+        line.next += 1;
+        how = match line.take("a matching method")? {
+            "str" => NameMatch::Str,
+            "beg" => NameMatch::Beg,
+            "end" => NameMatch::End,
+            "sub" => NameMatch::Sub,
+            "reg" => NameMatch::Reg(Regex::new(text, false).map_err(|err| line.fault_before(err))?),
+            other => {
+                let fault = line.fault_before(format!("unknown matching method '{other}'"));
+                return Err(fault.hint("expects 'str', 'beg', 'end', 'sub' or 'reg'"));
+            }
+        };
+    }
+    let name = text.to_ascii_lowercase();
+    check_framing(line, &name)?;
+    Ok(Action::Header(HeaderAction { name, edit: HeaderEdit::Delete(how) }))
+}
+
+/// Takes a header's name, in lower case.
+fn header_name(line: &mut Line<'_, '_>) -> Result<String, Fault> {
+    let name = line.take("a header's name")?.to_ascii_lowercase();
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if !name.bytes().all(token) {
+        return Err(line.fault_before(format!("'{name}' is no header name")));
+    }
+    check_framing(line, &name)?;
+    Ok(name)
+}
+
+/// What says where a message ends is the proxy's to say.
+fn check_framing(line: &Line<'_, '_>, name: &str) -> Result<(), Fault> {
+    match name {
+        "content-length" | "transfer-encoding" | "connection" | "upgrade" => {
+            Err(line.fault_before(known::unsupported(&format!("a rule about '{name}'"))))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `silent`, or a level of syslog.
+fn set_log_level(_: &mut Parser<'_>, line: &mut Line<'_, '_>) -> Result<Action, Fault> {
+    const LEVELS: &[&str] = &["emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"];
+    let name = line.take("a log level")?;
+    if name == "silent" {
+        return Ok(Action::SetLogLevel(None));
+    }
+    match LEVELS.iter().position(|level| *level == name) {
+        Some(level) => Ok(Action::SetLogLevel(Some(level as u8))),
+        None => {
+            let fault = line.fault_before(format!("unknown log level '{name}'"));
+            Err(fault.hint(format!("expects 'silent', {}", crate::parser::one_of(LEVELS))))
+        }
+    }
+}
+
+fn changed(counter: u8, data: &'static str, index: u8, change: Change) -> Action {
+    Action::Counter(CounterAction { counter, data, index, change })
+}
+
+/// `<index>,<counter>` in parentheses.
+fn element(line: &Line<'_, '_>) -> Result<(u8, u8), Fault> {
+    let Some((index, number)) = line.param().split_once(',') else {
+        return Err(line.fault(0, "expects (<index>,<counter>)"));
+    };
+    match index.trim().parse() {
+        Ok(index @ 0..100) => Ok((counter(line, number)?, index)),
+        _ => Err(line.fault(0, format!("the index of an element is at most 99, but got '{index}'"))),
+    }
+}
+
+/// A number or an expression that gives one.
+fn amount(parser: &mut Parser<'_>, line: &mut Line<'_, '_>) -> Result<ValueFrom, Fault> {
+    if let Some(number) = line.peek().and_then(|text| text.parse::<u32>().ok()) {
+        line.next += 1;
+        return Ok(ValueFrom::Int(i64::from(number)));
+    }
+    let start = line.next;
+    let expr = line.expr(parser, &[])?;
+    if !expr.output().casts_to(Type::Int) {
+        return Err(line.fault(start, format!("'{}' gives no number ({})", expr.text, expr.output())));
+    }
+    Ok(ValueFrom::Expr(expr))
 }
 
 fn counter(line: &Line<'_, '_>, text: &str) -> Result<u8, Fault> {
