@@ -64,6 +64,8 @@ struct Link {
     name: String,
     peer: Mutex<replication::Peer>,
     news: Notify,
+    /// The peer has just started: dial now.
+    knock: Notify,
     /// Counts streams; the driver of an older one ends itself.
     stream: watch::Sender<u64>,
     bytes_in: AtomicU64,
@@ -141,6 +143,13 @@ impl Handle {
             problem: link.problem.lock().clone(),
         };
         self.0.links.values().map(status).collect()
+    }
+
+    /// A peer that was started has called: it is there to be dialled.
+    pub(crate) fn knock(&self, node: &str) {
+        if let Some(link) = self.0.links.get(node) {
+            link.knock.notify_one();
+        }
     }
 
     /// The tables that it replicates.
@@ -233,8 +242,8 @@ impl Inner {
             }
             // Both ends of many pairs come back at once after a partition.
             let jitter = rand::random_range(0.5..1.0);
-            sleep(pause.mul_f64(jitter)).await;
-            pause = (pause * 2).min(DIAL_LAST);
+            let knocked = timeout(pause.mul_f64(jitter), link.knock.notified()).await.is_ok();
+            pause = if knocked { DIAL_FIRST } else { (pause * 2).min(DIAL_LAST) };
         }
     }
 
@@ -371,6 +380,7 @@ impl Link {
             name,
             peer: Mutex::new(peer),
             news: Notify::new(),
+            knock: Notify::new(),
             stream: watch::channel(0).0,
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),

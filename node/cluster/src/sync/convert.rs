@@ -29,16 +29,15 @@ pub(super) fn to_frame(message: Message) -> wire::Frame {
             Kind::Origin(wire::Origin { id: u32::from(id), node, incarnation, clock })
         }
         Message::Batch(b) => {
-            let (shard, position) = b.position.unwrap_or_default();
+            let (shards, positions) = b.positions.into_iter().unzip();
             Kind::Batch(wire::Batch {
                 number: b.number,
                 table: b.table,
-                live: b.position.is_some(),
-                shard,
-                position,
                 clock: b.clock,
                 count: b.count,
                 entries: b.entries,
+                shards,
+                positions,
             })
         }
         Message::Ack { upto } => Kind::Ack(wire::Ack { upto }),
@@ -84,7 +83,7 @@ pub(super) fn from_frame(frame: wire::Frame) -> Option<Message> {
         Kind::Batch(b) => Message::Batch(Batch {
             number: b.number,
             table: b.table,
-            position: b.live.then_some((b.shard, b.position)),
+            positions: b.shards.into_iter().zip(b.positions).collect(),
             clock: b.clock,
             count: b.count,
             entries: b.entries,
@@ -138,12 +137,12 @@ mod tests {
             Message::Batch(Batch {
                 number: 1,
                 table: 2,
-                position: Some((0, 0)),
+                positions: vec![(0, 0), (3, 1 << 40)],
                 clock: 4,
                 count: 1,
                 entries: vec![1, 2, 3].into(),
             }),
-            Message::Batch(Batch { number: 2, position: None, ..Batch::default() }),
+            Message::Batch(Batch { number: 2, ..Batch::default() }),
             Message::Ack { upto: 4 },
             Message::Teach { table: "t".into(), scratch: true, past: true },
             Message::Taught { table: "t".into(), complete: true, past: true },

@@ -121,8 +121,8 @@ pub struct Batch {
     pub number: u64,
     /// The sender's number of the table.
     pub table: u32,
-    /// Shard of the update log, and the position reached in it; `None` when teaching.
-    pub position: Option<(u32, u64)>,
+    /// Shards of the update log, each with the position that is reached in it; empty when teaching.
+    pub positions: Vec<(u32, u64)>,
     /// The sender's clock in milliseconds when it cut the batch.
     pub clock: u32,
     /// How many entries.

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 
 use super::message::{Batch, Had, Message};
 use super::{HEARTBEAT, Received, TEACH_BURST, TEACH_RATE, Totals};
-use crate::stick::codec::Reading;
+use crate::stick::codec::{self, Reading};
 use crate::stick::origin::SELF;
 use crate::stick::{Table, Tables};
 use crate::time::Now;
@@ -63,7 +63,7 @@ pub(super) struct InFlight {
     pub(super) number: u64,
     pub(super) bytes: usize,
     pub(super) table: u32,
-    pub(super) position: Option<(u32, u64)>,
+    pub(super) positions: Vec<(u32, u64)>,
     pub(super) at: Duration,
 }
 
@@ -90,10 +90,10 @@ impl Session {
         while self.in_flight.front().is_some_and(|f| f.number <= upto) {
             let Some(done) = self.in_flight.pop_front() else { break };
             self.flying -= done.bytes;
-            if let Some((shard, position)) = done.position
-                && let Some(acked) = self.mine[done.table as usize].acked.get_mut(shard as usize)
-            {
-                *acked = position.max(*acked);
+            for (shard, position) in done.positions {
+                if let Some(acked) = self.mine[done.table as usize].acked.get_mut(shard as usize) {
+                    *acked = position.max(*acked);
+                }
             }
         }
     }
@@ -149,16 +149,21 @@ impl Session {
             if mine.dirty == 0 {
                 continue;
             }
-            let shard = mine.dirty.trailing_zeros();
-            let mut entries = Vec::new();
+            // Changes are spread over all shards: one message for what has come up in each of them.
+            let (mut entries, mut positions, mut count) = (Vec::new(), Vec::new(), 0);
             let mut seen = SmallVec::new();
-            let cut = table.cut_updates(peer, shard as usize, now, &mut entries, |o| note(&mut seen, o));
-            if !cut.more {
-                self.mine[id].dirty &= !(1 << shard);
+            while mine.dirty != 0 && entries.len() < codec::BATCH_BYTES {
+                let shard = mine.dirty.trailing_zeros();
+                let cut = table.cut_updates(peer, shard as usize, now, &mut entries, |o| note(&mut seen, o));
+                if !cut.more {
+                    mine.dirty &= !(1 << shard);
+                }
+                positions.push((shard, cut.reached));
+                count += cut.entries;
             }
             self.turn = id + 1;
-            totals.updates_out += u64::from(cut.entries);
-            let batch = self.batch(id as u32, Some((shard, cut.reached)), cut.entries, entries, now);
+            totals.updates_out += u64::from(count);
+            let batch = self.batch(id as u32, positions, count, entries, now);
             return Some(self.introduce(tables, &seen, batch, now));
         }
         None
@@ -177,17 +182,17 @@ impl Session {
             self.teach.pop_front();
             return None;
         };
-        let (mut entries, mut seen) = (Vec::new(), SmallVec::new());
+        let (mut entries, mut seen) = (Vec::with_capacity(codec::BATCH_BYTES), SmallVec::new());
         let (mut count, mut looks) = (0, 0);
         let runs = lesson.runs.as_deref();
         if runs.is_some_and(<[u16]>::is_empty) {
             lesson.shard = table.shard_count();
         }
-        while count == 0 && lesson.shard < table.shard_count() && looks < LOOKS {
+        while entries.len() < codec::BATCH_BYTES && lesson.shard < table.shard_count() && looks < LOOKS {
             looks += u32::from(runs.is_some());
             let see = |o| note(&mut seen, o);
             let cut = table.cut_teach(lesson.shard, lesson.from, runs, now, &mut entries, see);
-            count = cut.entries;
+            count += cut.entries;
             lesson.from = cut.reached;
             if !cut.more {
                 (lesson.shard, lesson.from) = (lesson.shard + 1, 0);
@@ -204,7 +209,7 @@ impl Session {
         }
         self.tokens -= f64::from(count);
         totals.taught_out += u64::from(count);
-        let batch = self.batch(id, None, count, entries, now);
+        let batch = self.batch(id, Vec::new(), count, entries, now);
         Some(self.introduce(tables, &seen, batch, now))
     }
 
@@ -233,7 +238,7 @@ impl Session {
     pub(super) fn batch(
         &mut self,
         table: u32,
-        position: Option<(u32, u64)>,
+        positions: Vec<(u32, u64)>,
         count: u32,
         entries: Vec<u8>,
         now: Now,
@@ -242,9 +247,15 @@ impl Session {
         let bytes = entries.len() + 32;
         self.flying += bytes;
         let number = self.number;
-        self.in_flight.push_back(InFlight { number, bytes, table, position, at: now.mono });
+        self.in_flight.push_back(InFlight {
+            number,
+            bytes,
+            table,
+            positions: positions.clone(),
+            at: now.mono,
+        });
         let clock = now.ms() as u32;
-        Message::Batch(Batch { number, table, position, clock, count, entries: entries.into() })
+        Message::Batch(Batch { number, table, positions, clock, count, entries: entries.into() })
     }
 
     pub(super) fn poll_heartbeat(&mut self, now: Now) -> Option<Message> {

@@ -642,7 +642,7 @@ fn mangle(message: &mut Message, rng: &mut SmallRng) {
         Message::Origin { id, incarnation, .. } => (*id, *incarnation) = (wild(rng) as u16, wild(rng)),
         Message::Batch(b) => {
             b.number = wild(rng);
-            b.position = Some((wild(rng) as u32, wild(rng)));
+            b.positions.push((wild(rng) as u32, wild(rng)));
             let mut bytes = b.entries.to_vec();
             for _ in 0..rng.random_range(0..4) {
                 if !bytes.is_empty() {

@@ -31,7 +31,7 @@ pub(crate) struct Malformed;
 /// Slots one entry can have on the wire: five nodes and hundreds of restarts.
 const MAX_SLOTS: u64 = 4096;
 /// A batch is closed at this size.
-const BATCH_BYTES: usize = 24 << 10;
+pub(crate) const BATCH_BYTES: usize = 24 << 10;
 
 /// How to read entries of a sender's table.
 #[derive(Clone, Debug)]
@@ -204,21 +204,72 @@ impl Table {
     /// When the bytes are not what was declared; what came before the fault is merged.
     pub(crate) fn merge(&self, bytes: &[u8], from: &Source, now: Now) -> Result<usize, Malformed> {
         let mut input = Input(bytes);
-        let mut entry = Incoming::default();
         let mut count = 0;
         let target = self.write_to.lock().upgrade();
+        let mut incoming = Incoming::default();
         while !input.0.is_empty() {
-            let key = entry.read(&mut input, from, self.layout.stride(), &self.shared.texts)?;
-            for slot in &entry.slots {
-                self.shared.hlc.observe(slot.birth.max(slot.clock));
+            let mut read = Ok(());
+            incoming.clear();
+            while read.is_ok() && !input.0.is_empty() && incoming.entries.len() < AT_ONCE {
+                read = incoming.read(&mut input, from, self);
             }
-            self.merge_entry(&key, &mut entry, now);
+            self.shared.hlc.observe(incoming.latest);
+            self.merge_read(&mut incoming, now);
             if let Some(target) = &target {
-                self.write_on(&key, target, now);
+                incoming.entries.iter().for_each(|entry| self.write_on(&entry.key, target, now));
             }
-            count += 1;
+            count += incoming.entries.len();
+            read?;
         }
         Ok(count)
+    }
+
+    /// Merges what was read, shard by shard: one lock for all that goes into it, and the places in
+    /// memory looked up one after the other before any is written, so that the processor waits for
+    /// several of them at once.
+    fn merge_read(&self, incoming: &mut Incoming, now: Now) {
+        let Incoming { entries, slots, words, order, .. } = incoming;
+        let mut ends = [0u32; super::MAX_SHARDS + 1];
+        entries.iter().for_each(|entry| ends[entry.shard + 1] += 1);
+        (1..ends.len()).for_each(|at| ends[at] += ends[at - 1]);
+        order.clear();
+        order.resize(entries.len(), 0);
+        let mut next = ends;
+        for (at, entry) in entries.iter().enumerate() {
+            order[next[entry.shard] as usize] = at as u32;
+            next[entry.shard] += 1;
+        }
+        for index in 0..self.shards.len() {
+            let here = &order[ends[index] as usize..ends[index + 1] as usize];
+            if here.is_empty() {
+                continue;
+            }
+            let floor = self.floor();
+            let mut shard = self.enter(index, now);
+            for &at in here {
+                let entry = &mut entries[at as usize];
+                entry.seen = shard.find(&entry.key, entry.hash).unwrap_or(NIL);
+            }
+            let mut touched = 0u32;
+            for &at in here {
+                let seen = entries[at as usize].seen;
+                if seen != NIL {
+                    touched ^= shard.entries[seen as usize].slots;
+                }
+            }
+            std::hint::black_box(touched);
+            for &at in here {
+                let entry = &entries[at as usize];
+                let slots = &slots[entry.slots.clone()];
+                if slots.iter().all(|slot| slot.birth > floor) {
+                    self.merge_entry(&mut shard, entry, &News { slots, words });
+                } else {
+                    let kept: Vec<_> = slots.iter().filter(|slot| slot.birth > floor).cloned().collect();
+                    self.merge_entry(&mut shard, entry, &News { slots: &kept, words });
+                }
+            }
+            self.leave(shard, index, 0);
+        }
     }
 
     /// `write-to`: what an entry has in registers goes into another table's entry of the same key.
@@ -238,47 +289,50 @@ impl Table {
         }
     }
 
-    fn merge_entry(&self, key: &Key, entry: &mut Incoming, now: Now) {
-        let Some((index, hash)) = self.locate(key) else { return };
-        let floor = self.floor();
-        entry.slots.retain(|slot| slot.birth > floor);
-        let mut shard = self.enter(index, now);
+    fn merge_entry(&self, shard: &mut Shard, entry: &IncomingEntry, news: &News) {
+        let (key, hash) = (&entry.key, entry.hash);
         let expire = match (shard.shape.ttl, entry.life) {
             (None, _) => u64::MAX,
             (Some(_), None) => shard.horizon(),
             (Some(ttl), Some(left)) => shard.now + left.min(ttl),
         };
-        if entry.slots.is_empty() || expire <= shard.now {
-            return self.leave(shard, index, 0);
+        if news.slots.is_empty() || expire <= shard.now {
+            return;
         }
-        let found = shard.lookup(key, hash);
-        let plain = entry.slots.iter().all(|slot| slot.role.is_data());
+        // An entry before it in the same batch may have changed what was there.
+        let still = Some(entry.seen).filter(|at| shard.is_key(*at, key));
+        let mut seen = still.or_else(|| shard.find(key, hash));
+        if let Some(at) = seen.filter(|at| shard.expired(*at)) {
+            shard.remove(at);
+            seen = None;
+        }
+        let found = seen.filter(|at| shard.is_live(*at));
+        let plain = news.slots.iter().all(|slot| slot.role.is_data());
         if let Some(at) = found {
             if expire > shard.entries[at as usize].expire {
                 shard.set_expire(at, expire);
             }
-            self.merge_slots(&mut shard, at, entry);
+            self.merge_slots(shard, at, news);
             if !plain && shard.is_void(at, &self.shared.origins) {
                 shard.bury(at);
             }
-        } else if plain && shard.find(key, hash).is_none() {
-            if self.make_room(&mut shard, expire) {
-                let at = shard.create(key, hash, expire);
-                self.merge_slots(&mut shard, at, entry);
+        } else if plain && seen.is_none() {
+            if self.make_room(shard, expire) {
+                let at = shard.create_new(key, hash, expire);
+                self.merge_slots(shard, at, news);
             }
         } else {
             // First into a tombstone, then it shows whether anything counts in it.
             let at = shard.find_or_bury(key, hash);
-            self.merge_slots(&mut shard, at, entry);
+            self.merge_slots(shard, at, news);
             if shard.is_void(at, &self.shared.origins) {
                 shard.drop_slots(at, |slot| slot.role.is_data());
-            } else if self.make_room(&mut shard, expire) {
+            } else if self.make_room(shard, expire) {
                 shard.create(key, hash, expire);
             } else {
                 shard.remove(at);
             }
         }
-        self.leave(shard, index, 0);
     }
 
     /// Whether the table takes one more entry from a peer. A full one gives up an entry for one that
@@ -297,14 +351,14 @@ impl Table {
         oldest.is_some_and(|oldest| expire >= oldest) && shard.evict()
     }
 
-    fn merge_slots(&self, shard: &mut Shard, at: u32, entry: &Incoming) {
+    fn merge_slots(&self, shard: &mut Shard, at: u32, entry: &News) {
         let origins = &self.shared.origins;
         let mut changed = false;
         if let Some(set) = entry.slots.iter().find(|slot| slot.role == Role::Set) {
             changed |= self.merge_reset(shard, at, set, entry);
         }
         let mut voids = false;
-        for slot in &entry.slots {
+        for slot in entry.slots {
             match slot.role {
                 Role::Cleared => changed |= shard.raise_cleared(at, slot.birth),
                 Role::Base | Role::Set => voids = true,
@@ -322,7 +376,7 @@ impl Table {
     }
 
     /// Takes the reset of an entry if it is the later one.
-    fn merge_reset(&self, shard: &mut Shard, at: u32, set: &IncomingSlot, entry: &Incoming) -> bool {
+    fn merge_reset(&self, shard: &mut Shard, at: u32, set: &IncomingSlot, entry: &News) -> bool {
         let bases = || entry.slots.iter().filter(|slot| slot.role == Role::Base);
         if shard.supersedes(at, set.birth, set.origin, &self.shared.origins) {
             shard.drop_slots(at, |slot| matches!(slot.role, Role::Base | Role::Set));
@@ -477,31 +531,54 @@ struct IncomingSlot {
     origin: u16,
     role: Role,
     birth: u64,
-    /// Latest register clock in it.
-    clock: u64,
     words: std::ops::Range<usize>,
 }
 
-/// One entry as read; reused for the whole batch.
-#[derive(Debug, Default)]
-struct Incoming {
-    life: Option<u64>,
-    slots: Vec<IncomingSlot>,
-    words: Vec<u32>,
+/// What is told of one entry.
+struct News<'a> {
+    slots: &'a [IncomingSlot],
+    words: &'a [u32],
 }
 
-impl Incoming {
-    fn read<'a>(
-        &mut self,
-        input: &mut Input<'a>,
-        from: &Source,
-        stride: usize,
-        texts: &Texts,
-    ) -> Result<Key<'a>, Malformed> {
+/// One entry as read.
+#[derive(Debug)]
+struct IncomingEntry<'a> {
+    key: Key<'a>,
+    hash: u64,
+    shard: usize,
+    life: Option<u64>,
+    slots: std::ops::Range<usize>,
+    /// Where the table has the key, or `NIL`.
+    seen: u32,
+}
+
+/// Entries that are merged together.
+const AT_ONCE: usize = 1024;
+
+/// Entries as read; reused for the whole batch.
+#[derive(Debug, Default)]
+struct Incoming<'a> {
+    entries: Vec<IncomingEntry<'a>>,
+    slots: Vec<IncomingSlot>,
+    words: Vec<u32>,
+    /// The entries by shard.
+    order: Vec<u32>,
+    /// Latest reading of a clock in them.
+    latest: u64,
+}
+
+impl<'a> Incoming<'a> {
+    fn clear(&mut self) {
+        self.entries.clear();
         self.slots.clear();
         self.words.clear();
+        self.latest = 0;
+    }
+
+    fn read(&mut self, input: &mut Input<'a>, from: &Source, table: &Table) -> Result<(), Malformed> {
+        let (first, stride) = (self.slots.len(), table.layout.stride());
         let key = input.key(from.reading.key)?;
-        self.life = input.number()?.checked_sub(1).map(|left| left.saturating_sub(from.late));
+        let life = input.number()?.checked_sub(1).map(|left| left.saturating_sub(from.late));
         let count = input.number()?;
         if count > MAX_SLOTS {
             return Err(Malformed);
@@ -511,17 +588,17 @@ impl Incoming {
             let role = *Role::ALL.get((head & 7) as usize).ok_or(Malformed)?;
             let origin = u16::try_from(head >> 3).map_err(|_| Malformed)?;
             let birth = input.clock()?;
+            self.latest = self.latest.max(birth);
             let start = self.words.len();
-            let mut clock = 0;
             if role == Role::Cleared {
-                self.slots.push(IncomingSlot { origin: SELF, role, birth, clock, words: start..start });
+                self.slots.push(IncomingSlot { origin: SELF, role, birth, words: start..start });
                 continue;
             }
             self.words.resize(start + stride, 0);
             for place in &from.reading.columns {
-                let words = input.column(place.kind, texts)?;
+                let words = input.column(place.kind, &table.shared.texts)?;
                 if matches!(place.kind, Kind::Register | Kind::Text) {
-                    clock = clock.max(hlc(&words));
+                    self.latest = self.latest.max(hlc(&words));
                 }
                 if let Some(at) = place.at {
                     let width = place.kind.words();
@@ -529,9 +606,14 @@ impl Incoming {
                 }
             }
             let origin = (from.origins)(origin).ok_or(Malformed)?;
-            self.slots.push(IncomingSlot { origin, role, birth, clock, words: start..start + stride });
+            self.slots.push(IncomingSlot { origin, role, birth, words: start..start + stride });
         }
-        Ok(key)
+        // A key that is not of this table's type has no place in it.
+        if let Some((shard, hash)) = table.locate(&key) {
+            let slots = first..self.slots.len();
+            self.entries.push(IncomingEntry { key, hash, shard, life, slots, seen: NIL });
+        }
+        Ok(())
     }
 }
 

@@ -197,10 +197,20 @@ impl Shard {
             self.place(at);
             return at;
         }
+        self.create_new(key, hash, expire)
+    }
+
+    /// As [`Shard::create`], for a key that `find` has just not found.
+    pub(crate) fn create_new(&mut self, key: &Key, hash: u64, expire: u64) -> u32 {
         let at = self.add(key, hash, expire);
         self.live += 1;
         self.place(at);
         at
+    }
+
+    /// Whether an index that was this key's still is.
+    pub(crate) fn is_key(&self, at: u32, key: &Key) -> bool {
+        at != NIL && self.entries[at as usize].uses != FREE && self.keys.get(at) == *key
     }
 
     fn add(&mut self, key: &Key, hash: u64, expire: u64) -> u32 {
