@@ -100,10 +100,12 @@ impl Interceptor for Stamp {
 }
 
 /// Lets through only calls of this cluster's nodes to this node.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Guard(Arc<Gate>);
 
-#[derive(Debug)]
+/// Called with the name of a node when a run of it calls for the first time.
+pub(crate) type OnRun = Box<dyn Fn(&str) + Send + Sync>;
+
 struct Gate {
     cluster: String,
     node: String,
@@ -111,11 +113,20 @@ struct Gate {
     tls: Option<Tls>,
     /// The last problem of each caller, by the name it gave.
     problems: Mutex<BTreeMap<String, String>>,
+    /// The run that each node called from last.
+    runs: Mutex<BTreeMap<u64, u64>>,
+    on_run: Option<OnRun>,
 }
 
 impl Guard {
     /// A guard of the node that `settings` describe.
+    #[cfg(test)]
     pub(crate) fn new(settings: &Settings) -> Guard {
+        Guard::telling(settings, None)
+    }
+
+    /// As [`Guard::new`]; tells when a node was started.
+    pub(crate) fn telling(settings: &Settings, on_run: Option<OnRun>) -> Guard {
         let others = settings.nodes.iter().filter(|n| n.name != settings.node);
         Guard(Arc::new(Gate {
             cluster: settings.name.clone(),
@@ -123,6 +134,8 @@ impl Guard {
             callers: others.map(|n| (n.name.clone(), (Arc::from(n.name.as_str()), n.addr.clone()))).collect(),
             tls: settings.tls.clone(),
             problems: Mutex::default(),
+            runs: Mutex::default(),
+            on_run,
         }))
     }
 }
@@ -139,6 +152,11 @@ impl Interceptor for Guard {
             Problem::Stranger(text) => Status::unauthenticated(text),
             Problem::Misfit(text) => Status::failed_precondition(text),
         })?;
+        if let Some(on_run) = &self.0.on_run
+            && self.0.runs.lock().insert(caller.id, caller.incarnation) != Some(caller.incarnation)
+        {
+            on_run(&caller.node);
+        }
         request.extensions_mut().insert(caller);
         Ok(request)
     }

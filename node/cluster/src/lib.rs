@@ -190,7 +190,9 @@ impl Cluster {
         if let Some(vips) = &vips {
             routes = vips.add_to(routes);
         }
-        let guard = identity::Guard::new(&settings);
+        let knocked = sync.clone();
+        let on_run = Box::new(move |node: &str| knocked.knock(node));
+        let guard = identity::Guard::telling(&settings, Some(on_run));
         tasks.spawn(server::serve(settings.clone(), addr, guard, routes, stopped));
         let tasks = Mutex::new(tasks);
         Ok(Cluster(Arc::new(Parts { settings, peers, seat, vips, sync, control, share, stop, tasks })))
