@@ -6,6 +6,8 @@ use std::net::TcpListener;
 use phalanx_engine::stick::{DataType, Key, KeyType, Spec, Table};
 use tonic::service::Routes;
 
+use tokio::time::sleep;
+
 use super::*;
 use crate::identity::Guard;
 use crate::{Node, Settings};

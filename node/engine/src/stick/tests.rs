@@ -257,6 +257,46 @@ fn teach(from: &Table, to: &Table, node: &str, now: Now) {
 }
 
 #[test]
+fn a_batch_merged_at_once_is_as_one_entry_after_the_other() {
+    for seed in 0..20 {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let origin = Tables::new("n2", 1, 8);
+        // Fuller than where it goes, so that entries are given up meanwhile.
+        let start = |tables: &Tables, size| {
+            tables.apply(&BTreeMap::from([("t".to_string(), spec(size, Some(secs(1000))))]), at(0));
+            tables.get("t").unwrap()
+        };
+        let from = start(&origin, 500);
+        let (all, single) = (Tables::new("n1", 1, 7), Tables::new("n1", 1, 7));
+        let (once, apart) = (start(&all, 120), start(&single, 120));
+        let mut batch: Vec<Vec<u8>> = Vec::new();
+        for step in 0..300u64 {
+            let key = Key::V4(rng.random_range(0..150));
+            from.track(&key, at(step)).unwrap().http_req(at(step));
+            if rng.random_ratio(1, 10) {
+                from.clear_key(&key, at(step));
+            }
+            let mut bytes = Vec::new();
+            from.attach(0, &[], true);
+            from.track(&key, at(step)).unwrap().http_req(at(step));
+            from.cut_updates(0, 0, at(step), &mut bytes, |_| {});
+            batch.push(bytes);
+        }
+        let reading = codec::Reading::new(from.kind, &codec::columns(&from.layout), &once.layout).unwrap();
+        for (table, parts) in [(&once, vec![batch.concat()]), (&apart, batch)] {
+            let named = |_| table.shared.origins.intern("n2", 1, 0, 0);
+            let source = codec::Source { reading: &reading, origins: &named, late: 0 };
+            for bytes in parts {
+                table.merge(&bytes, &source, at(400)).unwrap();
+                table.check_invariants();
+            }
+        }
+        assert!(once.used() > 50, "seed {seed}");
+        assert_eq!((once.used(), once.digest(at(400))), (apart.used(), apart.digest(at(400))), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_slot_begun_again_takes_the_place_of_the_one_before() {
     let (_here, here) = tables(spec(100, Some(secs(1000))));
     let there = Tables::new("n2", 1, 8);
