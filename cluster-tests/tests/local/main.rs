@@ -4,6 +4,7 @@ mod bad_peers;
 mod checks;
 mod cluster_command;
 mod configurations;
+mod discovery;
 mod durability;
 mod failover;
 mod full_disk;
