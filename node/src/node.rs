@@ -9,6 +9,7 @@ mod checks;
 mod control;
 mod edits;
 mod limits;
+mod places;
 mod vips;
 
 use std::fs::File;

@@ -11,6 +11,7 @@ mod full_disk;
 mod hash;
 mod layers;
 mod membership;
+mod places;
 mod reload;
 mod remote;
 mod stick;

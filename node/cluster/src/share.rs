@@ -1,23 +1,27 @@
 //! Carries what the nodes share out among themselves: probes of servers, and places on them.
 //!
-//! The decisions are the engine's ([`Board`]); this shell sends its messages to the peers, one stream
-//! to each, and hands it theirs. The machine expects losses, so whatever cannot be sent is dropped.
-//! Whatever a peer does costs it its stream and nothing else.
+//! The decisions are the engine's ([`Board`], [`Desk`]); this shell sends their messages to the peers,
+//! one stream to each, and hands them theirs. The machines expect losses, so whatever cannot be sent is
+//! dropped. Whatever a peer does costs it its stream and nothing else. It also finds out whether the
+//! process of a peer is dead: when nobody listens on its port.
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use phalanx_engine::health::Report;
+use phalanx_engine::permits::Desk;
 use phalanx_engine::time::Now;
-use phalanx_engine::verdict::{Board, Message, Subject};
+use phalanx_engine::verdict::{Board, Subject};
 use phalanx_sys::clock::Clock;
 use phalanx_wire::cluster as pb;
 use phalanx_wire::cluster::share_client::ShareClient;
 use phalanx_wire::cluster::share_server::{Share as ShareService, ShareServer};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -25,6 +29,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::debug;
 
+use self::convert::Heard;
 use crate::Settings;
 use crate::identity::Caller;
 use crate::peer::{Lane, Peer, Peers};
@@ -40,6 +45,10 @@ const TICK: Duration = Duration::from_millis(50);
 const SILENCE: Duration = Duration::from_secs(3);
 /// Between two attempts to open a stream.
 const RETRY: Duration = Duration::from_millis(100);
+/// How long an attempt to connect may take that finds out whether a peer is dead.
+const CONNECT: Duration = Duration::from_millis(500);
+/// A peer's process is dead when so many attempts in a row were refused.
+const REFUSALS: u32 = 3;
 /// How long a second opinion may take beyond the probe itself.
 const GRACE: Duration = Duration::from_millis(250);
 
@@ -52,6 +61,7 @@ pub struct Handle(Arc<Inner>);
 
 struct Inner {
     board: Arc<Board>,
+    desk: Arc<Desk>,
     peers: Peers,
     clock: Clock,
     news: Notify,
@@ -72,8 +82,11 @@ impl Handle {
         let now = now(&clock);
         let board = Arc::new(Board::new(&settings.node, settings.incarnation, now));
         board.set_peers(peers.iter().map(|p| &**p.name()), now);
+        let desk = Arc::new(Desk::new(&settings.node, settings.incarnation, now));
+        desk.set_peers(peers.iter().map(|p| &**p.name()));
         let inner = Arc::new(Inner {
             board: board.clone(),
+            desk: desk.clone(),
             peers: peers.clone(),
             clock,
             news: Notify::new(),
@@ -81,18 +94,26 @@ impl Handle {
             probe: OnceLock::new(),
             stop,
         });
-        let woken = Arc::downgrade(&inner);
-        board.wake_carrier(move || {
-            if let Some(inner) = woken.upgrade() {
-                inner.news.notify_one();
+        let wake = |woken: Weak<Inner>| {
+            move || {
+                if let Some(inner) = woken.upgrade() {
+                    inner.news.notify_one();
+                }
             }
-        });
+        };
+        board.wake_carrier(wake(Arc::downgrade(&inner)));
+        desk.wake_carrier(wake(Arc::downgrade(&inner)));
         Handle(inner)
     }
 
     /// Who probes what.
     pub fn board(&self) -> &Arc<Board> {
         &self.0.board
+    }
+
+    /// Who may use how many places.
+    pub fn desk(&self) -> &Arc<Desk> {
+        &self.0.desk
     }
 
     /// Whether the verdicts of the other nodes are known as far as they can be.
@@ -182,19 +203,20 @@ impl ShareService for Handle {
 
 impl Inner {
     fn receive(&self, from: &Caller, message: pb::ShareMessage) {
-        match convert::to_message(message) {
-            Some(message) => self.verdicts(from, message),
+        let now = now(&self.clock);
+        match convert::to_heard(message) {
+            Some(Heard::Verdicts(message)) => self.board.handle(&from.node, from.incarnation, message, now),
+            Some(Heard::Permits(message)) => self.desk.handle(&from.node, from.incarnation, message, now),
             None => debug!("node '{}': a message of an unknown kind", from.node),
         }
-    }
-
-    fn verdicts(&self, from: &Caller, message: Message) {
-        self.board.handle(&from.node, from.incarnation, message, now(&self.clock));
     }
 
     fn send(&self) {
         while let Some((to, message)) = self.board.poll_output() {
             self.post(&to, convert::from_message(message));
+        }
+        while let Some((to, message)) = self.desk.poll_output() {
+            self.post(&to, convert::from_permits(message));
         }
     }
 
@@ -207,6 +229,7 @@ impl Inner {
 
     async fn keep_stream(self: Arc<Inner>, peer: Arc<Peer>) {
         let mut client = ShareClient::new(peer.line(Lane::Share));
+        let mut refusals = 0;
         loop {
             let (out, messages) = mpsc::channel(QUEUE);
             self.out.lock().insert(peer.name().clone(), out);
@@ -216,6 +239,17 @@ impl Inner {
                 debug!("node '{}': no stream: {}", peer.name(), status.message());
             }
             self.out.lock().remove(peer.name());
+            // Before the attempt: a process that starts meanwhile is not dead.
+            let then = now(&self.clock);
+            let refused = timeout(CONNECT, TcpStream::connect(peer.addr())).await;
+            if matches!(refused, Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused) {
+                refusals += 1;
+                if refusals >= REFUSALS {
+                    self.desk.set_gone(peer.name(), then);
+                }
+            } else {
+                refusals = 0;
+            }
             let jitter = rand::random_range(0.5..1.5);
             sleep(RETRY.mul_f64(jitter)).await;
         }

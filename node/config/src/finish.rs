@@ -23,7 +23,10 @@ impl Parser<'_> {
     /// Checks the whole and makes the configuration of it.
     pub(crate) fn finish(mut self) -> Outcome {
         let cluster = self.draft.clusters.pop().map(|draft| self.finish_cluster(draft));
-        let drafts = std::mem::take(&mut self.draft.proxies);
+        let mut drafts = std::mem::take(&mut self.draft.proxies);
+        if cluster.is_none() {
+            self.share_no_places(&mut drafts);
+        }
         let mut tables = stick_tables(&drafts);
         self.check_binds(&drafts);
         self.check_references(&drafts, cluster.as_ref(), &mut tables);
@@ -56,6 +59,21 @@ impl Parser<'_> {
             consuls,
         });
         Outcome { config, diagnostics: self.diagnostics }
+    }
+
+    /// A node alone: the limit of all nodes together is its own.
+    fn share_no_places(&mut self, drafts: &mut [ProxyDraft]) {
+        for draft in drafts {
+            for server in draft.servers.iter_mut().map(|s| &mut s.server) {
+                if std::mem::take(&mut server.options.maxconn_cluster) {
+                    let message = format!(
+                        "'server {}/{}' : 'maxconn ... cluster' without a 'cluster' section limits this node only",
+                        draft.name, server.name
+                    );
+                    self.report_at(Severity::Warning, server.pos, message, None);
+                }
+            }
+        }
     }
 
     fn finish_cluster(&mut self, draft: ClusterDraft) -> Cluster {

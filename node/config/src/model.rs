@@ -401,6 +401,8 @@ pub struct ServerOptions {
     pub weight: u32,
     /// `maxconn`, 0 = no limit.
     pub maxconn: u32,
+    /// `maxconn <n> cluster`: the limit is that of all nodes together.
+    pub maxconn_cluster: bool,
     /// `minconn`, 0 = none.
     pub minconn: u32,
     /// `maxqueue`, 0 = no limit.
@@ -458,6 +460,7 @@ impl Default for ServerOptions {
         ServerOptions {
             weight: 1,
             maxconn: 0,
+            maxconn_cluster: false,
             minconn: 0,
             maxqueue: 0,
             backup: false,

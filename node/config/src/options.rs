@@ -9,7 +9,7 @@ use crate::{Env, keywords};
 /// One option of a line that builds a `T`.
 pub(crate) struct OptionKeyword<T> {
     pub(crate) name: &'static str,
-    /// Its argument; empty when it has none.
+    /// Its argument; empty when it has none. `<argument> [word]` may be followed by that very word.
     pub(crate) usage: &'static str,
     pub(crate) doc: &'static str,
     /// Takes the argument, or an empty text. An error is the tail of `'name' …`.
@@ -49,7 +49,7 @@ pub(crate) fn apply_all<T>(
     names: Names,
 ) -> Vec<Fault> {
     let mut faults = Vec::new();
-    let mut words = words.iter();
+    let mut words = words.iter().peekable();
     while let Some(word) = words.next() {
         let Some(option) = table.iter().find(|option| option.name == word.text) else {
             faults.push(unknown(table, word, subject, names));
@@ -60,6 +60,7 @@ pub(crate) fn apply_all<T>(
             usage => match words.next() {
                 Some(argument) => Some(argument),
                 None => {
+                    let usage = usage.split_once(" [").map_or(usage, |(argument, _)| argument);
                     let message = format!("{subject} : '{}' expects {usage} as argument", option.name);
                     faults.push(Fault::about(word, message));
                     break;
@@ -67,7 +68,10 @@ pub(crate) fn apply_all<T>(
             },
         };
         let text = argument.map_or("", |argument| argument.text.as_str());
-        if let Err(message) = (option.apply)(target, text, env) {
+        let extra = option.usage.split_once(" [").map(|(_, word)| word.trim_end_matches(']'));
+        let with_extra = words.next_if(|word| Some(word.text.as_str()) == extra);
+        let text = with_extra.map_or(text.to_owned(), |word| format!("{text} {}", word.text));
+        if let Err(message) = (option.apply)(target, &text, env) {
             let message = format!("{subject} : '{}' {message}", option.name);
             faults.push(Fault::about(argument.unwrap_or(word), message));
         }

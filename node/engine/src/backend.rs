@@ -14,10 +14,10 @@ mod verdicts;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
@@ -85,6 +85,8 @@ pub struct Backend {
     control: Mutex<Standing>,
     /// Last refused response.
     pub last_error: Mutex<Option<CapturedError>>,
+    /// Called when a stream begins to wait: for servers that share their places with other nodes.
+    bell: OnceLock<Arc<dyn Fn() + Send + Sync>>,
 }
 
 /// Whether the backend has servers, and since when.
@@ -125,6 +127,7 @@ impl Backend {
             conns_max: AtomicU32::new(0),
             counters: Counters::new(workers),
             last_error: Mutex::default(),
+            bell: OnceLock::new(),
             control: Mutex::new(Standing {
                 up,
                 last_change: now,
@@ -317,6 +320,24 @@ impl Backend {
         let mut standing = self.control.lock();
         standing.downtime = Duration::ZERO;
         standing.down_transitions = 0;
+    }
+
+    /// `bell` is called, on the request path, when a stream begins to wait. Only the first one counts.
+    pub fn set_bell(&self, bell: &Arc<dyn Fn() + Send + Sync>) {
+        if self.bell.get().is_none() {
+            let _ = self.bell.set(bell.clone());
+        }
+    }
+
+    /// Hands out places that became free other than by a stream's end.
+    pub fn serve_waiting(&self) {
+        self.serve_all();
+    }
+
+    pub(crate) fn ring(&self) {
+        if let Some(bell) = self.bell.get() {
+            bell();
+        }
     }
 
     pub(crate) fn farm(&self) -> Guard<Arc<Farm>> {

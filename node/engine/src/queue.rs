@@ -295,7 +295,10 @@ impl Backend {
         match waiting.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Grant::Slot(slot)) => Enqueued::Slot(slot),
             Poll::Ready(Grant::ChooseAgain) => Enqueued::Refused,
-            Poll::Pending => Enqueued::Waiting(waiting),
+            Poll::Pending => {
+                self.ring();
+                Enqueued::Waiting(waiting)
+            }
         }
     }
 

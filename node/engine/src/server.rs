@@ -190,6 +190,8 @@ pub struct Server {
     weight: AtomicU32,
     maxconn: AtomicU32,
     minconn: AtomicU32,
+    /// `maxconn <n> cluster`: how many of them this node may use now; `u32::MAX` for other servers.
+    places: AtomicU32,
     maxqueue: AtomicU32,
     op: AtomicU8,
     admin: AtomicU8,
@@ -236,6 +238,7 @@ impl Server {
             weight: AtomicU32::new(o.weight),
             maxconn: AtomicU32::new(o.maxconn),
             minconn: AtomicU32::new(o.minconn),
+            places: AtomicU32::new(if o.maxconn_cluster && o.maxconn > 0 { 0 } else { u32::MAX }),
             maxqueue: AtomicU32::new(o.maxqueue),
             op: AtomicU8::new(op as u8),
             admin: AtomicU8::new(admin.0),
@@ -330,6 +333,20 @@ impl Server {
     /// `maxconn` in force; 0 = no limit.
     pub fn maxconn(&self) -> u32 {
         self.maxconn.load(Relaxed)
+    }
+
+    /// Whether `maxconn` is that of all nodes together.
+    pub fn shares_places(&self) -> bool {
+        self.config.load().options.maxconn_cluster && self.maxconn() > 0
+    }
+
+    /// How many places this node may use from now on, of a server that shares them; `None` = all.
+    /// Requests that have one keep it. [`Server::served`], read after it, counts all that are in use.
+    pub fn set_places(&self, places: Option<u32>) {
+        let places = places.unwrap_or(u32::MAX);
+        if self.places.load(Relaxed) != places {
+            self.places.store(places, SeqCst);
+        }
     }
 
     /// `maxqueue`; 0 = no limit.
@@ -512,7 +529,8 @@ impl Server {
             min.max((u64::from(beconn) * u64::from(max) / u64::from(fullconn)) as u32)
         };
         let throttle = self.throttle();
-        Some(if throttle >= 100 { dynamic } else { (dynamic * throttle).div_ceil(100).max(1) })
+        let limit = if throttle >= 100 { dynamic } else { (dynamic * throttle).div_ceil(100).max(1) };
+        Some(limit.min(self.places.load(Relaxed)))
     }
 
     /// Takes a place if there is one.
@@ -524,17 +542,23 @@ impl Server {
                 Err(_) => return false,
             },
         };
+        self.keep(taken)
+    }
+
+    /// Keeps a place just taken, unless it is no longer this node's: who lowers `places` then looks at
+    /// `served`, so one of both sees the other.
+    fn keep(&self, taken: u32) -> bool {
+        if taken > self.places.load(SeqCst) {
+            self.served.fetch_sub(1, SeqCst);
+            return false;
+        }
         raise(&self.served_max, taken);
         true
     }
 
     /// Takes a place only if nobody else did since `seen` was read.
     pub(crate) fn claim_from(&self, seen: u32) -> bool {
-        let won = self.served.compare_exchange(seen, seen + 1, SeqCst, Relaxed).is_ok();
-        if won {
-            raise(&self.served_max, seen + 1);
-        }
-        won
+        self.served.compare_exchange(seen, seen + 1, SeqCst, Relaxed).is_ok() && self.keep(seen + 1)
     }
 
     /// Gives a place back.

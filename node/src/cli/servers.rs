@@ -51,6 +51,13 @@ pub(super) const KEYWORDS: &[Keyword] = &[
         run: Run::Now(show::checks),
     },
     Keyword {
+        words: &["show", "places"],
+        usage: "[<backend>]",
+        text: "report this node's part of 'maxconn <n> cluster'",
+        level: Level::User,
+        run: Run::Now(show::places),
+    },
+    Keyword {
         words: &["get", "weight"],
         usage: "<bk>/<srv>",
         text: "report a server's current weight",

@@ -28,9 +28,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use super::checks;
-use super::edits;
 use super::vips::Floating;
+use super::{checks, edits, places};
 use crate::args::Options;
 use crate::cli;
 use crate::load::{Files, System};
@@ -122,6 +121,7 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
     let forwarder = Arc::new(forwarder);
     let sharing = cluster.as_ref().map(checks::sharing);
     let _ = plane.checker.set(Checker::start(state.clone(), clock, plane.log.clone(), sharing));
+    tokio::spawn(places::count(state.clone(), cluster.clone(), clock));
     if let Some(cluster) = &cluster {
         checks::answer(cluster, &plane.checker);
     }

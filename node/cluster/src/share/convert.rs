@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use phalanx_engine::health::{CheckStatus, Report};
+use phalanx_engine::permits::{self, Ballot, Key, Line};
 use phalanx_engine::server::OpState;
 use phalanx_engine::verdict::{Claim, Kind, Message, Stance, Subject, Verdict};
 use phalanx_wire::cluster as pb;
@@ -21,13 +22,98 @@ pub(super) fn from_message(message: Message) -> pb::ShareMessage {
     pb::ShareMessage { kind: Some(kind) }
 }
 
-pub(super) fn to_message(message: pb::ShareMessage) -> Option<Message> {
+/// A message for one of the machines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    Verdicts(Message),
+    Permits(permits::Message),
+}
+
+pub(super) fn to_heard(message: pb::ShareMessage) -> Option<Heard> {
     Some(match message.kind? {
-        Body::Beat(pb::Beat { version, of, acked }) => Message::Beat { version, of, acked },
+        Body::Beat(pb::Beat { version, of, acked }) => Heard::Verdicts(Message::Beat { version, of, acked }),
         Body::Claims(pb::Claims { base, upto, claims }) => {
-            Message::Claims { base, upto, claims: claims.into_iter().filter_map(to_claim).collect() }
+            let claims = claims.into_iter().filter_map(to_claim).collect();
+            Heard::Verdicts(Message::Claims { base, upto, claims })
         }
+        Body::PlaceBeat(beat) => {
+            Heard::Permits(permits::Message::Beat { promised: to_ballot(beat.promised?) })
+        }
+        Body::PlaceClaim(claim) => {
+            Heard::Permits(permits::Message::Claim { ballot: to_ballot(claim.ballot?) })
+        }
+        Body::PlaceReport(report) => Heard::Permits(permits::Message::Report {
+            ballot: to_ballot(report.ballot?),
+            number: report.number,
+            full: report.full,
+            lines: report.lines.into_iter().map(to_line).collect(),
+        }),
+        Body::PlaceOrder(order) => Heard::Permits(permits::Message::Order {
+            ballot: to_ballot(order.ballot?),
+            incarnation: order.incarnation,
+            number: order.number,
+            key: Key { backend: order.backend.into(), server: order.server.into() },
+            held: order.held,
+            cap: order.cap,
+        }),
     })
+}
+
+pub(super) fn from_permits(message: permits::Message) -> pb::ShareMessage {
+    use permits::Message;
+    let kind = match message {
+        Message::Beat { promised } => {
+            Body::PlaceBeat(pb::PlaceBeat { promised: Some(from_ballot(promised)) })
+        }
+        Message::Claim { ballot } => Body::PlaceClaim(pb::PlaceClaim { ballot: Some(from_ballot(ballot)) }),
+        Message::Report { ballot, number, full, lines } => Body::PlaceReport(pb::PlaceReport {
+            ballot: Some(from_ballot(ballot)),
+            number,
+            full,
+            lines: lines.into_iter().map(from_line).collect(),
+        }),
+        Message::Order { ballot, incarnation, number, key, held, cap } => Body::PlaceOrder(pb::PlaceOrder {
+            ballot: Some(from_ballot(ballot)),
+            incarnation,
+            number,
+            backend: key.backend.to_string(),
+            server: key.server.to_string(),
+            held,
+            cap,
+        }),
+    };
+    pb::ShareMessage { kind: Some(kind) }
+}
+
+fn from_ballot(ballot: Ballot) -> pb::PlaceBallot {
+    pb::PlaceBallot { counter: ballot.counter, node: ballot.node.to_string() }
+}
+
+fn to_ballot(ballot: pb::PlaceBallot) -> Ballot {
+    Ballot { counter: ballot.counter, node: ballot.node.into() }
+}
+
+fn from_line(line: Line) -> pb::PlaceLine {
+    pb::PlaceLine {
+        backend: line.key.backend.to_string(),
+        server: line.key.server.to_string(),
+        limit: line.limit,
+        held: line.held,
+        served: line.served,
+        waiting: line.waiting,
+        applied: line.applied,
+    }
+}
+
+fn to_line(line: pb::PlaceLine) -> Line {
+    Line {
+        key: Key { backend: line.backend.into(), server: line.server.into() },
+        limit: line.limit,
+        held: line.held,
+        served: line.served,
+        waiting: line.waiting,
+        applied: line.applied,
+    }
 }
 
 fn from_claim(claim: &Claim) -> pb::Claim {
@@ -138,18 +224,34 @@ mod tests {
         for stance in [Stance::Idle, Stance::Probing, Stance::Apart] {
             let claim = Claim { subject: subject.clone(), stance, verdict: verdict.clone(), version: 8 };
             let message = Message::Claims { base: 1, upto: 8, claims: vec![claim] };
-            assert_eq!(to_message(from_message(message.clone())), Some(message));
+            assert_eq!(to_heard(from_message(message.clone())), Some(Heard::Verdicts(message)));
         }
         let beat = Message::Beat { version: 1, of: 2, acked: 3 };
-        assert_eq!(to_message(from_message(beat.clone())), Some(beat));
+        assert_eq!(to_heard(from_message(beat.clone())), Some(Heard::Verdicts(beat)));
+    }
+
+    #[test]
+    fn messages_about_places_come_back_as_they_were() {
+        let (ballot, key) =
+            (Ballot { counter: 7, node: "n1".into() }, Key { backend: "b".into(), server: "s".into() });
+        let line = Line { key: key.clone(), limit: 1, held: 2, served: 3, waiting: 4, applied: 5 };
+        for message in [
+            permits::Message::Beat { promised: ballot.clone() },
+            permits::Message::Claim { ballot: ballot.clone() },
+            permits::Message::Report { ballot: ballot.clone(), number: 9, full: true, lines: vec![line] },
+            permits::Message::Order { ballot, incarnation: 1, number: 2, key, held: 3, cap: 4 },
+        ] {
+            assert_eq!(to_heard(from_permits(message.clone())), Some(Heard::Permits(message)));
+        }
     }
 
     #[test]
     fn nonsense_is_left_out() {
-        assert_eq!(to_message(pb::ShareMessage::default()), None);
+        assert_eq!(to_heard(pb::ShareMessage::default()), None);
         let odd = pb::Claims { claims: vec![pb::Claim::default()], ..pb::Claims::default() };
-        let message = to_message(pb::ShareMessage { kind: Some(Body::Claims(odd)) });
-        assert_eq!(message, Some(Message::Claims { base: 0, upto: 0, claims: vec![] }));
+        let message = to_heard(pb::ShareMessage { kind: Some(Body::Claims(odd)) });
+        let empty = Message::Claims { base: 0, upto: 0, claims: vec![] };
+        assert_eq!(message, Some(Heard::Verdicts(empty)));
         let long = pb::ProbeReport { status: 999, code: 70_000, info: "ä".repeat(5000), duration_us: 0 };
         let report = to_report(long);
         assert_eq!((report.status, report.code), (CheckStatus::Unknown, None));

@@ -354,10 +354,20 @@ pub(crate) const OPTIONS: &[OptionKeyword<Fields>] = &[
         f.options.init_addr = discovery::init_addr(text)?;
         Ok(())
     }),
-    opt("maxconn", "<number>", "Concurrent connections, or requests in HTTP.", |f, text, _| {
-        f.options.maxconn = value::count(text, 0)?;
-        Ok(())
-    }),
+    opt(
+        "maxconn",
+        "<number> [cluster]",
+        "Concurrent connections, or requests in HTTP; from all nodes together with 'cluster'.",
+        |f, text, _| {
+            let (number, of_all) = match text.strip_suffix(" cluster") {
+                Some(number) => (number, true),
+                None => (text, false),
+            };
+            f.options.maxconn = value::count(number, 0)?;
+            f.options.maxconn_cluster = of_all;
+            Ok(())
+        },
+    ),
     opt("maxqueue", "<number>", "Longest queue of the server.", |f, text, _| {
         f.options.maxqueue = value::count(text, 0)?;
         Ok(())

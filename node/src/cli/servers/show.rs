@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use phalanx_config::model::Discovery;
 use phalanx_engine::backend::Backend;
 use phalanx_engine::health::CheckResult;
+use phalanx_engine::permits::Key;
 use phalanx_engine::registry::{Placed, Registry};
 use phalanx_engine::server::{OpState, Server};
 use phalanx_engine::verdict::Duty;
@@ -142,6 +143,42 @@ fn names(registry: &Registry, backend: &Backend, server: &Server) -> (String, St
         Discovery::Dns { .. } => (config.host.clone(), dash()),
         Discovery::Consul { .. } => (host, dash()),
     }
+}
+
+/// Servers that share their places among the nodes, as this node sees them.
+pub(super) fn places(call: &Call<'_>) -> Answer {
+    let backends = match chosen(call) {
+        Ok(backends) => backends,
+        Err(answer) => return answer,
+    };
+    let Some(cluster) = call.ctx.authority.cluster() else {
+        return Answer::info("The configuration has no 'cluster' section.");
+    };
+    let (arbiter, missing) = cluster.share().desk().look(|machine| {
+        let arbiter = machine.arbiter(call.now).map_or("-".to_owned(), |node| node.to_string());
+        (arbiter, machine.missing(call.now).map(|node| node.to_string()).collect::<Vec<_>>())
+    });
+    let missing = if missing.is_empty() { "-".to_owned() } else { missing.join(",") };
+    let mut out = format!(
+        "# arbiter: {arbiter}, reserved for nodes that are not heard from: {missing}\n\
+         # be_name srv_name maxconn own usable in_use waiting\n"
+    );
+    for backend in backends {
+        for server in backend.servers().iter().filter(|s| s.shares_places()) {
+            let key = Key { backend: backend.name().clone(), server: server.name().clone() };
+            let (own, usable, _) = cluster.share().desk().look(|machine| machine.view(&key));
+            let _ = writeln!(
+                out,
+                "{} {} {} {own} {usable} {} {}",
+                backend.name(),
+                server.name(),
+                server.maxconn(),
+                server.served(),
+                server.queued() + backend.queued(),
+            );
+        }
+    }
+    Answer::dump(out)
 }
 
 pub(super) fn conn(call: &Call<'_>) -> Answer {
