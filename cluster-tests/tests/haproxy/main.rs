@@ -15,4 +15,5 @@ mod config;
 mod http;
 mod runtime;
 mod syslog;
+mod tables;
 mod tcp;

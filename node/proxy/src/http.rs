@@ -250,6 +250,13 @@ async fn refuse(
     let shard = session.frontend.counters().shard(worker.id);
     bump(&shard.ereq, 1);
     shard.response(status);
+    for tracked in session.memory.all_tracked() {
+        tracked.http_req(now);
+        // One that was too slow is not the client's error.
+        if status != 408 {
+            tracked.http_err(now);
+        }
+    }
     if let Some(error) = error {
         let state = &worker.shared.state;
         capture::request(session, front, error.at);

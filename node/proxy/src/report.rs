@@ -9,6 +9,7 @@ use phalanx_engine::counters::{Shard, bump};
 use phalanx_engine::end::{Cause, End, Phase};
 use phalanx_engine::log::{self, Record, Timers};
 use phalanx_engine::server::Server;
+use phalanx_engine::stick::Tracked;
 use phalanx_engine::time::Now;
 
 use crate::buffer::Text;
@@ -99,6 +100,14 @@ pub(crate) fn shards<'a>(
         server.map(|s| s.counters().shard(worker)),
     ];
     shards.into_iter().flatten()
+}
+
+/// Counts what has passed in what is tracked. At the end, as HAProxy does.
+pub(crate) fn track_bytes<'a>(tracked: impl Iterator<Item = &'a Tracked>, (up, down): (u64, u64), now: Now) {
+    for tracked in tracked.filter(|tracked| tracked.table().counts_bytes()) {
+        tracked.bytes_in(up, now);
+        tracked.bytes_out(down, now);
+    }
 }
 
 /// Counts an abnormal end.

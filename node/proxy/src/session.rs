@@ -78,6 +78,7 @@ pub(crate) fn start(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, ta
     for counters in [session.frontend.counters(), worker.shared.state.process().counters()] {
         counters.count_session(worker.id, accepted);
     }
+    session.memory.all_tracked().for_each(|tracked| tracked.sess(accepted));
     match plan.proxies[index].config.mode {
         Mode::Tcp => spawn_local(tcp::serve(session, plan, index, front)),
         Mode::Http => spawn_local(http::serve(session, plan, index, front)),

@@ -185,6 +185,7 @@ fn report(
         timers.connect.into_iter().for_each(|ms| shard.ctime.add(u64::from(ms)));
         report::count_end(shard, end);
     }
+    report::track_bytes(session.memory.all_tracked(), (up, down), session.worker.now());
     if config.dontlognull && up == 0 && down == 0 {
         return;
     }

@@ -667,6 +667,29 @@ impl<'a> Transaction<'a> {
         });
     }
 
+    /// Counts the request's outcome in what is tracked.
+    fn count_tracked(&self, received: u64, now: Now) {
+        let tracked = || self.memory.all_tracked().chain(self.session.memory.all_tracked());
+        if tracked().next().is_none() {
+            return;
+        }
+        let status = self.status.unwrap_or(0);
+        let refused = self.end.cause == Cause::Proxy && self.end.phase == Phase::Request;
+        let answered = self.responded.is_some();
+        let slow = status == 408 && !answered;
+        let invalid = self.end.cause == Cause::Proxy && self.end.phase == Phase::Headers;
+        for tracked in tracked() {
+            if (matches!(status, 400..=499) || refused) && !slow {
+                tracked.http_err(now);
+            }
+            // Only what a server did: not being able to reach one is not its failure.
+            if invalid || answered && matches!(status, 500..=599) && !matches!(status, 501 | 505) {
+                tracked.http_fail(now);
+            }
+        }
+        report::track_bytes(tracked(), (received, self.bytes_out), now);
+    }
+
     /// Counts, gives the place back, logs.
     fn finish(&mut self, stream: Option<backend::Stream>) {
         self.dispatch.slot = None;
@@ -695,6 +718,7 @@ impl<'a> Transaction<'a> {
             timers.response.into_iter().for_each(|ms| shard.rtime.add(u64::from(ms)));
             report::count_end(shard, self.end);
         }
+        self.count_tracked(received, now);
         let config = &self.proxy.config;
         let normal = self.end == End::NORMAL && dispatch.retries == 0 && !dispatch.redispatched;
         let fine = normal && self.status.is_some_and(|s| s < 500);
