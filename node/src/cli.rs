@@ -17,8 +17,11 @@ use phalanx_proxy::log::Sink;
 use phalanx_sys::clock::Clock;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::epochs::Held;
+
 mod authority;
 mod basics;
+mod config;
 mod counters;
 mod discovery;
 mod errors;
@@ -65,6 +68,8 @@ pub(crate) struct Context {
     pub(crate) warnings: AtomicU64,
     /// Servers that are found at run time.
     pub(crate) discovery: crate::discovery::Handle,
+    /// The configuration that this node runs.
+    pub(crate) held: Arc<Held>,
 }
 
 /// Where the answer to a reload goes: what there is to say, as an error if nothing was changed.

@@ -48,6 +48,8 @@ pub(crate) struct Loaded {
     pub tls: Option<Tls>,
     /// Messages in HAProxy's form, one or more lines each, in order.
     pub messages: Vec<Message>,
+    /// What it was read from.
+    pub sources: Vec<Source>,
 }
 
 impl Loaded {
@@ -80,10 +82,24 @@ impl Files {
     /// # Errors
     /// One line naming the file that can't be read.
     pub(crate) fn load(&self) -> Result<Loaded, String> {
+        Ok(self.check(self.read()?))
+    }
+
+    /// Reads the files as they are now.
+    ///
+    /// # Errors
+    /// One line naming the file that can't be read.
+    pub(crate) fn read(&self) -> Result<Vec<Source>, String> {
         let mut sources = Vec::new();
         for entry in &self.entries {
             entry.read(&mut sources).map_err(|e| cannot_open(&entry.path, &e))?;
         }
+        Ok(sources)
+    }
+
+    /// Checks texts, these or others, in the environment of this process. May block as
+    /// [`load`](Files::load) does.
+    pub(crate) fn check(&self, sources: Vec<Source>) -> Loaded {
         let pid = std::process::id();
         let outcome = phalanx_config::parse(&sources, &System { ignore_resolve: self.ignore_resolve });
         let mut messages: Vec<Message> = outcome
@@ -122,7 +138,7 @@ impl Files {
             messages.push(alert("Some warnings were found and 'zero-warning' is set. Aborting."));
             config = None;
         }
-        Ok(Loaded { config, tls, messages })
+        Loaded { config, tls, messages, sources }
     }
 
     /// Reads and checks the certificates of the cluster's port.

@@ -8,6 +8,7 @@ mod cli;
 mod ctl;
 mod demo;
 mod discovery;
+mod epochs;
 mod keywords;
 mod load;
 mod local;

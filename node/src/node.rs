@@ -10,7 +10,10 @@ mod control;
 mod edits;
 mod limits;
 mod places;
+mod rollout;
 mod vips;
+
+pub(crate) use control::at_next_start;
 
 use std::fs::File;
 use std::io::Write as _;
@@ -31,6 +34,7 @@ use phalanx_sys::process;
 use self::background::Ready;
 use crate::args::{self, Options};
 use crate::cli;
+use crate::epochs::Held;
 use crate::load::{Files, Loaded};
 
 /// Runs a node, or checks its configuration, as HAProxy's command line says.
@@ -59,7 +63,7 @@ pub(crate) fn run(options: Options) -> ExitCode {
     show(&loaded, &options);
     let warnings = loaded.warnings();
     let messages = loaded.messages.iter().map(|m| m.text.as_str()).collect::<Vec<_>>().join("\n");
-    let Some(mut config) = loaded.config else { return ExitCode::FAILURE };
+    let Some(config) = &loaded.config else { return ExitCode::FAILURE };
     if options.check {
         if config.proxies.iter().all(|p| p.binds.is_empty()) {
             println!("Configuration file has no error but will not start (no listener) => exit(2).");
@@ -70,6 +74,10 @@ pub(crate) fn run(options: Options) -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
+    let files = Arc::new(files);
+    let name = node_name(&options, config);
+    let (held, loaded, messages) = hold(files, loaded, &name, messages, pid);
+    let Some(mut config) = loaded.config else { return ExitCode::FAILURE };
     options.override_in(&mut config);
     let in_background = (options.daemon || config.global.daemon) && !options.foreground && !options.debug;
     let mut ready = Ready::default();
@@ -84,13 +92,45 @@ pub(crate) fn run(options: Options) -> ExitCode {
         }
     }
     trace(&options);
-    match serve(config, loaded.tls, files, Said { messages, warnings }, &options, &mut ready) {
+    match serve(config, loaded.tls, held, Said { messages, warnings }, &options, &mut ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(text) => {
             ready.failed(&format!("[ALERT]    ({}) : {text}", std::process::id()));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The name of this node.
+fn node_name(options: &Options, config: &Config) -> String {
+    let named = options.node.clone().or_else(|| config.global.localpeer.clone());
+    named.unwrap_or_else(process::hostname)
+}
+
+/// Takes the epoch of the cluster's configuration that this node has applied in place of its files, if
+/// that is in force, and says so.
+fn hold(
+    files: Arc<Files>,
+    loaded: Loaded,
+    node: &str,
+    mut messages: String,
+    pid: u32,
+) -> (Held, Loaded, String) {
+    let cluster = loaded.config.as_ref().and_then(|c| c.cluster.as_ref());
+    let dir = cluster.filter(|c| c.nodes.iter().any(|n| n.name == node)).map(|c| c.data_dir.clone());
+    let held = Held::open(files, node, dir);
+    let chosen = held.choose(loaded.sources.clone());
+    if let Some(note) = &chosen.note {
+        let note = format!("[WARNING]  ({pid}) : config : {note}");
+        eprintln!("{note}");
+        messages = format!("{messages}\n{note}").trim_start().to_owned();
+    }
+    if let Some(epoch) = chosen.declined {
+        held.decline(epoch);
+    }
+    let loaded = if held.record().text.is_some() { chosen.loaded } else { loaded };
+    held.in_force(loaded.sources.clone());
+    (held, loaded, messages)
 }
 
 /// What the parser said at the start.
@@ -109,7 +149,7 @@ pub(crate) fn guardian(words: &[String]) -> ExitCode {
 fn serve(
     config: Config,
     tls: Option<Tls>,
-    files: Files,
+    mut held: Held,
     said: Said,
     options: &Options,
     ready: &mut Ready,
@@ -117,13 +157,13 @@ fn serve(
     let clock = Clock::new();
     let (mono, unix_us) = clock.now();
     let now = Now { mono, unix_us };
-    let name =
-        options.node.clone().or_else(|| config.global.localpeer.clone()).unwrap_or_else(process::hostname);
+    let name = node_name(options, &config);
 
     let default_maxconn = limits::descriptors(&config)?;
     let pidfile = options.pidfile.clone().or_else(|| config.global.pidfile.clone());
     let pidfile = pidfile.map(open_pidfile).transpose()?;
     let data_dir = limits::data_dir(&config)?;
+    held.moved_to(data_dir.clone());
     let sockets = config.global.stats_sockets.iter().map(|s| cli::listen(s).map_err(|e| e.to_string()));
     let sockets = sockets.collect::<Result<Vec<_>, _>>()?;
     let guardian = vips::guardians(&config)?;
@@ -146,7 +186,7 @@ fn serve(
     let outcome = control.block_on(async {
         control::run(
             control::Start {
-                files: Arc::new(files),
+                held: Arc::new(held),
                 options: options.clone(),
                 state,
                 logs,

@@ -3,6 +3,7 @@
 mod bad_peers;
 mod checks;
 mod cluster_command;
+mod config;
 mod configurations;
 mod discovery;
 mod durability;

@@ -8,7 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -19,7 +19,7 @@ use phalanx_engine::server::Server;
 use phalanx_engine::state::State;
 use phalanx_engine::state::sessions::{Kill, Phase};
 use phalanx_sys::clock::Clock;
-use phalanx_sys::net::Listen;
+use phalanx_sys::net::{Listen, is_listening};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 
@@ -30,6 +30,9 @@ use crate::worker::{self, Order, Shared, Wanted};
 
 /// How long a worker may take to carry out an order; it needs microseconds.
 const ORDER_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a worker that is well may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
 /// The worker threads and their listeners.
 pub struct Forwarder {
@@ -135,6 +138,27 @@ impl Forwarder {
         self.reconcile(&mut self.inner.lock())?;
         self.end_orphans();
         Ok(())
+    }
+
+    /// Whether the forwarding plane does its work: every listener that is to be open accepts, and every
+    /// worker answers. Blocks for a moment.
+    ///
+    /// # Errors
+    /// What does not.
+    pub fn well(&self) -> Result<(), String> {
+        let plan = self.shared.state.plan_owned();
+        let inner = self.inner.lock();
+        if inner.stopping {
+            return Ok(());
+        }
+        let lines = lines(&plan, &inner.held);
+        for line in &lines {
+            let listens = |open: &Open| open.duplicates.iter().all(is_listening);
+            if !inner.open.get(&line.key).is_some_and(listens) {
+                return Err(format!("proxy '{}' does not listen on {}", line.proxy, line.bind.addr));
+            }
+        }
+        self.order(&inner, &lines, HashMap::new(), ANSWER_LIMIT)
     }
 
     /// Opens or closes the listeners on a VIP that is announced by listening; returns when every
@@ -254,7 +278,9 @@ impl Forwarder {
                 open.limit.set(line.bind.maxconn);
             }
         }
-        self.order(inner, &lines, opened);
+        if let Err(why) = self.order(inner, &lines, opened, ORDER_LIMIT) {
+            tracing::error!("{why}");
+        }
         // Limits may have been raised.
         self.shared.room.wake();
         Ok(())
@@ -266,7 +292,9 @@ impl Forwarder {
         inner: &Inner,
         lines: &[Line<'_>],
         mut opened: HashMap<Key, (SocketAddr, Vec<TcpListener>)>,
-    ) {
+        limit: Duration,
+    ) -> Result<(), String> {
+        let mut problem = Ok(());
         let (done, all_done) = sync_channel(0);
         for sender in &self.orders {
             let listeners = lines
@@ -285,12 +313,15 @@ impl Forwarder {
                 })
                 .collect();
             if sender.try_send(Order { listeners, done: done.clone() }).is_err() {
-                tracing::error!("a worker does not take orders");
+                problem = Err("a worker does not take orders".to_owned());
             }
         }
         drop(done);
         // Disconnects when the last worker drops its sender.
-        let _ = all_done.recv_timeout(ORDER_LIMIT);
+        match all_done.recv_timeout(limit) {
+            Err(RecvTimeoutError::Timeout) => Err("a worker does not carry out an order".to_owned()),
+            _ => problem,
+        }
     }
 
     /// Ends idle sessions of frontends that are gone; busy ones end after their response.

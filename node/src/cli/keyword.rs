@@ -9,7 +9,7 @@ use phalanx_config::Level;
 use phalanx_engine::time::Now;
 
 use super::{
-    Context, basics, counters, discovery, errors, frontends, membership, patterns, process, servers,
+    Context, basics, config, counters, discovery, errors, frontends, membership, patterns, process, servers,
     sessions, tables,
 };
 
@@ -145,6 +145,7 @@ impl Answer {
 /// Every group of commands.
 const GROUPS: &[&[Keyword]] = &[
     basics::KEYWORDS,
+    config::KEYWORDS,
     counters::KEYWORDS,
     discovery::KEYWORDS,
     errors::KEYWORDS,
@@ -173,6 +174,13 @@ pub(super) fn find(words: &[String]) -> Option<&'static Keyword> {
 /// Whether the words begin with these.
 pub(super) fn starts_with(words: &[String], with: &[&str]) -> bool {
     words.len() >= with.len() && words.iter().zip(with).all(|(a, b)| a == b)
+}
+
+/// How long the payload of the last command of a line may be, where that is not the usual.
+pub(super) fn payload_limit(line: &str) -> Option<usize> {
+    let commands = super::words::split(line);
+    let (_, command) = super::remote::place(commands.last()?);
+    starts_with(command, &["config"]).then_some(super::config::MAX_PAYLOAD)
 }
 
 /// The answer to words that select nothing.

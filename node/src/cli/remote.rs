@@ -52,7 +52,14 @@ pub(super) fn place(words: &[String]) -> (Place, &[String]) {
 
 /// Commands that reach the other nodes by another way than a [proposal](super::Authority::propose),
 /// which `local` refuses by itself.
-const SHARED: &[&[&str]] = &[&["clear", "table"], &["set", "table"], &["failover", "vip"], &["config"]];
+const SHARED: &[&[&str]] = &[
+    &["clear", "table"],
+    &["set", "table"],
+    &["failover", "vip"],
+    &["config", "push"],
+    &["config", "rollback"],
+    &["config", "detach"],
+];
 
 tokio::task_local! {
     /// What runs in its scope was asked for with `local`.

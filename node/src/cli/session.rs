@@ -95,7 +95,8 @@ impl<'c> Session<'c> {
             let (line, payload) = match words::payload(&line) {
                 Some((head, end)) => {
                     let (head, end) = (head.to_owned(), end.to_owned());
-                    let payload = self.payload(&end).await?;
+                    let limit = keyword::payload_limit(&head).unwrap_or(MAX_PAYLOAD);
+                    let payload = self.payload(&end, limit).await?;
                     (head, Some(payload))
                 }
                 None => (line, None),
@@ -224,19 +225,19 @@ impl<'c> Session<'c> {
     }
 
     /// The lines up to the one that ends the payload, each with its line feed.
-    async fn payload(&mut self, end: &str) -> Result<String, End> {
+    async fn payload(&mut self, end: &str, limit: usize) -> Result<String, End> {
         let mut payload = String::new();
         loop {
             if self.mode == Mode::Prompt {
                 self.write(b"+ ").await?;
             }
-            let line = self.line(MAX_PAYLOAD, "Payload too long.").await?;
+            let line = self.line(limit, "Payload too long.").await?;
             if line == end {
                 return Ok(payload);
             }
             payload.push_str(&line);
             payload.push('\n');
-            if payload.len() > MAX_PAYLOAD {
+            if payload.len() > limit {
                 return Err(End::TooLong("Payload too long."));
             }
         }

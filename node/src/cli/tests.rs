@@ -86,6 +86,11 @@ impl Api {
             load: Load::default(),
             warnings: AtomicU64::new(0),
             discovery: crate::discovery::Handle::default(),
+            held: Arc::new(Held::open(
+                Arc::new(crate::load::Files::open(&[], false, false).expect("no files")),
+                "n1",
+                None,
+            )),
         });
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use phalanx_cluster::control::Commands;
 use phalanx_cluster::vip::GuardianCommand;
 use phalanx_cluster::{Cluster, Settings};
-use phalanx_config::{Config, Env, Level, StatsAddr, StatsSocket};
+use phalanx_config::{Config, Env, Level, StatsAddr, StatsSocket, model};
 use phalanx_engine::backend::{Backend, Effects};
 use phalanx_engine::registry::{Command, Registry};
 use phalanx_engine::state::State;
@@ -28,16 +28,18 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
+use super::rollout::{ApplyRequest, Rollout};
 use super::vips::Floating;
 use super::{checks, edits, places};
 use crate::args::Options;
 use crate::cli;
-use crate::load::{Files, System};
+use crate::epochs::{Held, Text};
+use crate::load::{Loaded, System};
 use crate::notify::notify;
 
 /// Everything that exists before the control plane runs.
 pub(super) struct Start {
-    pub files: Arc<Files>,
+    pub held: Arc<Held>,
     pub options: Options,
     pub state: Arc<State>,
     pub logs: Sink,
@@ -93,7 +95,7 @@ impl Plane {
 /// Starts everything, calls `ready`, and stays until a signal ends it.
 pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String> {
     let mut signals = Signals::new().map_err(|e| format!("cannot catch signals: {e}"))?;
-    let Start { files, options, state, logs, clock, sockets, cluster, guardian, said } = start;
+    let Start { held, options, state, logs, clock, sockets, cluster, guardian, said } = start;
     let sink = logs.clone();
     let log: check::Log = Arc::new(move |targets, level, line| sink.send(targets, level, line.as_bytes()));
     let plane = Plane { state: state.clone(), logs: logs.clone(), clock, log, checker: Arc::default() };
@@ -102,6 +104,7 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
         Some(settings) => Floating::start(&state.plan().config, settings, guardian)?,
         None => None,
     };
+    let incarnation = cluster.as_ref().map_or(0, |settings| settings.incarnation);
     let cluster = match cluster {
         Some(settings) => {
             let vips = floating.as_ref().map(Floating::handle);
@@ -126,12 +129,26 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
         checks::answer(cluster, &plane.checker);
     }
     if let (Some(floating), Some(cluster)) = (&floating, &cluster) {
-        floating.ready(&forwarder, cluster, state.tables());
+        floating.ready(&forwarder, cluster, state.tables(), &held);
     }
     if cluster.is_none() {
         tokio::spawn(sweep(plane.clone()));
     }
 
+    let (apply, mut applies) = mpsc::channel::<ApplyRequest>(1);
+    if let Some(cluster) = &cluster {
+        let rollout = Rollout {
+            cluster: cluster.clone(),
+            held: held.clone(),
+            apply,
+            state: state.clone(),
+            forwarder: forwarder.clone(),
+            vips: floating.as_ref().map(|f| (f.handle(), f.caught_up())),
+            clock,
+            incarnation,
+        };
+        tokio::spawn(rollout.run());
+    }
     let (reload, mut reloads) = mpsc::channel::<cli::ReloadRequest>(RELOADS);
     let listeners = forwarder.clone();
     let context = Arc::new(cli::Context {
@@ -155,6 +172,7 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
         load: cli::Load::default(),
         warnings: AtomicU64::new(said.warnings),
         discovery: crate::discovery::Handle::default(),
+        held: held.clone(),
     });
     let for_others: Arc<dyn Commands> = Arc::new(cli::ForOthers(context.clone()));
     if let Some(cluster) = &cluster {
@@ -166,7 +184,7 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
     for socket in sockets {
         api.serve(socket);
     }
-    let mut node = Node { files, options, plane, forwarder, cluster, floating, api };
+    let mut node = Node { held, options, plane, forwarder, cluster, floating, api };
 
     if node.options.notify
         && let Err(e) = notify("READY=1")
@@ -185,6 +203,10 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
             Some(answer) = reloads.recv() => {
                 let outcome = node.reload().await;
                 // Whoever asked may be gone; the reload is done all the same.
+                let _ = answer.send(outcome);
+            }
+            Some(ApplyRequest { text, answer }) = applies.recv() => {
+                let outcome = node.apply(text).await;
                 let _ = answer.send(outcome);
             }
         }
@@ -250,7 +272,7 @@ fn same_place(a: &StatsSocket, b: &StatsSocket) -> bool {
 
 /// The parts that reloads and the end concern.
 struct Node {
-    files: Arc<Files>,
+    held: Arc<Held>,
     options: Options,
     plane: Plane,
     forwarder: Arc<Forwarder>,
@@ -292,11 +314,45 @@ impl Node {
     }
 
     async fn try_reload(&mut self) -> Result<String, String> {
-        let files = self.files.clone();
-        let loaded = tokio::task::spawn_blocking(move || files.load())
+        let held = self.held.clone();
+        let failed = |e: String| format!("Reload failed, nothing changed: {e}");
+        let chosen = tokio::task::spawn_blocking(move || Ok(held.choose(held.read()?)))
             .await
-            .map_err(|e| format!("Reload failed, nothing changed: {e}"))?
-            .map_err(|e| format!("Reload failed, nothing changed: {e}"))?;
+            .map_err(|e| failed(e.to_string()))?
+            .map_err(failed)?;
+        let mut text = self.take(chosen.loaded).await?;
+        if let Some(note) = chosen.note {
+            text = format!("{note}\n{text}");
+        }
+        if let Some(epoch) = chosen.declined {
+            let held = self.held.clone();
+            let _ = tokio::task::spawn_blocking(move || held.decline(epoch)).await;
+        }
+        Ok(text)
+    }
+
+    /// Applies an epoch of the cluster's configuration.
+    ///
+    /// # Errors
+    /// As [`Node::reload`].
+    async fn apply(&mut self, text: Text) -> Result<String, String> {
+        let held = self.held.clone();
+        let failed = |e: String| format!("cannot be applied: {e}");
+        let loaded = tokio::task::spawn_blocking(move || held.load(&text))
+            .await
+            .map_err(|e| failed(e.to_string()))?
+            .map_err(failed)?;
+        let outcome = self.take(loaded).await;
+        let text = outcome.as_ref().map_or_else(String::clone, String::clone);
+        *self.api.context.startup_logs.lock() = text;
+        outcome
+    }
+
+    /// Puts a checked configuration in force.
+    ///
+    /// # Errors
+    /// As [`Node::reload`].
+    async fn take(&mut self, loaded: Loaded) -> Result<String, String> {
         self.api.context.warnings.fetch_add(loaded.warnings(), Relaxed);
         let mut said: Vec<&str> = loaded.messages.iter().map(|m| m.text.as_str()).collect();
         let Some(mut config) = loaded.config else {
@@ -347,6 +403,7 @@ impl Node {
         for what in kept {
             text.push_str(&format!("\nNote: the change of {what} takes effect at the next start."));
         }
+        self.held.in_force(loaded.sources);
         text.push_str("\nReload done.");
         Ok(text.trim_start().to_owned())
     }
@@ -395,7 +452,7 @@ impl Node {
 }
 
 /// What a reload can't change in a running process, among what differs.
-fn at_next_start(old: &Config, new: &Config) -> Vec<&'static str> {
+pub(crate) fn at_next_start(old: &Config, new: &Config) -> Vec<&'static str> {
     let (o, n) = (&old.global, &new.global);
     let mut kept = Vec::new();
     let mut differs = |changed: bool, what| {
@@ -416,8 +473,20 @@ fn at_next_start(old: &Config, new: &Config) -> Vec<&'static str> {
         // Other certificates are taken at once.
         new.ssl.clone_from(&old.ssl);
     }
-    differs(old.cluster != cluster, "the 'cluster' section");
+    differs(old.cluster.as_ref().map(unplaced) != cluster.as_ref().map(unplaced), "the 'cluster' section");
     kept
+}
+
+/// A `cluster` section without the lines where its words stand.
+fn unplaced(cluster: &model::Cluster) -> model::Cluster {
+    let mut cluster = cluster.clone();
+    let places = cluster.nodes.iter_mut().map(|n| &mut n.pos);
+    let places = places.chain(cluster.vips.iter_mut().map(|v| &mut v.pos));
+    for pos in places.chain(cluster.ssl.iter_mut().map(|s| &mut s.pos)) {
+        *pos = Default::default();
+    }
+    cluster.pos = Default::default();
+    cluster
 }
 
 /// What a signal asks for.

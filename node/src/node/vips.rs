@@ -6,6 +6,8 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,8 @@ use phalanx_engine::lease::Timing;
 use phalanx_engine::stick::Tables;
 use phalanx_proxy::Forwarder;
 use phalanx_sys::process::{self, Capability, Identity};
+
+use crate::epochs::Held;
 
 /// How long giving up all VIPs may take at the end.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
@@ -33,6 +37,17 @@ const GUARDIANS_AHEAD: usize = 3;
 pub(super) struct Floating {
     vips: Vips,
     gate: Arc<Gate>,
+    caught_up: CaughtUp,
+}
+
+/// Whether a node has caught up since its start: before, others must not say what it is behind with.
+#[derive(Clone, Default)]
+pub(super) struct CaughtUp(Arc<AtomicBool>);
+
+impl CaughtUp {
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Relaxed)
+    }
 }
 
 impl Floating {
@@ -54,7 +69,7 @@ impl Floating {
             Options { timing: Timing::default(), guardian: Some(guardian), seed: settings.incarnation };
         let vips = Vips::start(settings, vips, options, gate.clone())?;
         vips.set_behind(vec!["starting".into()]);
-        Ok(Some(Floating { vips, gate }))
+        Ok(Some(Floating { vips, gate, caught_up: CaughtUp::default() }))
     }
 
     /// A handle on them.
@@ -63,9 +78,21 @@ impl Floating {
     }
 
     /// The forwarding plane runs: VIPs may be taken as soon as the node knows what the cluster knows.
-    pub(super) fn ready(&self, forwarder: &Arc<Forwarder>, cluster: &Cluster, tables: &Arc<Tables>) {
+    pub(super) fn ready(
+        &self,
+        forwarder: &Arc<Forwarder>,
+        cluster: &Cluster,
+        tables: &Arc<Tables>,
+        held: &Arc<Held>,
+    ) {
         let _ = self.gate.0.set(forwarder.clone());
-        tokio::spawn(catch_up(self.vips.clone(), cluster.clone(), tables.clone()));
+        let (vips, done) = (self.vips.clone(), self.caught_up.clone());
+        tokio::spawn(catch_up(vips, cluster.clone(), tables.clone(), held.clone(), done));
+    }
+
+    /// Whether this node has caught up.
+    pub(super) fn caught_up(&self) -> CaughtUp {
+        self.caught_up.clone()
     }
 
     /// Gives all up; comes back when they are off this node.
@@ -95,7 +122,7 @@ impl Announcer for Gate {
 
 /// Lets the node take VIPs once the log is applied up to what was committed when it joined, and the
 /// stick tables and the health of the servers have been taught.
-async fn catch_up(vips: Vips, cluster: Cluster, tables: Arc<Tables>) {
+async fn catch_up(vips: Vips, cluster: Cluster, tables: Arc<Tables>, held: Arc<Held>, caught_up: CaughtUp) {
     let started = Instant::now();
     loop {
         let mut reasons = Vec::new();
@@ -112,9 +139,13 @@ async fn catch_up(vips: Vips, cluster: Cluster, tables: Arc<Tables>) {
         if !cluster.share().is_taught() {
             reasons.push("the health of the servers is not taught yet".to_owned());
         }
+        if !held.settled() && started.elapsed() < TAUGHT_WITHIN {
+            reasons.push("the cluster's configuration is not applied yet".to_owned());
+        }
         let done = reasons.is_empty();
         vips.set_behind(reasons);
         if done {
+            caught_up.0.store(true, Relaxed);
             return;
         }
         tokio::time::sleep(LOOK).await;

@@ -186,6 +186,11 @@ pub fn set_transparent(socket: &impl AsFd) -> io::Result<()> {
     socket.set_ip_transparent_v4(true)
 }
 
+/// Whether connections to a socket are accepted: it listens, and nobody has shut it down.
+pub fn is_listening(socket: &impl AsFd) -> bool {
+    SockRef::from(socket).is_listener().unwrap_or(false)
+}
+
 /// Makes `close` send a RST in place of a FIN, dropping what is unsent (`option nolinger`, `reject`).
 ///
 /// # Errors
