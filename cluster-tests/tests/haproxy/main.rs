@@ -13,6 +13,7 @@ mod side;
 mod balance;
 mod config;
 mod http;
+mod resolvers;
 mod runtime;
 mod syslog;
 mod tables;

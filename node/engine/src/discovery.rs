@@ -160,26 +160,32 @@ pub fn assign(
             places.insert(slot.name.clone(), settle(slot, instance, ip));
         }
     }
-    let mut free: Vec<&Instance> = instances.iter().filter(|i| !taken.contains(&i.id())).collect();
+    // The rest, best first, for each kind of wishes: mostly one for all slots.
+    let mut queues: BTreeMap<Wishes<'_>, std::vec::IntoIter<&Instance>> = BTreeMap::new();
     for slot in slots {
         if places.contains_key(&slot.name) {
             continue;
         }
-        let rank = |i: &Instance| slot.best(&i.ips).map_or((true, true), |ip| slot.rank(ip));
-        // Of equals the first: `min_by_key` takes it.
-        let next = (0..free.len()).min_by_key(|&at| rank(free[at]));
-        let instance = match next {
-            Some(at) => free.remove(at),
-            None if slot.allow_dup => match instances.iter().min_by_key(|i| rank(i)) {
-                Some(instance) => instance,
-                None => continue,
-            },
-            None => continue,
+        let queue = queues.entry((slot.prefer_v4, &slot.nets)).or_insert_with(|| {
+            let mut order: Vec<&Instance> = instances.iter().collect();
+            // Stable: of equals the first.
+            order.sort_by_key(|i| slot.best(&i.ips).map_or((true, true), |ip| slot.rank(ip)));
+            order.into_iter()
+        });
+        let next = queue.by_ref().find(|i| taken.insert(i.id()));
+        let shared = || {
+            let rank = |i: &&Instance| slot.best(&i.ips).map_or((true, true), |ip| slot.rank(ip));
+            instances.iter().filter(|_| slot.allow_dup).min_by_key(rank)
         };
-        places.insert(slot.name.clone(), settle(slot, instance, None));
+        if let Some(instance) = next.or_else(shared) {
+            places.insert(slot.name.clone(), settle(slot, instance, None));
+        }
     }
     places
 }
+
+/// What a slot wishes of an address: family and networks.
+type Wishes<'a> = (bool, &'a [(IpAddr, u8)]);
 
 /// The instance that a server started with.
 fn initial<'a>(slot: &Slot, instances: &'a [Instance]) -> Option<&'a Instance> {
@@ -328,5 +334,16 @@ mod tests {
         assert_eq!(a.len(), 2);
         assert!(same(&a, &list("10.0.0.2 10.0.0.1")) && !same(&a, &list("10.0.0.2 10.0.0.3")));
         assert_eq!(canonical(list("10.0.0.2 10.0.0.1"), true), list("10.0.0.2 10.0.0.1"));
+    }
+
+    #[test]
+    fn ten_thousand_servers_are_assigned_at_once() {
+        let slots: Vec<Slot> = (0..10_000).flat_map(|n| slots(&format!("w{n}"))).collect();
+        let ip = |n: u32| IpAddr::from((0x0a00_0000 + n).to_be_bytes());
+        let list: Vec<Instance> = (0..10_000).map(|n| Instance::at(ip(n), 0, None)).collect();
+        // Were it quadratic, it would take minutes.
+        let places = assign(&slots, &list, &BTreeMap::new());
+        assert_eq!(places.len(), 10_000);
+        assert_eq!(assign(&slots, &list, &places), places);
     }
 }

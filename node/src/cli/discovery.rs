@@ -116,7 +116,7 @@ fn agreed_ago(call: &Call<'_>, source: &Source) -> u64 {
 }
 
 fn filled(source: &Source) -> usize {
-    source.places.values().map(|servers| servers.values().filter(|p| p.ip.is_some()).count()).sum()
+    source.places.values().map(|servers| servers.values().flatten().filter(|p| p.ip.is_some()).count()).sum()
 }
 
 fn address(instance: &Instance) -> String {

@@ -50,8 +50,8 @@ pub struct Found {
 pub struct Source {
     /// What was found.
     pub found: Found,
-    /// By backend, then by server.
-    pub places: BTreeMap<String, BTreeMap<String, Place>>,
+    /// By backend, then by server: every server that it fills, `None` where there is nothing for it.
+    pub places: BTreeMap<String, BTreeMap<String, Option<Place>>>,
     /// Number of the command.
     pub revision: u64,
 }
@@ -92,18 +92,11 @@ impl Discovered {
     /// What a server of a backend stands for, whose line names this source.
     pub fn place(&self, source: &str, backend: &str, server: &str) -> Placed<'_> {
         let Some(source) = self.sources.get(source) else { return Placed::Unknown };
-        // The reader's configuration may not have the server yet.
-        let known = source
-            .found
-            .users
-            .iter()
-            .any(|user| user.backend == backend && user.slots.iter().any(|slot| slot.name == server));
-        if !known {
-            return Placed::Unknown;
-        }
         match source.places.get(backend).and_then(|servers| servers.get(server)) {
-            Some(place) => Placed::At(place),
-            None => Placed::Nothing(source.found.why.as_deref()),
+            Some(Some(place)) => Placed::At(place),
+            Some(None) => Placed::Nothing(source.found.why.as_deref()),
+            // The reader's configuration does not have the server.
+            None => Placed::Unknown,
         }
     }
 
@@ -128,10 +121,12 @@ impl Discovered {
         if found.instances.len() > MAX_INSTANCES {
             return Reply::refused("Too many instances of one source.");
         }
-        let empty = BTreeMap::new();
         let places = found.users.iter().map(|user| {
-            let before = before.and_then(|source| source.places.get(&user.backend)).unwrap_or(&empty);
-            (user.backend.clone(), assign(&user.slots, &found.instances, before))
+            let before = before.and_then(|source| source.places.get(&user.backend)).into_iter().flatten();
+            let before = before.filter_map(|(name, place)| Some((name.clone(), place.clone()?))).collect();
+            let mut taken = assign(&user.slots, &found.instances, &before);
+            let servers = user.slots.iter().map(|slot| (slot.name.clone(), taken.remove(&slot.name)));
+            (user.backend.clone(), servers.collect())
         });
         let source = Source { places: places.collect(), found: found.clone(), revision };
         self.sources.insert(found.source.clone(), source);
