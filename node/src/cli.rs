@@ -64,6 +64,8 @@ pub(crate) struct Context {
     pub(crate) resolve: fn(&str) -> Result<std::net::IpAddr, String>,
     /// Processor time between two `show info`.
     pub(crate) load: Load,
+    /// `peers` sections.
+    pub(crate) haproxys: Vec<phalanx_cluster::haproxy::Handle>,
     /// Warnings so far.
     pub(crate) warnings: AtomicU64,
     /// Servers that are found at run time.

@@ -9,6 +9,7 @@ mod checks;
 mod control;
 mod edits;
 mod limits;
+mod peers;
 mod places;
 mod rollout;
 mod vips;

@@ -278,6 +278,7 @@ mod tests {
             data_dir: "/nonexistent".into(),
             incarnation: 5,
             tls: None,
+            haproxys: Vec::new(),
         }
     }
 

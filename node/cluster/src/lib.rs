@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use phalanx_engine::peers::Role;
 use phalanx_engine::registry::{Command, Registry, Reply};
 use phalanx_engine::stick::Tables;
 use phalanx_sys::clock::Clock;
@@ -29,6 +30,7 @@ use self::raft::seat::Seat;
 pub use self::status::{NodeStatus, State, Status};
 
 pub mod control;
+pub mod haproxy;
 mod identity;
 mod peer;
 mod raft;
@@ -54,6 +56,8 @@ pub struct Settings {
     pub incarnation: u64,
     /// The nodes talk TLS with each other.
     pub tls: Option<tls::Tls>,
+    /// HAProxys that share the stick tables: name and `host:port`.
+    pub haproxys: Vec<(String, String)>,
 }
 
 /// A `node` line.
@@ -132,12 +136,18 @@ struct Parts {
     sync: sync::Handle,
     control: control::Control,
     share: share::Handle,
+    haproxys: Option<haproxy::Handle>,
     stop: watch::Sender<bool>,
     tasks: Mutex<JoinSet<()>>,
 }
 
 /// How long tasks may take to end by themselves.
 const END_WITHIN: Duration = Duration::from_secs(2);
+
+/// What a HAProxy says waits so long for what the other nodes say.
+const HAPROXY_DELAY: Duration = Duration::from_millis(100);
+/// A node that has not answered for so long does not take what HAProxys say.
+const HAPROXY_ABSENT: Duration = Duration::from_secs(3);
 
 impl Cluster {
     /// Takes part in the cluster. Must be called within the control runtime, on which all of it
@@ -178,6 +188,10 @@ impl Cluster {
         for peer in peers.iter() {
             tasks.spawn(peer.clone().probe());
         }
+        let haproxys = haproxys(&settings, &peers, &tables, clock, &stopped);
+        if let Some(haproxys) = &haproxys {
+            tasks.spawn(haproxys.clone().run());
+        }
         let sync = sync::Handle::new(&settings.name, tables, &peers, clock, stopped.clone());
         tasks.spawn(sync.clone().run(peers.clone()));
         let control = control::Control::default();
@@ -193,9 +207,20 @@ impl Cluster {
         let knocked = sync.clone();
         let on_run = Box::new(move |node: &str| knocked.knock(node));
         let guard = identity::Guard::telling(&settings, Some(on_run));
-        tasks.spawn(server::serve(settings.clone(), addr, guard, routes, stopped));
+        tasks.spawn(server::serve(settings.clone(), addr, guard, routes, haproxys.clone(), stopped));
         let tasks = Mutex::new(tasks);
-        Ok(Cluster(Arc::new(Parts { settings, peers, seat, vips, sync, control, share, stop, tasks })))
+        Ok(Cluster(Arc::new(Parts {
+            settings,
+            peers,
+            seat,
+            vips,
+            sync,
+            control,
+            share,
+            haproxys,
+            stop,
+            tasks,
+        })))
     }
 
     /// Carries out a command for the whole cluster: from any node, answered after it is committed
@@ -226,6 +251,11 @@ impl Cluster {
             Ok(raft) => raft.status(),
             Err(reason) => Status::stopped(&self.0.settings, &self.0.peers, &reason),
         }
+    }
+
+    /// Sessions with the HAProxys that share the stick tables, when there are any.
+    pub fn haproxys(&self) -> Option<&haproxy::Handle> {
+        self.0.haproxys.as_ref()
     }
 
     /// Replication of stick tables.
@@ -273,4 +303,35 @@ impl Cluster {
         .await;
         tasks.shutdown().await;
     }
+}
+
+/// Sessions with HAProxys. Of the nodes that answer, the first by name takes what they say, and tells
+/// the others: were it taken by all, what one of them has counted would count again at the next.
+fn haproxys(
+    settings: &Arc<Settings>,
+    peers: &Peers,
+    tables: &Arc<Tables>,
+    clock: Clock,
+    stop: &watch::Receiver<bool>,
+) -> Option<haproxy::Handle> {
+    if settings.haproxys.is_empty() {
+        return None;
+    }
+    let own = haproxy::Settings {
+        section: None,
+        bind: None,
+        local: settings.node.clone(),
+        peers: settings.haproxys.clone(),
+        delay: if settings.nodes.len() > 1 { HAPROXY_DELAY } else { Duration::ZERO },
+    };
+    let (peers, node) = (peers.clone(), settings.node.clone());
+    let judge = Box::new(move || {
+        let answers = |p: &&Arc<Peer>| p.known().seen.is_some_and(|at| at.elapsed() < HAPROXY_ABSENT);
+        let before = |p: &Arc<Peer>| **p.name() < *node && !p.witness();
+        match peers.iter().filter(answers).any(before) {
+            true => Role::Bystander,
+            false => Role::Learner,
+        }
+    });
+    Some(haproxy::Handle::new(own, tables.clone(), clock, judge, stop.clone()))
 }

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use self::incoming::incoming;
 use crate::Settings;
+use crate::haproxy;
 use crate::identity::Guard;
 
 pub(crate) mod incoming;
@@ -34,10 +35,13 @@ pub(crate) async fn serve(
     addr: String,
     guard: Guard,
     routes: Routes,
+    haproxys: Option<haproxy::Handle>,
     mut stop: watch::Receiver<bool>,
 ) {
     let cluster = &settings.name;
-    let Some(listener) = bind_when_possible(cluster, &addr, &mut stop).await else { return };
+    let Some(listener) = bind_when_possible(&format!("cluster {cluster}"), &addr, &mut stop).await else {
+        return;
+    };
     info!("cluster {cluster}: listening on {addr}");
     let server = Server::builder()
         .layer(InterceptorLayer::new(guard))
@@ -47,7 +51,7 @@ pub(crate) async fn serve(
         .add_routes(routes);
     let mut stopped = stop.clone();
     let serving = server.serve_with_incoming_shutdown(
-        incoming(listener, cluster.clone(), settings.tls.clone()),
+        incoming(listener, cluster.clone(), settings.tls.clone(), haproxys),
         async move {
             ended(&mut stopped).await;
         },
@@ -68,8 +72,9 @@ pub(crate) async fn ended(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn bind_when_possible(
-    cluster: &str,
+/// Binds `addr`, as soon as that can be done; `who` says in warnings for whom.
+pub(crate) async fn bind_when_possible(
+    who: &str,
     addr: &str,
     stop: &mut watch::Receiver<bool>,
 ) -> Option<TcpListener> {
@@ -80,7 +85,7 @@ async fn bind_when_possible(
             Err(error) => {
                 let reason = error.to_string();
                 if reason != last {
-                    warn!("cluster {cluster}: cannot listen on {addr}, trying again: {reason}");
+                    warn!("{who}: cannot listen on {addr}, trying again: {reason}");
                     last = reason;
                 }
             }

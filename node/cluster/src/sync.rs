@@ -103,7 +103,7 @@ impl Handle {
             }
         }
         let woken: Vec<_> = links.values().cloned().collect();
-        tables.set_waker(move || woken.iter().for_each(|link| link.news.notify_one()));
+        tables.add_waker(move || woken.iter().for_each(|link| link.news.notify_one()));
         Handle(Arc::new(Inner { tables, clock, cluster: cluster.to_string(), links, stop }))
     }
 

@@ -15,6 +15,8 @@ pub(crate) struct Draft {
     pub(crate) defaults: Vec<Defaults>,
     pub(crate) proxies: Vec<ProxyDraft>,
     pub(crate) clusters: Vec<ClusterDraft>,
+    /// `peers` sections.
+    pub(crate) peers: Vec<Peers>,
     /// What ACLs and maps refer to.
     pub(crate) patterns: Patterns,
     pub(crate) resolvers: Vec<Resolvers>,
@@ -172,6 +174,7 @@ pub(crate) struct ClusterDraft {
     pub(crate) name: String,
     pub(crate) pos: Pos,
     pub(crate) nodes: Vec<ClusterNode>,
+    pub(crate) peers: Vec<Peer>,
     pub(crate) data_dir: Option<std::path::PathBuf>,
     pub(crate) vips: Vec<Vip>,
     pub(crate) ssl: Option<crate::model::ClusterSsl>,

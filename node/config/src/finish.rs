@@ -46,7 +46,7 @@ impl Parser<'_> {
         self.say_what_was_left_out();
         let refused = self.diagnostics.iter().any(|d| d.severity == Severity::Alert);
         let patterns = self.draft.patterns.finish();
-        let global = self.draft.global;
+        let (global, peers) = (self.draft.global, self.draft.peers);
         let resolvers = self.draft.resolvers.into_iter().map(Arc::new).collect();
         let consuls = self.draft.consuls.into_iter().map(Arc::new).collect();
         let config = (!refused).then_some(Config {
@@ -54,6 +54,7 @@ impl Parser<'_> {
             global,
             proxies,
             cluster,
+            peers,
             patterns,
             resolvers,
             consuls,
@@ -92,6 +93,15 @@ impl Parser<'_> {
             let hint = Some("a third as 'witness' keeps a majority".to_owned());
             self.report_at(Severity::Warning, draft.pos, message, hint);
         }
+        if let (Some(_), Some(peer)) = (&draft.ssl, draft.peers.first()) {
+            let message = format!(
+                "cluster '{name}' : 'peer {}' beside 'ssl': HAProxy's peers protocol is spoken without TLS here",
+                peer.name
+            );
+            let hint =
+                Some("put the HAProxys into a 'peers' section, which has a port of its own".to_owned());
+            self.alert_at(peer.pos, message, hint);
+        }
         for vip in &draft.vips {
             let Some(prefer) = &vip.prefer else { continue };
             let subject = format!("cluster '{name}' : vip '{}'", vip.name);
@@ -118,6 +128,7 @@ impl Parser<'_> {
         Cluster {
             name: draft.name,
             nodes: draft.nodes,
+            peers: draft.peers,
             data_dir,
             vips: draft.vips,
             ssl: draft.ssl,
@@ -151,10 +162,11 @@ impl Parser<'_> {
             self.check_write_to(tables, draft, table);
             if let Some(peers) = &table.peers
                 && cluster.is_none_or(|cluster| cluster.name != *peers)
+                && !self.draft.peers.iter().any(|section| section.name == *peers)
             {
                 let hint = match cluster {
                     Some(cluster) => format!("the cluster is named '{}'", cluster.name),
-                    None => format!("a section 'cluster {peers}' is missing"),
+                    None => format!("a section 'cluster {peers}' or 'peers {peers}' is missing"),
                 };
                 let message =
                     format!("{} '{}': unable to find sync peers '{peers}'", draft.kind_name(), draft.name);

@@ -30,6 +30,8 @@ pub(crate) const CLUSTER: Sections = 32;
 pub(crate) const RESOLVERS: Sections = 64;
 /// `consul`.
 pub(crate) const CONSUL: Sections = 128;
+/// `peers`.
+pub(crate) const PEERS: Sections = 256;
 /// Settings of the side that accepts.
 pub(crate) const FRONT: Sections = DEFAULTS | FRONTEND | LISTEN;
 /// Settings of the side that has servers.
@@ -108,6 +110,7 @@ pub(crate) fn section_names(mask: Sections) -> impl Iterator<Item = &'static str
         (CLUSTER, "cluster"),
         (RESOLVERS, "resolvers"),
         (CONSUL, "consul"),
+        (PEERS, "peers"),
     ];
     all.into_iter().filter(move |(bit, _)| mask & bit != 0).map(|(_, name)| name)
 }

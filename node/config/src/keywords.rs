@@ -10,6 +10,7 @@ pub(crate) mod global;
 pub(crate) mod http_check;
 pub(crate) mod log;
 pub(crate) mod option;
+pub(crate) mod peers;
 pub(crate) mod proxy;
 pub(crate) mod resolvers;
 pub(crate) mod rules;
@@ -22,6 +23,8 @@ use crate::keyword::Keyword;
 
 /// Every table. The order is the order of the reference.
 pub(crate) const TABLES: &[&[Keyword]] = &[
+    // Before those of proxies, some of whose names it has too: where neither fits, the last is meant.
+    peers::KEYWORDS,
     global::KEYWORDS,
     proxy::KEYWORDS,
     bind::KEYWORDS,

@@ -42,6 +42,8 @@ pub struct Config {
     pub proxies: Vec<Arc<Proxy>>,
     /// The `cluster` section, Phalanx's own.
     pub cluster: Option<Cluster>,
+    /// `peers` sections.
+    pub peers: Vec<Peers>,
     /// What ACLs and maps look samples up in; [`PatternUse::set`] is the index.
     pub patterns: Vec<Arc<PatternSource>>,
     /// `resolvers` sections (section 5.3).
@@ -837,6 +839,8 @@ pub struct Cluster {
     pub name: String,
     /// `node` lines.
     pub nodes: Vec<ClusterNode>,
+    /// `peer` lines: HAProxys that share its stick tables.
+    pub peers: Vec<Peer>,
     /// `data-dir`: the raft log and snapshots.
     pub data_dir: PathBuf,
     /// `vip` lines.
@@ -856,6 +860,32 @@ pub struct ClusterSsl {
     pub ca_file: Option<PathBuf>,
     /// `verify required`, the default: both sides show a certificate, and each checks the other's.
     pub verify: bool,
+    /// Where it was declared.
+    pub pos: Pos,
+}
+
+/// A `peers` section: stick tables are shared in HAProxy's protocol, with HAProxy's meaning.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Peers {
+    /// What `stick-table ... peers` refers to.
+    pub name: String,
+    /// `peer` and `server` lines, this node among them.
+    pub peers: Vec<Peer>,
+    /// `bind`: `host:port`.
+    pub bind: Option<String>,
+    /// `disabled`.
+    pub disabled: bool,
+    /// Where the section starts.
+    pub pos: Pos,
+}
+
+/// `peer NAME ADDR:PORT`, `server NAME [ADDR:PORT]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Peer {
+    /// Unique in the section; `-L` says which one this node is.
+    pub name: String,
+    /// `host:port` as written; resolved when connecting. `None`: this node, on the address of `bind`.
+    pub addr: Option<String>,
     /// Where it was declared.
     pub pos: Pos,
 }

@@ -15,7 +15,7 @@ use crate::format;
 use crate::keyword::{self, Arity, Keyword};
 use crate::keywords::rules;
 use crate::line::{Args, Fault, Polarity};
-use crate::model::{Consul, Expr, Format, Global, PatternUse, Piece, Pos, ProxyKind, Resolvers};
+use crate::model::{Consul, Expr, Format, Global, PatternUse, Peers, Piece, Pos, ProxyKind, Resolvers};
 use crate::pattern::{self, Columns, FileUse, Inline, Method, Output};
 use crate::words::{self, Word};
 use crate::{Env, Outcome, Source, known, section};
@@ -53,6 +53,8 @@ pub(crate) enum At {
     Resolvers,
     /// The last of [`Draft::consuls`].
     Consul,
+    /// The last of [`Draft::peers`].
+    Peers,
 }
 
 /// One level of `.if`.
@@ -201,6 +203,7 @@ impl<'a> Parser<'a> {
                 At::Cluster(i) => self.draft.clusters[i].name.clone(),
                 At::Resolvers => self.draft.resolvers.last().map_or_else(String::new, |r| r.name.clone()),
                 At::Consul => self.draft.consuls.last().map_or_else(String::new, |c| c.name.clone()),
+                At::Peers => self.draft.peers.last().map_or_else(String::new, |p| p.name.clone()),
             }),
             "HAPROXY_BRANCH" => Some(condition::COMPATIBLE_WITH.to_owned()),
             _ => match self.overlay.get(name) {
@@ -317,7 +320,7 @@ impl<'a> Parser<'a> {
         let list = match self.at {
             At::Defaults(_) | At::Proxy(_) => &mut self.settings().refused,
             At::Cluster(_) => &mut self.cluster().refused,
-            At::Nowhere | At::Refused | At::Global | At::Resolvers | At::Consul => return,
+            At::Nowhere | At::Refused | At::Global | At::Resolvers | At::Consul | At::Peers => return,
         };
         if !list.iter().any(|known| known == word) {
             list.push(word.to_owned());
@@ -361,7 +364,8 @@ impl<'a> Parser<'a> {
         let word = &args.own[0];
         let belongs: Vec<String> = keyword.sections().map(|s| format!("'{s}'")).collect();
         let belongs = format!("it belongs to {}", belongs.join(", "));
-        if mask & (keyword::GLOBAL | keyword::CLUSTER | keyword::RESOLVERS | keyword::CONSUL) != 0
+        if mask & (keyword::GLOBAL | keyword::CLUSTER | keyword::RESOLVERS | keyword::CONSUL | keyword::PEERS)
+            != 0
             || keyword.sections & (keyword::FRONTEND | keyword::BACKEND) == 0
         {
             let message = format!("unknown keyword '{name}' in '{}' section", self.section_name());
@@ -402,7 +406,7 @@ impl<'a> Parser<'a> {
         }
         let names = match self.at {
             At::Global => Some(known::GLOBAL),
-            At::Cluster(_) | At::Resolvers | At::Consul => None,
+            At::Cluster(_) | At::Resolvers | At::Consul | At::Peers => None,
             _ => Some(known::PROXY),
         };
         let family: Vec<&str> = (keyword::family(first).iter())
@@ -515,6 +519,7 @@ impl<'a> Parser<'a> {
             At::Cluster(_) => keyword::CLUSTER,
             At::Resolvers => keyword::RESOLVERS,
             At::Consul => keyword::CONSUL,
+            At::Peers => keyword::PEERS,
             At::Proxy(index) => match self.draft.proxies[index].kind {
                 ProxyKind::Frontend => keyword::FRONTEND,
                 ProxyKind::Listen => keyword::LISTEN,
@@ -566,6 +571,11 @@ impl<'a> Parser<'a> {
     /// The `consul` section that the parser is in.
     pub(crate) fn consul(&mut self) -> &mut Consul {
         self.draft.consuls.last_mut().expect("only keywords of the section ask, and its head made one")
+    }
+
+    /// The `peers` section that the parser is in.
+    pub(crate) fn peers(&mut self) -> &mut Peers {
+        self.draft.peers.last_mut().expect("only keywords of the section ask, and its head made one")
     }
 
     /// Reports an error about the current line.

@@ -5,17 +5,17 @@ use crate::draft::{ClusterDraft, Defaults, ProxyDraft, Settings};
 use crate::keywords::bind;
 use crate::known;
 use crate::line::Fault;
-use crate::model::{Consul, Pos, ProxyKind, Resolvers};
+use crate::model::{Consul, Peers, Pos, ProxyKind, Resolvers};
 use crate::parser::{At, Parser};
 use crate::value;
 use crate::words::Word;
 
 const HEADS: &[&str] =
-    &["global", "defaults", "frontend", "backend", "listen", "cluster", "resolvers", "consul"];
+    &["global", "defaults", "frontend", "backend", "listen", "cluster", "resolvers", "consul", "peers"];
 
 /// The heads, for messages.
 pub(crate) const HEADS_TEXT: &str =
-    "'global', 'defaults', 'frontend', 'backend', 'listen', 'resolvers', 'consul' or 'cluster'";
+    "'global', 'defaults', 'frontend', 'backend', 'listen', 'resolvers', 'consul', 'peers' or 'cluster'";
 
 /// Whether the word begins a section, here or in HAProxy.
 pub(crate) fn is_head(word: &str) -> bool {
@@ -49,6 +49,7 @@ pub(crate) fn open(parser: &mut Parser<'_>, words: &[Word]) -> Result<(), Fault>
             parser.at = At::Consul;
             Ok(())
         }
+        "peers" => open_peers(parser, words),
         other => Err(Fault::about(&words[0], known::unsupported(&format!("the '{other}' section")))),
     }
 }
@@ -220,11 +221,28 @@ fn open_cluster(parser: &mut Parser<'_>, words: &[Word]) -> Result<(), Fault> {
         name,
         pos,
         nodes: Vec::new(),
+        peers: Vec::new(),
         data_dir: None,
         vips: Vec::new(),
         ssl: None,
         refused: Vec::new(),
     });
     parser.at = At::Cluster(parser.draft.clusters.len() - 1);
+    Ok(())
+}
+
+fn open_peers(parser: &mut Parser<'_>, words: &[Word]) -> Result<(), Fault> {
+    check_name(words)?;
+    refuse_more(words, 2)?;
+    let name = words[1].text.clone();
+    let clusters = parser.draft.clusters.iter().map(|c| (&c.name, c.pos));
+    let peers = parser.draft.peers.iter().map(|p| (&p.name, p.pos));
+    if let Some((_, other)) = clusters.chain(peers).find(|(known, _)| **known == name) {
+        let place = parser.place(other);
+        return Err(Fault::about(&words[1], format!("peers section '{name}' declared already at {place}")));
+    }
+    let pos = parser.pos();
+    parser.draft.peers.push(Peers { name, peers: Vec::new(), bind: None, disabled: false, pos });
+    parser.at = At::Peers;
     Ok(())
 }

@@ -20,6 +20,7 @@ pub mod log;
 pub mod membership;
 pub mod memory;
 pub mod pattern;
+pub mod peers;
 pub mod permits;
 pub mod plan;
 pub mod queue;

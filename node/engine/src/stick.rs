@@ -27,6 +27,7 @@ use crate::time::Now;
 
 pub(crate) mod codec;
 mod digest;
+pub(crate) mod foreign;
 pub(crate) mod hash;
 mod key;
 mod layout;
@@ -93,6 +94,8 @@ pub struct Table {
     folded: Mutex<Option<(usize, u32)>>,
     /// `write-to`: where registers that peers send go as well.
     write_to: Mutex<Weak<Table>>,
+    /// The `peers` section that shares it; `None`: the cluster.
+    section: Mutex<Option<String>>,
     shared: Arc<Shared>,
 }
 
@@ -115,7 +118,7 @@ impl Table {
             epoch: shared.hlc.tick(now),
             pending: Default::default(),
             asked: AtomicU64::new(u64::MAX),
-            learned: AtomicBool::new(!spec.shared),
+            learned: AtomicBool::new(!spec.shape().shared),
             taught: AtomicBool::new(false),
             teacher: AtomicUsize::new(0),
             heard: AtomicU64::new(0),
@@ -123,6 +126,7 @@ impl Table {
             past: AtomicU64::new(0),
             folded: Mutex::new(None),
             write_to: Mutex::default(),
+            section: Mutex::new(spec.section.clone()),
             shared: shared.clone(),
         }
     }
@@ -180,7 +184,12 @@ impl Table {
 
     /// Whether peers share it.
     pub fn is_shared(&self) -> bool {
-        self.shards[0].lock().shape.shared
+        self.is_shared_in(None)
+    }
+
+    /// Whether a `peers` section shares it; `None` for the cluster.
+    pub(crate) fn is_shared_in(&self, section: Option<&str>) -> bool {
+        self.shards[0].lock().shape.shared && self.section.lock().as_deref() == section
     }
 
     /// Casts a sample to a key of this table.

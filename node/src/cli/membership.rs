@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use phalanx_cluster::haproxy::Handle;
 use phalanx_cluster::vip::{VipStatus, Vips};
 use phalanx_cluster::{Cluster, NodeStatus, Status};
 use phalanx_config::Level;
@@ -165,37 +166,74 @@ pub(super) fn one_line(text: &str) -> String {
 }
 
 fn show_peers(call: &Call<'_>) -> Answer {
-    let section = match (call.arg(0), call.arg(1)) {
+    let wanted = match (call.arg(0), call.arg(1)) {
         ("dict" | "-", name) => name,
         (name, _) => name,
     };
-    let Some(cluster) = call.ctx.authority.cluster() else {
-        return if section.is_empty() { Answer::done() } else { Answer::error("No such peers") };
-    };
-    let status = cluster.status();
-    if !section.is_empty() && section != status.cluster {
-        return Answer::error("No such peers");
-    }
     let mut date = Vec::new();
     log::bracketed(call.now.unix_us, &mut date);
     let date = String::from_utf8_lossy(&date);
-    let mut out = format!(
-        "{:#x}: {date} id={} disabled=0 flags=0x0 resync_timeout=<NEVER>\n",
-        number(&status.cluster),
-        status.cluster,
-    );
-    let addr = |name: &str| status.nodes.iter().find(|n| n.name == name).map_or("?", |n| n.addr.as_str());
-    let _ = writeln!(
-        out,
-        "  {:#x}: id={}(local,inactive) addr={} last_status=NONE",
-        number(&status.node),
-        status.node,
-        addr(&status.node)
-    );
-    for peer in cluster.sync().status() {
-        peer_lines(&peer, addr(&peer.sync.name), &mut out);
+    let mut out = String::new();
+    let head = |out: &mut String, id: &str| {
+        let number = number(id);
+        let _ = writeln!(out, "{number:#x}: {date} id={id} disabled=0 flags=0x0 resync_timeout=<NEVER>");
+    };
+    let local = |out: &mut String, node: &str, addr: &str| {
+        let number = number(node);
+        let _ = writeln!(out, "  {number:#x}: id={node}(local,inactive) addr={addr} last_status=NONE");
+    };
+    let is_wanted = |id: &str| wanted.is_empty() || wanted == id;
+    if let Some(cluster) = call.ctx.authority.cluster()
+        && let status = cluster.status()
+        && is_wanted(&status.cluster)
+    {
+        head(&mut out, &status.cluster);
+        let addr = |name: &str| status.nodes.iter().find(|n| n.name == name).map_or("?", |n| n.addr.as_str());
+        local(&mut out, &status.node, addr(&status.node));
+        for peer in cluster.sync().status() {
+            peer_lines(&peer, addr(&peer.sync.name), &mut out);
+        }
+        let haproxys = cluster.haproxys().map(Handle::status).unwrap_or_default();
+        haproxys.iter().for_each(|peer| haproxy_lines(peer, &mut out));
+    }
+    for section in &call.ctx.haproxys {
+        let Some(id) = section.settings().section.as_deref().filter(|id| is_wanted(id)) else { continue };
+        head(&mut out, id);
+        local(&mut out, &section.settings().local, section.settings().bind.as_deref().unwrap_or("?"));
+        section.status().iter().for_each(|peer| haproxy_lines(peer, &mut out));
+    }
+    if out.is_empty() && !wanted.is_empty() {
+        return Answer::error("No such peers");
     }
     Answer::dump(out)
+}
+
+fn haproxy_lines(peer: &phalanx_cluster::haproxy::PeerStatus, out: &mut String) {
+    let (activity, last) = if peer.connected { ("active", "ESTA") } else { ("inactive", "CONN") };
+    let _ = writeln!(
+        out,
+        "  {:#x}: id={}(remote,{activity}) addr={} protocol=haproxy last_status={last}",
+        number(&peer.name),
+        peer.name,
+        peer.addr,
+    );
+    let totals = &peer.totals;
+    let _ = writeln!(
+        out,
+        "        new_conn={} tx_hbt={} rx_hbt={} bytes_in={} bytes_out={} updates_out={} taught_out={} \
+         entries_in={}",
+        totals.sessions,
+        totals.heartbeats.0,
+        totals.heartbeats.1,
+        peer.bytes_in,
+        peer.bytes_out,
+        totals.updates_out,
+        totals.taught_out,
+        totals.updates_in,
+    );
+    if let Some(problem) = &peer.problem {
+        let _ = writeln!(out, "        problem={}", one_line(problem));
+    }
 }
 
 fn peer_lines(peer: &phalanx_cluster::sync::PeerStatus, addr: &str, out: &mut String) {

@@ -84,6 +84,7 @@ impl Api {
                 _ => Err(format!("could not resolve address '{host}'")),
             },
             load: Load::default(),
+            haproxys: Vec::new(),
             warnings: AtomicU64::new(0),
             discovery: crate::discovery::Handle::default(),
             held: Arc::new(Held::open(

@@ -5,6 +5,7 @@
 //! and reload requests. A reload is all or nothing: a file with errors, or an address that can't be
 //! bound, leaves everything as it was.
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
@@ -14,7 +15,8 @@ use parking_lot::Mutex;
 use phalanx_cluster::control::Commands;
 use phalanx_cluster::vip::GuardianCommand;
 use phalanx_cluster::{Cluster, Settings};
-use phalanx_config::{Config, Env, Level, StatsAddr, StatsSocket, model};
+use phalanx_config::model::{self, Pos};
+use phalanx_config::{Config, Env, Level, StatsAddr, StatsSocket};
 use phalanx_engine::backend::{Backend, Effects};
 use phalanx_engine::registry::{Command, Registry};
 use phalanx_engine::state::State;
@@ -131,6 +133,10 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
     if let (Some(floating), Some(cluster)) = (&floating, &cluster) {
         floating.ready(&forwarder, cluster, state.tables(), &held);
     }
+    // Sessions end when its sender goes, at the end of this function.
+    let (_sessions, ended) = tokio::sync::watch::channel(false);
+    let node_name = state.node().to_owned();
+    let haproxys = super::peers::start(&state.plan().config, &node_name, state.tables(), clock, &ended);
     if cluster.is_none() {
         tokio::spawn(sweep(plane.clone()));
     }
@@ -170,6 +176,7 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
         startup_logs: Arc::new(Mutex::new(said.messages)),
         resolve,
         load: cli::Load::default(),
+        haproxys,
         warnings: AtomicU64::new(said.warnings),
         discovery: crate::discovery::Handle::default(),
         held: held.clone(),
@@ -466,27 +473,33 @@ pub(crate) fn at_next_start(old: &Config, new: &Config) -> Vec<&'static str> {
     differs(o.ulimit_n != n.ulimit_n, "'ulimit-n'");
     differs(o.daemon != n.daemon, "'daemon'");
     differs(o.pidfile != n.pidfile, "'pidfile'");
-    let mut cluster = new.cluster.clone();
-    if let (Some(old), Some(new)) = (&old.cluster, &mut cluster)
-        && old.ssl.is_some() == new.ssl.is_some()
-    {
-        // Other certificates are taken at once.
-        new.ssl.clone_from(&old.ssl);
-    }
-    differs(old.cluster.as_ref().map(unplaced) != cluster.as_ref().map(unplaced), "the 'cluster' section");
+    differs(whole_cluster(old) != whole_cluster(new), "the 'cluster' section");
+    differs(sections(old) != sections(new), "a 'peers' section");
     kept
 }
 
-/// A `cluster` section without the lines where its words stand.
-fn unplaced(cluster: &model::Cluster) -> model::Cluster {
-    let mut cluster = cluster.clone();
-    let places = cluster.nodes.iter_mut().map(|n| &mut n.pos);
-    let places = places.chain(cluster.vips.iter_mut().map(|v| &mut v.pos));
-    for pos in places.chain(cluster.ssl.iter_mut().map(|s| &mut s.pos)) {
-        *pos = Default::default();
+/// The `cluster` section, wherever it stands in the file; but for its certificates, which are taken over
+/// at once.
+fn whole_cluster(config: &Config) -> Option<model::Cluster> {
+    let mut cluster = config.cluster.clone()?;
+    cluster.pos = Pos::default();
+    cluster.nodes.iter_mut().for_each(|node| node.pos = Pos::default());
+    cluster.vips.iter_mut().for_each(|vip| vip.pos = Pos::default());
+    cluster.peers.iter_mut().for_each(|peer| peer.pos = Pos::default());
+    if let Some(ssl) = &mut cluster.ssl {
+        *ssl = model::ClusterSsl { crt: PathBuf::new(), ca_file: None, verify: false, pos: Pos::default() };
     }
-    cluster.pos = Default::default();
-    cluster
+    Some(cluster)
+}
+
+/// The `peers` sections, wherever they stand in the file.
+fn sections(config: &Config) -> Vec<model::Peers> {
+    let mut sections = config.peers.clone();
+    for section in &mut sections {
+        section.pos = Pos::default();
+        section.peers.iter_mut().for_each(|peer| peer.pos = Pos::default());
+    }
+    sections
 }
 
 /// What a signal asks for.
@@ -558,5 +571,6 @@ pub(super) fn settings(config: &Config, node: &str, incarnation: u64) -> Option<
         data_dir: cluster.data_dir.clone(),
         incarnation,
         tls: None,
+        haproxys: cluster.peers.iter().filter_map(|p| Some((p.name.clone(), p.addr.clone()?))).collect(),
     })
 }

@@ -26,6 +26,7 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 use tracing::{debug, info, warn};
 
+use crate::haproxy;
 use crate::tls::{Tls, describe};
 
 /// Connections in all.
@@ -50,6 +51,9 @@ const REPORTED: usize = 8;
 /// First byte of a TLS record with a handshake; HTTP/2 begins with `P`.
 const TLS_HANDSHAKE: u8 = 0x16;
 
+/// First byte of a session of HAProxy's peers protocol.
+const HAPROXY: u8 = b'H';
+
 /// How many connections each address has.
 type Counts = Arc<Mutex<HashMap<IpAddr, usize>>>;
 
@@ -58,10 +62,18 @@ pub(super) fn incoming(
     listener: TcpListener,
     cluster: String,
     tls: Option<Tls>,
+    haproxys: Option<haproxy::Handle>,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let counts = Counts::default();
-    let door =
-        Door { listener, counts, cluster, tls, greeted: FuturesUnordered::new(), told: BTreeMap::new() };
+    let door = Door {
+        listener,
+        counts,
+        cluster,
+        tls,
+        haproxys,
+        greeted: FuturesUnordered::new(),
+        told: BTreeMap::new(),
+    };
     stream::unfold(door, async |mut door| {
         let connection = door.next().await;
         Some((Ok(connection), door))
@@ -75,6 +87,7 @@ struct Door {
     counts: Counts,
     cluster: String,
     tls: Option<Tls>,
+    haproxys: Option<haproxy::Handle>,
     greeted: FuturesUnordered<Greeting>,
     /// What was told of each address since it last did well.
     told: BTreeMap<IpAddr, Vec<String>>,
@@ -116,9 +129,9 @@ impl Door {
         if let Some(place) = Place::take(&self.counts, from)
             && stream.set_nodelay(true).is_ok()
         {
-            let tls = self.tls.clone();
+            let (tls, haproxys) = (self.tls.clone(), self.haproxys.clone());
             self.greeted.push(Box::pin(async move {
-                let greeted = timeout(GREET_WITHIN, greet(stream, place, tls)).await;
+                let greeted = timeout(GREET_WITHIN, greet(stream, place, tls, haproxys)).await;
                 (from, greeted.unwrap_or(Err(Refused::Silent)))
             }));
         }
@@ -145,12 +158,29 @@ impl Door {
 /// Finds out what a connection speaks, by its first byte, and takes on TLS where it is wanted. Plain
 /// HTTP/2 where TLS is wanted is let in for [`Guard`](crate::identity::Guard) to refuse: only there it
 /// has said who it is, and gets an answer that helps.
-async fn greet(stream: TcpStream, place: Place, tls: Option<Tls>) -> Result<Connection, Refused> {
+async fn greet(
+    stream: TcpStream,
+    place: Place,
+    tls: Option<Tls>,
+    haproxys: Option<haproxy::Handle>,
+) -> Result<Connection, Refused> {
     let mut first = [0];
     if !matches!(stream.peek(&mut first).await, Ok(1)) {
         return Err(Refused::Silent);
     }
     let (io, line) = match (first[0], tls) {
+        (HAPROXY, _) => {
+            let Some(haproxys) = haproxys else {
+                let why = "it speaks HAProxy's peers protocol, and there is no 'peer' line here";
+                return Err(Refused::For(why.to_owned()));
+            };
+            // Not a node's: served beside the door, in its place.
+            tokio::spawn(async move {
+                haproxys.serve(stream).await;
+                drop(place);
+            });
+            return Err(Refused::Silent);
+        }
         (TLS_HANDSHAKE, Some(tls)) => {
             let stream = Box::new(take_on(stream, &tls).await?);
             let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
@@ -316,7 +346,7 @@ mod tests {
     async fn connections_of_one_address_are_bounded_and_places_come_back() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let mut incoming = std::pin::pin!(incoming(listener, "test".into(), None));
+        let mut incoming = std::pin::pin!(incoming(listener, "test".into(), None, None));
         let mut clients = Vec::new();
         let mut held = Vec::new();
         for _ in 0..MAX_PER_ADDRESS {

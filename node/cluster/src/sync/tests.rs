@@ -62,7 +62,7 @@ impl Running {
         let routes = Routes::new(handle.service());
         let addr = settings.this().unwrap().addr.clone();
         let guard = Guard::new(&settings);
-        tasks.spawn(crate::server::serve(Arc::new(settings), addr, guard, routes, stopped));
+        tasks.spawn(crate::server::serve(Arc::new(settings), addr, guard, routes, None, stopped));
         tasks.spawn(handle.clone().run(peers));
         Running { handle, stop, tasks, clock }
     }

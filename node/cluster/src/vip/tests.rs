@@ -119,7 +119,7 @@ impl Group {
             let (stop, stopped) = watch::channel(false);
             let routes = started.add_to(Routes::default());
             let guard = Guard::new(&settings);
-            runtime.spawn(server::serve(Arc::new(settings), node.addr.clone(), guard, routes, stopped));
+            runtime.spawn(server::serve(Arc::new(settings), node.addr.clone(), guard, routes, None, stopped));
             Some((started, stop))
         };
         let started = nodes.iter().enumerate().map(start).collect();

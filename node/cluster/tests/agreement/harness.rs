@@ -89,6 +89,7 @@ impl Nodes {
             data_dir: dir.path().to_owned(),
             incarnation: 0,
             tls: None,
+            haproxys: Vec::new(),
         });
         Nodes { settings: settings.collect(), all: nodes, dirs, running: (0..count).map(|_| None).collect() }
     }

@@ -792,7 +792,7 @@ fn lives(origins: &Origins, origin: u16, now: u64) -> bool {
     origins.list().get(usize::from(origin)).is_some_and(|o| o.lives(now))
 }
 
-fn clock(origins: &Origins, origin: u16, now: u32) -> u32 {
+pub(crate) fn clock(origins: &Origins, origin: u16, now: u32) -> u32 {
     origins.list().get(usize::from(origin)).map_or(now, |o| o.clock(now))
 }
 

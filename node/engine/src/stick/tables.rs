@@ -28,6 +28,8 @@ pub struct Spec {
     pub nopurge: bool,
     /// Whether `peers` names the cluster.
     pub shared: bool,
+    /// The `peers` section that it names otherwise.
+    pub section: Option<String>,
     /// `store`, and what `stick` rules need.
     pub store: Vec<DataType>,
     /// `brates-factor`.
@@ -47,6 +49,7 @@ impl Spec {
             expire: None,
             nopurge: false,
             shared: false,
+            section: None,
             store: store.to_vec(),
             brates_factor: 1,
             server_key: ServerKey::Name,
@@ -56,7 +59,11 @@ impl Spec {
 
     pub(super) fn shape(&self) -> Shape {
         let ttl = self.expire.map(|d| (d.as_millis() as u64).max(1));
-        Shape { layout: Layout::new(&self.store, self.brates_factor), ttl, shared: self.shared }
+        Shape {
+            layout: Layout::new(&self.store, self.brates_factor),
+            ttl,
+            shared: self.shared || self.section.is_some(),
+        }
     }
 }
 
@@ -66,17 +73,15 @@ pub(super) struct Shared {
     pub(super) hlc: Hlc,
     pub(super) seed: u64,
     pub(super) texts: Texts,
-    waker: RwLock<Option<Box<dyn Fn() + Send + Sync>>>,
+    wakers: RwLock<Vec<Box<dyn Fn() + Send + Sync>>>,
     woken: AtomicBool,
 }
 
 impl Shared {
     /// Tells the senders that there is something to send, once until they have looked.
     pub(super) fn wake(&self) {
-        if !self.woken.swap(true, SeqCst)
-            && let Some(waker) = &*self.waker.read()
-        {
-            waker();
+        if !self.woken.swap(true, SeqCst) {
+            self.wakers.read().iter().for_each(|waker| waker());
         }
     }
 }
@@ -103,7 +108,7 @@ impl Tables {
                 hlc: Hlc::default(),
                 seed,
                 texts: Texts::default(),
-                waker: RwLock::new(None),
+                wakers: RwLock::default(),
                 woken: AtomicBool::new(false),
             }),
             by_name: RwLock::default(),
@@ -151,6 +156,7 @@ impl Tables {
                 expire: table.expire,
                 nopurge: table.nopurge,
                 shared: table.peers.is_some() && table.peers.as_deref() == cluster,
+                section: table.peers.clone().filter(|peers| cluster != Some(peers)),
                 store,
                 brates_factor: table.brates_factor,
                 server_key: table.server_key,
@@ -192,6 +198,7 @@ impl Tables {
             let target =
                 spec.write_to.as_ref().and_then(|target| next.get(target)).filter(|t| t.kind == spec.key);
             *next[name].write_to.lock() = target.map(Arc::downgrade).unwrap_or_default();
+            next[name].section.lock().clone_from(&spec.section);
         }
         *tables = next;
         drop(tables);
@@ -212,10 +219,10 @@ impl Tables {
         self.by_name.read().values().all(|t| !t.is_shared() || t.is_learned())
     }
 
-    /// `waker` is called, from whichever thread, when there is something to send to peers: once, until
-    /// [`Tables::rearm`].
-    pub fn set_waker(&self, waker: impl Fn() + Send + Sync + 'static) {
-        *self.shared.waker.write() = Some(Box::new(waker));
+    /// `waker` is called, from whichever thread, when there is something to send to peers: all wakers
+    /// once, until [`Tables::rearm`].
+    pub fn add_waker(&self, waker: impl Fn() + Send + Sync + 'static) {
+        self.shared.wakers.write().push(Box::new(waker));
     }
 
     /// The senders are about to look: the next change wakes them again.

@@ -252,6 +252,7 @@ fn a_gated_address_is_listened_on_only_while_the_gate_is_open() {
     config.cluster = Some(Cluster {
         name: "c".into(),
         nodes: vec![],
+        peers: vec![],
         data_dir: Default::default(),
         vips: vec![Vip {
             name: "v".into(),

@@ -1,0 +1,725 @@
+//! HAProxy as a peer: its peers protocol 2.1, spoken by this node with a real HAProxy.
+//!
+//! HAProxy sends absolute values and takes what comes, the last one wins. Here counters add up over
+//! nodes, so what HAProxy says is *learned*: it raises this node's own part of a counter until the sum
+//! reaches what HAProxy has, and never lowers it. That is idempotent, so repeated lessons, echoes and
+//! several HAProxys that tell each other count nothing twice; events that both sides count at the very
+//! same moment may count once, as between two HAProxys. Registers are taken as they come. `conn_cur` is
+//! not exchanged: what HAProxy has of it cannot be told from what it has learned.
+//!
+//! A [`Peer`] lives as long as the configuration names it; the I/O shell does the handshake
+//! ([`handshake`]), then calls [`Peer::connected`], feeds bytes ([`Peer::receive`]), sends what
+//! [`Peer::poll_output`] gives, and calls [`Peer::disconnected`]. Entries that were learned from any
+//! HAProxy are not sent to HAProxys: they tell each other themselves ([`Learned`]).
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use self::wire::{CONTROL, Control, Define, ERROR, Field, Malformed, Message, Reader, Shape, kind};
+use crate::stick::foreign::{Lesson, Value};
+use crate::stick::{Table, Tables};
+use crate::time::Now;
+
+pub mod handshake;
+#[cfg(test)]
+mod tests;
+pub mod wire;
+
+/// A peer that has sent nothing for so long is gone (`doc/peers.txt`, heartbeats).
+pub const SILENCE: Duration = Duration::from_secs(5);
+/// After so long without a message of ours a heartbeat is sent.
+pub const HEARTBEAT: Duration = Duration::from_secs(3);
+/// How long a lesson that was asked for may pause before another peer is asked.
+const RESYNC: Duration = Duration::from_secs(5);
+/// Batches on the way before the peer must acknowledge some.
+const FLIGHTS: usize = 512;
+/// Output is cut at this size.
+const BURST: usize = 64 << 10;
+/// Entries that are marked as learned and not yet passed by a session.
+const MAX_LEARNED: usize = 1 << 20;
+
+/// Why a session ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The peer sends what the protocol does not allow.
+    Protocol(&'static str),
+    /// The peer says that we did.
+    Refused(&'static str),
+}
+
+impl From<Malformed> for Error {
+    fn from(what: Malformed) -> Error {
+        Error::Protocol(what.0)
+    }
+}
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Error::Protocol(what) => write!(f, "protocol error: {what}"),
+            Error::Refused(what) => write!(f, "it reports a {what}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// What was learned from HAProxys and not changed here since, so that it is not sent to them: log
+/// position by table, shard and entry. Shared by all peers of a node; every peer passes every entry.
+#[derive(Debug, Default)]
+pub struct Learned(Mutex<HashMap<(u64, u32, u32), u64>>);
+
+impl Learned {
+    fn mark(&self, table: u64, shard: u32, entry: u32, seq: u64) {
+        let mut marks = self.0.lock();
+        // Marks of entries that are gone stay behind: beyond the bound all are forgotten, which costs
+        // one echo each.
+        if marks.len() >= MAX_LEARNED {
+            marks.clear();
+        }
+        marks.insert((table, shard, entry), seq);
+    }
+
+    fn is_marked(&self, table: u64, shard: u32, entry: u32, seq: u64) -> bool {
+        self.0.lock().get(&(table, shard, entry)) == Some(&seq)
+    }
+}
+
+/// What to tell of a peer (`show peers`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Sessions since the start.
+    pub sessions: u64,
+    /// Entries sent.
+    pub updates_out: u64,
+    /// Entries received.
+    pub updates_in: u64,
+    /// Entries taught on request.
+    pub taught_out: u64,
+    /// Heartbeats sent and received.
+    pub heartbeats: (u64, u64),
+}
+
+/// Whether this node takes what a HAProxy says: one node of a cluster does, or all would count it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It takes it.
+    Learner,
+    /// Another node does.
+    Bystander,
+}
+
+/// A HAProxy, as long as the configuration names it.
+pub struct Peer {
+    tables: Arc<Tables>,
+    learned: Arc<Learned>,
+    /// Its `peers` section; `None`: it is a peer of the cluster.
+    section: Option<String>,
+    name: String,
+    index: usize,
+    mine: Vec<Mine>,
+    session: Option<Session>,
+    totals: Totals,
+    warnings: VecDeque<String>,
+    warned: Vec<String>,
+}
+
+/// A table of ours and how much of it the peer has. Outlives sessions.
+struct Mine {
+    table: Arc<Table>,
+    /// Number of the last update sent.
+    update: u32,
+    /// Log position by shard up to which the peer has acknowledged.
+    acked: Vec<u64>,
+}
+
+struct Session {
+    input: Vec<u8>,
+    output: Vec<u8>,
+    scratch: Vec<u8>,
+    theirs: BTreeMap<u64, Theirs>,
+    /// Their table that updates belong to now.
+    at: Option<u64>,
+    dirty: Vec<u64>,
+    flights: VecDeque<Flight>,
+    teach: Option<Teach>,
+    /// Their dictionary of `server_key` texts.
+    dictionary: HashMap<u64, Arc<str>>,
+    /// We asked to be taught, and heard the last of it then.
+    asked: Option<Duration>,
+    heard: Duration,
+    spoke: Duration,
+}
+
+struct Theirs {
+    define: Define,
+    into: Option<Into>,
+    update: u32,
+    unacked: bool,
+}
+
+struct Into {
+    table: Arc<Table>,
+    /// For each value of an update, our column.
+    places: Vec<Option<usize>>,
+}
+
+struct Flight {
+    table: usize,
+    shard: u32,
+    update: u32,
+    reached: u64,
+}
+
+#[derive(Default)]
+struct Teach {
+    table: usize,
+    shard: usize,
+    from: u64,
+}
+
+impl Peer {
+    /// The HAProxy called `name`, of a `peers` section or (`None`) of the cluster, not connected.
+    ///
+    /// # Errors
+    /// When there are more peers than a table can feed; says so.
+    pub fn new(
+        tables: Arc<Tables>,
+        learned: Arc<Learned>,
+        section: Option<&str>,
+        name: &str,
+    ) -> Result<Peer, String> {
+        let index = tables.peer_index(&format!("{}/{name}", section.unwrap_or_default()));
+        let index = index.ok_or_else(|| format!("more than {} peers", crate::stick::MAX_PEERS))?;
+        Ok(Peer {
+            tables,
+            learned,
+            section: section.map(str::to_string),
+            name: name.to_string(),
+            index,
+            mine: Vec::new(),
+            session: None,
+            totals: Totals::default(),
+            warnings: VecDeque::new(),
+            warned: Vec::new(),
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether a session is up.
+    pub fn is_connected(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// What happened since the start.
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// Something to tell the people who run this, once.
+    pub fn poll_warning(&mut self) -> Option<String> {
+        self.warnings.pop_front()
+    }
+
+    /// A handshake with the peer has succeeded; an older session is forgotten.
+    pub fn connected(&mut self, now: Now) {
+        self.disconnected();
+        self.totals.sessions += 1;
+        self.session = Some(Session {
+            input: Vec::new(),
+            output: Vec::new(),
+            scratch: Vec::new(),
+            theirs: BTreeMap::new(),
+            at: None,
+            dirty: Vec::new(),
+            flights: VecDeque::new(),
+            teach: None,
+            dictionary: HashMap::new(),
+            asked: None,
+            heard: now.mono,
+            spoke: now.mono,
+        });
+        self.look_for_tables();
+        for mine in &self.mine {
+            mine.table.attach(self.index, &mine.acked, false);
+        }
+    }
+
+    /// The session is over.
+    pub fn disconnected(&mut self) {
+        if self.session.take().is_some() {
+            for mine in &self.mine {
+                mine.table.detach(self.index);
+            }
+        }
+    }
+
+    /// Whether the peer has said nothing for [`SILENCE`].
+    pub fn is_silent(&self, now: Now) -> bool {
+        self.session.as_ref().is_some_and(|s| now.mono > s.heard + SILENCE)
+    }
+
+    /// When [`Peer::poll_output`] may have something without anything having happened.
+    pub fn next_poll(&self, now: Now) -> Duration {
+        self.session.as_ref().map_or(now.mono + HEARTBEAT, |s| s.spoke + HEARTBEAT)
+    }
+
+    /// Bytes came.
+    ///
+    /// # Errors
+    /// When the session must be closed; what is to be said before is in the output.
+    pub fn receive(&mut self, bytes: &[u8], role: Role, now: Now) -> Result<(), Error> {
+        let Some(session) = &mut self.session else { return Ok(()) };
+        session.heard = now.mono;
+        session.input.extend_from_slice(bytes);
+        let input = std::mem::take(&mut session.input);
+        let mut used = 0;
+        let mut outcome = Ok(());
+        while outcome.is_ok() {
+            match wire::cut(&input[used..]) {
+                Ok(Some((message, len))) => {
+                    used += len;
+                    outcome = self.handle(message, role, now);
+                }
+                Ok(None) => break,
+                Err(what) => outcome = Err(what.into()),
+            }
+        }
+        let Some(session) = &mut self.session else { return outcome };
+        session.input = input;
+        session.input.drain(..used);
+        if matches!(outcome, Err(Error::Protocol(_))) {
+            session.output.extend_from_slice(&[ERROR, 0]);
+        }
+        session.acknowledge();
+        outcome
+    }
+
+    fn handle(&mut self, message: Message, role: Role, now: Now) -> Result<(), Error> {
+        match message {
+            Message::Short(CONTROL, kind) => {
+                self.handle_control(kind);
+                Ok(())
+            }
+            Message::Short(ERROR, 1) => Err(Error::Refused("message above its limit")),
+            Message::Short(ERROR, _) => Err(Error::Refused("protocol error")),
+            // Later versions may say more; what is not known is skipped, as its length is.
+            Message::Short(..) | Message::Other => Ok(()),
+            Message::Table(kind, body) => self.handle_table(kind, body, role, now),
+        }
+    }
+
+    fn handle_control(&mut self, kind: u8) {
+        let Some(session) = &mut self.session else { return };
+        match kind {
+            0 => session.teach = Some(Teach::default()),
+            1 | 2 => {
+                session.output.extend_from_slice(&[CONTROL, Control::ResyncConfirm as u8]);
+                if kind == 1 && session.asked.take().is_some() {
+                    for mine in &self.mine {
+                        mine.table.set_taught();
+                    }
+                }
+            }
+            4 => self.totals.heartbeats.1 += 1,
+            _ => {}
+        }
+    }
+
+    fn handle_table(&mut self, kind: u8, body: &[u8], role: Role, now: Now) -> Result<(), Error> {
+        match kind {
+            kind::DEFINE => self.handle_define(body),
+            kind::SWITCH => {
+                let id = Reader(body).number().ok_or(Malformed("a switch that does not read"))?;
+                let Some(session) = &mut self.session else { return Ok(()) };
+                if !session.theirs.contains_key(&id) {
+                    return Err(Error::Protocol("a switch to no table"));
+                }
+                session.at = Some(id);
+                Ok(())
+            }
+            kind::ACK => {
+                let mut input = Reader(body);
+                let ack = input.number().zip(input.word());
+                let (id, update) = ack.ok_or(Malformed("an acknowledgement that does not read"))?;
+                self.handle_ack(id, update);
+                Ok(())
+            }
+            kind::UPDATE | kind::INCREMENTAL | kind::UPDATE_TIMED | kind::INCREMENTAL_TIMED => {
+                self.handle_update(kind, body, role, now)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn handle_define(&mut self, body: &[u8]) -> Result<(), Error> {
+        let Some(session) = &mut self.session else { return Ok(()) };
+        let Some(define) = Define::read(body)? else {
+            session.at = None;
+            self.warn("it shares a table with a data type that is not known here".to_string());
+            return Ok(());
+        };
+        let id = define.id;
+        if session.theirs.len() >= 4096 && !session.theirs.contains_key(&id) {
+            return Err(Error::Protocol("more than 4096 tables"));
+        }
+        session.at = Some(id);
+        if session.theirs.get(&id).is_some_and(|t| t.define == define && t.into.is_some()) {
+            return Ok(());
+        }
+        let (into, problem) = resolve(&self.tables, self.section.as_deref(), &define);
+        session.theirs.insert(id, Theirs { define, into, update: 0, unacked: false });
+        if let Some(problem) = problem {
+            self.warn(problem);
+        }
+        Ok(())
+    }
+
+    fn handle_ack(&mut self, id: u64, update: u32) {
+        let Some(session) = &mut self.session else { return };
+        let Some(table) = usize::try_from(id).ok().and_then(|id| id.checked_sub(1)) else { return };
+        let done = |f: &Flight| f.table == table && update.wrapping_sub(f.update) as i32 >= 0;
+        for flight in session.flights.iter().filter(|f| done(f)) {
+            if let Some(acked) = self.mine[table].acked.get_mut(flight.shard as usize) {
+                *acked = flight.reached.max(*acked);
+            }
+        }
+        session.flights.retain(|f| !done(f));
+    }
+
+    fn handle_update(&mut self, kind: u8, body: &[u8], role: Role, now: Now) -> Result<(), Error> {
+        let Some(session) = &mut self.session else { return Ok(()) };
+        let Some(theirs) = session.at.and_then(|at| session.theirs.get_mut(&at)) else { return Ok(()) };
+        let short = Malformed("an update that does not read");
+        let mut input = Reader(body);
+        let incremental = matches!(kind, kind::INCREMENTAL | kind::INCREMENTAL_TIMED);
+        theirs.update =
+            if incremental { theirs.update.wrapping_add(1) } else { input.word().ok_or(short)? };
+        theirs.unacked = true;
+        let timed = matches!(kind, kind::UPDATE_TIMED | kind::INCREMENTAL_TIMED);
+        let life = if timed { Some(u64::from(input.word().ok_or(short)?)) } else { None };
+        self.totals.updates_in += 1;
+        let key = match theirs.define.key {
+            6 => {
+                let len = input.length(wire::MAX_MESSAGE).ok_or(short)?;
+                input.bytes(len).ok_or(short)?
+            }
+            2 => input.bytes(4).ok_or(short)?,
+            _ => input.bytes(theirs.define.key_len).ok_or(short)?,
+        };
+        let mut values = Vec::with_capacity(theirs.define.fields.len());
+        let mut place = 0;
+        let places = theirs.into.as_ref().map(|into| &*into.places);
+        for field in &theirs.define.fields {
+            for _ in 0..field.count {
+                let value = read_value(&mut input, field.bit, &mut session.dictionary).ok_or(short)?;
+                let column = places.and_then(|places| places.get(place).copied().flatten());
+                if let (Some(column), Some(value)) = (column, value) {
+                    values.push((column, value));
+                }
+                place += 1;
+            }
+        }
+        let Some(into) = &theirs.into else { return Ok(()) };
+        if role == Role::Bystander {
+            return Ok(());
+        }
+        let lesson = Lesson { life, values: &values };
+        if let Some(mark) = into.table.learn(key, &lesson, now) {
+            self.learned.mark(into.table.epoch(), mark.shard, mark.entry, mark.seq);
+        }
+        Ok(())
+    }
+
+    /// The next bytes to send, appended; whether there is more at once.
+    pub fn poll_output(&mut self, out: &mut Vec<u8>, now: Now) -> bool {
+        self.look_for_tables();
+        let Some(session) = &mut self.session else { return false };
+        out.append(&mut session.output);
+        let learned = self.mine.iter().all(|mine| mine.table.is_learned());
+        if !learned && session.asked.is_none_or(|at| now.mono > at.max(session.heard) + RESYNC) {
+            session.asked = Some(now.mono);
+            out.extend_from_slice(&[CONTROL, Control::ResyncRequest as u8]);
+        }
+        while out.len() < BURST && self.teach(out, learned, now) {}
+        while out.len() < BURST && self.update(out, now) {}
+        let Some(session) = &mut self.session else { return false };
+        if out.is_empty() && now.mono >= session.spoke + HEARTBEAT {
+            out.extend_from_slice(&[CONTROL, Control::Heartbeat as u8]);
+            self.totals.heartbeats.0 += 1;
+        }
+        if !out.is_empty() {
+            session.spoke = now.mono;
+        }
+        out.len() >= BURST
+    }
+
+    /// Sends some changes of our own; whether it did.
+    fn update(&mut self, out: &mut Vec<u8>, now: Now) -> bool {
+        let Some(session) = &mut self.session else { return false };
+        if session.flights.len() >= FLIGHTS {
+            return false;
+        }
+        session.dirty.resize(self.mine.len(), 0);
+        for (id, mine) in self.mine.iter_mut().enumerate() {
+            session.dirty[id] |= mine.table.take_pending(self.index);
+            if session.dirty[id] == 0 {
+                continue;
+            }
+            let shard = session.dirty[id].trailing_zeros();
+            let epoch = mine.table.epoch();
+            let mut entries = Vec::new();
+            let cut = mine.table.cut_sums(self.index, shard as usize, now, |entry| {
+                if !self.learned.is_marked(epoch, shard, entry.at, entry.seq) {
+                    let first = entries.is_empty();
+                    mine.update = mine.update.wrapping_add(1);
+                    let kind = if first { kind::UPDATE } else { kind::INCREMENTAL };
+                    let update = first.then_some(mine.update);
+                    put_update(&mut entries, &mut session.scratch, kind, update, None, &entry);
+                    self.totals.updates_out += 1;
+                }
+            });
+            if !cut.more {
+                session.dirty[id] &= !(1 << shard);
+            }
+            if !entries.is_empty() {
+                tell(session, id, mine, out);
+                out.append(&mut entries);
+                session.flights.push_back(Flight {
+                    table: id,
+                    shard,
+                    update: mine.update,
+                    reached: cut.reached,
+                });
+            } else if session.flights.iter().all(|f| f.table != id || f.shard != shard) {
+                mine.acked[shard as usize] = cut.reached.max(mine.acked[shard as usize]);
+            }
+            return true;
+        }
+        false
+    }
+
+    /// Teaches some of what was asked for; whether it did.
+    fn teach(&mut self, out: &mut Vec<u8>, learned: bool, now: Now) -> bool {
+        let Some(session) = &mut self.session else { return false };
+        let Some(teach) = &mut session.teach else { return false };
+        let Some(mine) = self.mine.get_mut(teach.table) else {
+            session.teach = None;
+            let end = if learned { Control::ResyncFinished } else { Control::ResyncPartial };
+            out.extend_from_slice(&[CONTROL, end as u8]);
+            return true;
+        };
+        let (id, shard, from) = (teach.table, teach.shard, teach.from);
+        let mut entries = Vec::new();
+        let cut = mine.table.cut_all_sums(shard, from, now, |entry| {
+            let first = entries.is_empty();
+            let kind = if first { kind::UPDATE_TIMED } else { kind::INCREMENTAL_TIMED };
+            // Taught entries are not numbered: the number is that of the last update, as HAProxy acks it.
+            put_update(
+                &mut entries,
+                &mut session.scratch,
+                kind,
+                first.then_some(mine.update),
+                Some(entry.life),
+                &entry,
+            );
+            self.totals.taught_out += 1;
+        });
+        (teach.from, teach.shard) = if cut.more { (cut.reached, shard) } else { (0, shard + 1) };
+        if teach.shard >= mine.table.shard_count() {
+            (teach.table, teach.shard) = (id + 1, 0);
+        }
+        if !entries.is_empty() {
+            tell(session, id, mine, out);
+            out.append(&mut entries);
+        }
+        true
+    }
+
+    /// Takes up shared tables that are new, and those that a reload made anew.
+    fn look_for_tables(&mut self) {
+        let section = self.section.as_deref();
+        for table in self.tables.list().into_iter().filter(|t| t.is_shared_in(section)) {
+            let place = self.mine.iter().position(|m| m.table.name() == table.name());
+            if place.is_some_and(|at| Arc::ptr_eq(&self.mine[at].table, &table)) {
+                continue;
+            }
+            let acked = vec![0; table.shard_count()];
+            if self.session.is_some() {
+                table.attach(self.index, &acked, false);
+            }
+            let mine = Mine { table, update: 0, acked };
+            match place {
+                Some(at) => self.mine[at] = mine,
+                None => self.mine.push(mine),
+            }
+            if let Some(session) = &mut self.session {
+                for theirs in session.theirs.values_mut() {
+                    theirs.into = resolve(&self.tables, section, &theirs.define).0;
+                }
+            }
+        }
+    }
+
+    fn warn(&mut self, problem: String) {
+        if self.warned.len() < 1000 && !self.warned.contains(&problem) {
+            self.warned.push(problem.clone());
+            self.warnings.push_back(format!("peer '{}': {problem}", self.name));
+        }
+    }
+}
+
+impl Session {
+    /// Acknowledges what has come.
+    fn acknowledge(&mut self) {
+        for (id, theirs) in &mut self.theirs {
+            if std::mem::take(&mut theirs.unacked) {
+                wire::put_message(&mut self.output, kind::ACK, &mut self.scratch, |out| {
+                    wire::put_number(out, *id);
+                    out.extend_from_slice(&theirs.update.to_be_bytes());
+                });
+            }
+        }
+    }
+}
+
+/// Says which table the entries that follow belong to: before every batch, as HAProxy does.
+fn tell(session: &mut Session, id: usize, mine: &Mine, out: &mut Vec<u8>) {
+    let (key, key_len) = mine.table.foreign_key();
+    let define = Define {
+        id: id as u64 + 1,
+        name: mine.table.name().as_bytes().to_vec(),
+        key,
+        key_len,
+        fields: fields(&mine.table),
+        expire: mine.table.expire().map_or(0, |expire| expire.as_millis() as u64),
+    };
+    define.put(out, &mut session.scratch);
+}
+
+/// The data types of a table that are sent.
+fn fields(table: &Table) -> Vec<Field> {
+    let mut fields: Vec<Field> = Vec::new();
+    for column in table.foreign_columns() {
+        match fields.last_mut() {
+            Some(last) if last.bit == column.bit => last.count += 1,
+            _ => fields.push(Field { bit: column.bit, count: 1, period: column.period }),
+        }
+    }
+    fields
+}
+
+/// Finds the table of ours that one of theirs goes into, and what its values are there.
+fn resolve(tables: &Tables, section: Option<&str>, define: &Define) -> (Option<Into>, Option<String>) {
+    let name = String::from_utf8_lossy(&define.name).into_owned();
+    let not = |why: &str| (None, Some(format!("table '{}' is not learned: {why}", name.escape_debug())));
+    let Some(table) = tables.get(&name).filter(|t| t.is_shared_in(section)) else {
+        return not("no table of this name is shared with it here");
+    };
+    let (key, key_len) = table.foreign_key();
+    if key != define.key || (matches!(key, 4 | 5 | 7) && key_len != define.key_len) {
+        return not(&format!("its keys are not of type '{}' as here", table.type_name()));
+    }
+    let ours = table.foreign_columns();
+    let mut places = Vec::new();
+    for field in &define.fields {
+        for element in 0..field.count {
+            let same = ours.iter().filter(|c| c.bit == field.bit && c.period == field.period).nth(element);
+            places.push(same.map(|c| c.place));
+        }
+    }
+    (Some(Into { table, places }), None)
+}
+
+/// Reads one value; `Some(None)` when there is none.
+fn read_value(input: &mut Reader, bit: u8, dictionary: &mut HashMap<u64, Arc<str>>) -> Option<Option<Value>> {
+    let (shape, _) = wire::shape(bit)?;
+    Some(match shape {
+        Shape::Number => Some(Value::Number(input.number()?)),
+        Shape::Rate => {
+            let age = input.number()?;
+            let saturated = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+            let (current, previous) = (saturated(input.number()?), saturated(input.number()?));
+            // An idle counter's age is its distance from zero: nothing is said by it.
+            Some(Value::Rate { age: saturated(age & 0xffff_ffff), current, previous })
+        }
+        Shape::Text => {
+            let len = input.length(wire::MAX_MESSAGE)?;
+            if len == 0 {
+                return Some(None);
+            }
+            let mut entry = Reader(input.bytes(len)?);
+            let id = entry.number()?;
+            if entry.0.is_empty() {
+                return Some(dictionary.get(&id).cloned().map(Value::Text));
+            }
+            let len = entry.length(1024)?;
+            let text: Arc<str> = String::from_utf8_lossy(entry.bytes(len)?).into();
+            // HAProxy's own dictionaries have 128 entries.
+            if dictionary.len() < 4096 || dictionary.contains_key(&id) {
+                dictionary.insert(id, text.clone());
+            }
+            Some(Value::Text(text))
+        }
+    })
+}
+
+/// An entry on its way out.
+pub(crate) struct Entry<'a> {
+    /// Its place in the shard.
+    pub(crate) at: u32,
+    /// Its position in the log.
+    pub(crate) seq: u64,
+    /// The key's bytes as they stand on the wire.
+    pub(crate) key: &'a [u8],
+    /// Milliseconds left.
+    pub(crate) life: u32,
+    /// One for each of [`Table::foreign_columns`].
+    pub(crate) values: &'a [Value],
+}
+
+fn put_update(
+    out: &mut Vec<u8>,
+    scratch: &mut Vec<u8>,
+    kind: u8,
+    update: Option<u32>,
+    life: Option<u32>,
+    entry: &Entry,
+) {
+    wire::put_message(out, kind, scratch, |out| {
+        out.extend(update.iter().flat_map(|n| n.to_be_bytes()));
+        out.extend(life.iter().flat_map(|n| n.to_be_bytes()));
+        out.extend_from_slice(entry.key);
+        for value in entry.values {
+            match value {
+                Value::Number(n) => wire::put_number(out, *n),
+                Value::Rate { age, current, previous } => {
+                    wire::put_number(out, u64::from(*age));
+                    wire::put_number(out, u64::from(*current));
+                    wire::put_number(out, u64::from(*previous));
+                }
+                Value::Text(text) => {
+                    let text = text.as_bytes();
+                    // Always spelled out under number 1: nothing need be remembered of what was sent.
+                    if text.is_empty() {
+                        out.push(0);
+                    } else {
+                        let mut entry = Vec::with_capacity(text.len() + 3);
+                        wire::put_number(&mut entry, 1);
+                        wire::put_number(&mut entry, text.len() as u64);
+                        entry.extend_from_slice(text);
+                        wire::put_number(out, entry.len() as u64);
+                        out.extend_from_slice(&entry);
+                    }
+                }
+            }
+        }
+    });
+}
