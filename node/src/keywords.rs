@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 
-use phalanx_config::{keywords, option_keywords};
+use phalanx_config::{keywords, option_keywords, vocabulary};
 
 /// One line of the listing.
 struct Entry {
@@ -39,7 +39,8 @@ pub(crate) fn run(words: impl Iterator<Item = OsString>) -> ExitCode {
 
 const USAGE: &str = "\
 Lists the keywords of the configuration that are built: section (or the keyword whose option it is),
-keyword with its arguments, and what it is for. With words, only
+keyword with its arguments, and what it is for; then sample fetches, converters and the actions of
+each set of rules. With words, only
 those whose section or name contains one of them.";
 
 fn entries() -> Vec<Entry> {
@@ -54,7 +55,8 @@ fn entries() -> Vec<Entry> {
         usage: o.usage,
         doc: o.doc,
     });
-    let mut all: Vec<Entry> = of_sections.chain(of_lines).collect();
+    let words = vocabulary().map(|(place, name)| Entry { place, negatable: false, name, usage: "", doc: "" });
+    let mut all: Vec<Entry> = of_sections.chain(of_lines).chain(words).collect();
     all.sort_by_key(|e| (place_order(e.place), e.name));
     all
 }
@@ -77,7 +79,8 @@ fn print(entries: &[Entry], out: &mut impl Write) -> io::Result<()> {
         let no = if entry.negatable { "[no] " } else { "" };
         // The usage is made for messages such as "expects <name> and <addr>".
         let keyword = format!("{no}{} {}", entry.name, entry.usage.replace(" and ", " "));
-        writeln!(out, "{:<12}  {:<44}  {}", entry.place, keyword.trim_end(), entry.doc)?;
+        let line = format!("{:<12}  {:<44}  {}", entry.place, keyword.trim_end(), entry.doc);
+        writeln!(out, "{}", line.trim_end())?;
     }
     out.flush()
 }
@@ -98,6 +101,7 @@ mod tests {
     fn every_keyword_is_listed_with_its_sections_and_options_with_their_lines() {
         let all = text(&[]);
         let count = keywords().map(|k| k.sections().count()).sum::<usize>() + option_keywords().count();
+        let count = count + vocabulary().count();
         assert_eq!(all.lines().count(), count);
         let has =
             |place: &str, name: &str| all.lines().any(|l| l.starts_with(&format!("{place:<12}  {name} ")));

@@ -14,6 +14,7 @@ mod balance;
 mod config;
 mod http;
 mod resolvers;
+mod rules;
 mod runtime;
 mod syslog;
 mod tables;

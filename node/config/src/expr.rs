@@ -174,14 +174,13 @@ fn unknown(name: &str, what: &str, names: known::Names, built: impl Iterator<Ite
     }
 }
 
-/// Names of the fetches, for the reference.
-pub fn fetch_names() -> impl Iterator<Item = &'static str> {
-    fetches::names()
-}
-
-/// Names of the converters, for the reference.
-pub fn converter_names() -> impl Iterator<Item = &'static str> {
-    converters::names()
+/// What there is beside the keywords of lines, as (what, name): sample fetches (those of stick counters
+/// without their `sc_` or `src_`), converters, and the actions of each set of rules.
+pub fn vocabulary() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let counters = fetches::counters().map(|name| ("sc_/src_", name));
+    let fetches = fetches::names().map(|name| ("fetch", name)).chain(counters);
+    let converters = converters::names().map(|name| ("converter", name));
+    fetches.chain(converters).chain(crate::keywords::rules::actions::all())
 }
 
 #[cfg(test)]

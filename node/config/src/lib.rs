@@ -27,7 +27,7 @@ mod words;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use env::{Env, Source, StaticEnv};
-pub use expr::{converter_names, fetch_names};
+pub use expr::vocabulary;
 pub use keyword::{Keyword, keywords};
 pub use keywords::server::server_from_args;
 pub use model::*;

@@ -489,6 +489,11 @@ impl Patterns {
         Ok(usage)
     }
 
+    /// Whether a file is used with so many columns: what rules edit must be looked into by something.
+    pub fn has_file(&self, name: &str, columns: Columns) -> bool {
+        self.files.get(name).is_some_and(|&index| self.sets[index].columns == columns)
+    }
+
     fn push(&mut self, name: &str, source: PatternSource, columns: Columns) -> usize {
         let index = self.sets.len();
         self.files.insert(name.to_owned(), index);

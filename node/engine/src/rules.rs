@@ -12,9 +12,11 @@ mod tests;
 
 use phalanx_config::pattern::Method;
 use phalanx_config::{
-    AclTest, Action, Change, Condition, CounterAction, Fetch, Rule, Term, TrackRule, ValueFrom,
+    AclTest, Action, Change, Condition, CounterAction, Fetch, PatternAction, PatternEdit, Rule, Term,
+    TrackRule, ValueFrom,
 };
 
+use crate::pattern;
 use crate::plan::{Plan, ProxyPlan};
 use crate::sample::{self, Context, Value, evaluate, with_key};
 use crate::stick::Data;
@@ -68,6 +70,7 @@ pub fn next<'r>(rules: &'r [Rule], cursor: &mut Cursor, proxy: &ProxyPlan, at: &
                 }
             }
             Action::UnsetVar(name) => at.memory_of(name).unset(name),
+            Action::Pattern(action) => edit_patterns(action, at),
             action => return Step::Act(action),
         }
     }
@@ -114,7 +117,7 @@ fn matches(test: &AclTest, plan: Option<&Plan>, at: &Context<'_>) -> Option<bool
         _ => {
             let Some(plan) = plan else { return Some(false) };
             sample::any(&test.expr, at, &mut |value| {
-                let input = sample::input(value);
+                let Some(input) = sample::input_for(test.method, value) else { return false };
                 test.patterns.iter().any(|usage| plan.matcher(usage).is_some_and(|m| m.matches(&input)))
             })
         }
@@ -135,6 +138,23 @@ fn start_tracking(track: &TrackRule, at: &Context<'_>) {
         }
         at.memory.track(track.counter, tracked);
     }
+}
+
+/// Asks for a change of a map or an ACL, which all nodes see a moment later.
+fn edit_patterns(action: &PatternAction, at: &Context<'_>) {
+    let Some(world) = at.world else { return };
+    let text = |format| {
+        let mut text = Vec::new();
+        sample::render(format, at, &mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    };
+    let edit = match &action.edit {
+        PatternEdit::SetMap(value) => pattern::Edit::SetMap(text(value)),
+        PatternEdit::AddAcl => pattern::Edit::AddAcl,
+        PatternEdit::DelMap | PatternEdit::DelAcl => pattern::Edit::Delete,
+    };
+    // The queue counts what it has no room for, and the control plane says so.
+    world.state.pattern_edits().push(&action.file, &text(&action.key), edit);
 }
 
 /// Changes what a tracked entry counts.

@@ -30,7 +30,7 @@ pub use self::format::render;
 pub use self::http::{last_value, path, query, url_param};
 pub(crate) use self::http::{path_and_query, split_list};
 pub use self::value::Value;
-pub(crate) use self::value::input;
+pub(crate) use self::value::input_for;
 
 /// A message's bytes and its parsed head.
 pub type Message<'a> = (&'a [u8], &'a Head);

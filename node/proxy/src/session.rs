@@ -71,8 +71,7 @@ pub(crate) fn start(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, ta
     };
     match session.passage(&plan, index, &front) {
         Passage::Free => {}
-        // A single reset: the client's port is free again and no TIME_WAIT is left here.
-        Passage::Rejected => return drop(front.stream.set_zero_linger()),
+        Passage::Rejected => return,
         Passage::Dropped => return rules::leave_silently(&front),
     }
     for counters in [session.frontend.counters(), worker.shared.state.process().counters()] {
@@ -95,6 +94,8 @@ impl Session {
         let passage = rules::connection(&set.tcp_connection, &around, client);
         if passage != Passage::Free {
             bump(&shard.dcon, 1);
+            // A single reset: the client's port is free again and no TIME_WAIT is left here.
+            let _ = client.stream.set_zero_linger();
             return passage;
         }
         let passage = rules::connection(&set.tcp_session, &around, client);

@@ -79,7 +79,7 @@ const CONVERTERS: &[(&str, Build)] = &[
         }
     }),
     ("unset-var", |a| Ok(Converter::UnsetVar(a.variable()?))),
-    ("in_table", |a| Ok(Converter::InTable(a.text()?.to_owned()))),
+    ("in_table", |a| Ok(Converter::InTable(a.optional().unwrap_or_default().to_owned()))),
 ];
 
 /// What may follow `table_`, beside what stick counters have.
@@ -94,6 +94,7 @@ const TABLE_VALUES: &[(&str, CounterFetch)] = &[
 
 /// What takes the index of an element first.
 const TABLE_ELEMENTS: &[(&str, fetches::OfElement)] = &[
+    ("clr_gpc", CounterFetch::ClearElement),
     ("gpc", |index| CounterFetch::Element("gpc", index)),
     ("gpc_rate", |index| CounterFetch::Element("gpc_rate", index)),
     ("gpt", |index| CounterFetch::Element("gpt", index)),

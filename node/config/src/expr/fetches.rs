@@ -146,6 +146,8 @@ pub(super) const VALUES: &[(&str, CounterFetch)] = &[
     ("http_req_rate", CounterFetch::Value("http_req_rate")),
     ("sess_cnt", CounterFetch::Value("sess_cnt")),
     ("sess_rate", CounterFetch::Value("sess_rate")),
+    ("clr_gpc0", CounterFetch::Clear("gpc0")),
+    ("clr_gpc1", CounterFetch::Clear("gpc1")),
     ("inc_gpc0", CounterFetch::Inc("gpc0")),
     ("inc_gpc1", CounterFetch::Inc("gpc1")),
     ("kbytes_in", CounterFetch::Kilo("bytes_in_cnt")),
@@ -167,6 +169,7 @@ pub(super) type OfElement = fn(u8) -> CounterFetch;
 
 /// What takes the index of an element first.
 const ELEMENTS: &[(&str, OfElement)] = &[
+    ("clr_gpc", CounterFetch::ClearElement),
     ("get_gpc", |index| CounterFetch::Element("gpc", index)),
     ("get_gpt", |index| CounterFetch::Element("gpt", index)),
     ("gpc_rate", |index| CounterFetch::Element("gpc_rate", index)),
@@ -231,9 +234,15 @@ fn counter(of: CounterKey, what: CounterFetch, args: &mut Arguments<'_>) -> Buil
     Ok(Fetch::Counter(Counter { of, table, what }))
 }
 
-/// Every name, counters included.
+/// Every name but those of counters.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     FETCHES.iter().flat_map(|keyword| keyword.names).copied()
+}
+
+/// What follows `sc_` and `src_`.
+pub(super) fn counters() -> impl Iterator<Item = &'static str> {
+    let elements = ELEMENTS.iter().map(|(name, _)| *name);
+    VALUES.iter().chain(COUNTERS).map(|(name, _)| *name).chain(elements)
 }
 
 /// A fetch whose name ends in how it is compared: `path_beg`, `hdr_end(host)`.

@@ -3,8 +3,9 @@
 use crate::draft::{Placed, ProxyDraft};
 use crate::keywords::rules::{Reference, references};
 use crate::known;
-use crate::model::{Action, BackendName, Mode, Pos, StickTable};
+use crate::model::{Action, BackendName, Mode, PatternAction, PatternEdit, Pos, StickTable};
 use crate::parser::Parser;
+use crate::pattern::Columns;
 
 impl Parser<'_> {
     /// Checks the names in the rules of a proxy.
@@ -20,10 +21,15 @@ impl Parser<'_> {
             ("tcp-request session", &rules.tcp_session),
             ("tcp-request content", &rules.tcp_content),
             ("http-request", &rules.http_request),
+            ("http-response", &rules.http_response),
         ];
         for (what, rule) in sets.iter().flat_map(|(what, set)| set.iter().map(move |rule| (*what, rule))) {
-            if let Action::Track(track) = &rule.action {
-                self.check_table(drafts, tables, draft, &track.table, rule.pos, what);
+            match &rule.action {
+                Action::Track(track) => {
+                    self.check_table(drafts, tables, draft, &track.table, rule.pos, what);
+                }
+                Action::Pattern(action) => self.check_file(draft, action, rule.pos, what),
+                _ => {}
             }
         }
         for Placed { value: (what, text), pos } in &draft.needs_http {
@@ -57,6 +63,23 @@ impl Parser<'_> {
         }
         for Placed { value: rule, pos } in &draft.use_server {
             self.check_server(drafts, draft, &draft.name, &rule.server, *pos, "use-server");
+        }
+    }
+
+    /// A file that a rule edits must be looked into by something.
+    fn check_file(&mut self, draft: &ProxyDraft, action: &PatternAction, pos: Pos, what: &str) {
+        let (columns, kind) = match action.edit {
+            PatternEdit::SetMap(_) | PatternEdit::DelMap => (Columns::Two, "map"),
+            PatternEdit::AddAcl | PatternEdit::DelAcl => (Columns::One, "acl"),
+        };
+        if !self.draft.patterns.has_file(&action.file, columns) {
+            let message =
+                format!("Proxy '{}': '{what}' rule : no {kind} uses the file '{}'", draft.name, action.file);
+            let hint = match kind {
+                "map" => "a 'map' converter must name it",
+                _ => "an ACL must name it with '-f'",
+            };
+            self.alert_at(pos, message, Some(hint.to_owned()));
         }
     }
 

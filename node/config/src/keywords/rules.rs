@@ -4,7 +4,7 @@
 //! An action is an entry of the table in `actions`; `answers` reads those that answer in the server's
 //! place.
 
-mod actions;
+pub(crate) mod actions;
 mod answers;
 
 use crate::acl;

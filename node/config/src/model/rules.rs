@@ -303,7 +303,7 @@ pub enum RedirectTo {
 #[derive(Clone, Debug, PartialEq)]
 pub struct PatternAction {
     /// Its file.
-    pub file: String,
+    pub file: Arc<str>,
     /// The pattern.
     pub key: Format,
     /// What.

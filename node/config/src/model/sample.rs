@@ -381,6 +381,10 @@ pub enum CounterFetch {
     Inc(&'static str),
     /// `inc_gpc`.
     IncElement(u8),
+    /// `clr_gpc0` and the like: the value, which becomes 0.
+    Clear(&'static str),
+    /// `clr_gpc`.
+    ClearElement(u8),
     /// `tracked`.
     Tracked,
     /// `trackers`.

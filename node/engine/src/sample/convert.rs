@@ -9,7 +9,7 @@ use chrono::{DateTime, Local, Utc};
 use phalanx_config::pattern::Output;
 use phalanx_config::{Arithmetic, Converter, HashFunction, HashKind, Map, Operand};
 
-use super::value::{hexadecimal, input};
+use super::value::{hexadecimal, input_for};
 use super::{Context, Value, counter};
 use crate::hash;
 
@@ -329,7 +329,7 @@ fn time<'a>(seconds: i64, format: &str, local: bool) -> Option<Value<'a>> {
 /// What a map gives for a value.
 fn look_up<'a>(map: &'a Map, value: &Value<'a>, at: &Context<'a>) -> Option<Value<'a>> {
     let usage = &map.patterns;
-    let input = input(value);
+    let input = input_for(usage.method, value)?;
     let of = |text: &[u8]| match usage.output {
         Some(Output::Int) => Value::text(text).to_int().map(Value::Int),
         Some(Output::Ip) => Value::text(text).to_ip().map(Value::Ip),

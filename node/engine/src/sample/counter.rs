@@ -66,6 +66,8 @@ fn of_tracked<'a>(tracked: Option<&Tracked>, what: CounterFetch, now: Now) -> Op
         CounterFetch::Kilo(name) => value(Data::named(name, 0)?)? >> 10,
         CounterFetch::Inc(name) => tracked.inc(Data::named(name, 0)?, 1, now)?,
         CounterFetch::IncElement(index) => tracked.inc(Data::gpc(index), 1, now)?,
+        CounterFetch::Clear(name) => tracked.clear(Data::named(name, 0)?, now)?,
+        CounterFetch::ClearElement(index) => tracked.clear(Data::gpc(index), now)?,
         CounterFetch::Trackers => u64::from(tracked.trackers()),
         CounterFetch::Tracked | CounterFetch::UpdateConnCnt | CounterFetch::Expire | CounterFetch::Idle => {
             return None;
@@ -91,6 +93,8 @@ pub(super) fn of_key<'a>(
             CounterFetch::Kilo(name) => read(Data::named(name, 0)?).map(|n| n >> 10),
             CounterFetch::Inc(name) => table.inc(key, Data::named(name, 0)?, 1, now),
             CounterFetch::IncElement(index) => table.inc(key, Data::gpc(index), 1, now),
+            CounterFetch::Clear(name) => table.clear_value(key, Data::named(name, 0)?, now),
+            CounterFetch::ClearElement(index) => table.clear_value(key, Data::gpc(index), now),
             CounterFetch::Trackers => Some(table.trackers(key, now).map_or(0, u64::from)),
             CounterFetch::UpdateConnCnt => {
                 stored(Data::CONN_CNT)?;

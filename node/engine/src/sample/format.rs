@@ -5,21 +5,22 @@ use std::io::Write;
 use chrono::{DateTime, Utc};
 use phalanx_config::{Format, LogVar, Piece};
 
-use super::{Context, Value, evaluate, http};
+use super::value::hexadecimal;
+use super::{Context, evaluate, http};
 use crate::log::decimal;
 
-/// Appends what a log-format string says at the moment. What does not exist leaves nothing, or `-` in
-/// quotes; a line end in what a client sent is left out, so that no header can be smuggled in.
+/// Appends what a log-format string says at the moment. What does not exist leaves nothing; a line end in
+/// what a client sent is written as `%0A`, so that no header can be smuggled in.
 pub fn render(format: &Format, at: &Context<'_>, out: &mut Vec<u8>) {
     for piece in &format.pieces {
         match piece {
             Piece::Text(text) => out.extend_from_slice(text.as_bytes()),
             Piece::Expr { expr, quoted } => {
                 let value = evaluate(expr, at);
-                quote(*quoted, out, |out| match &value {
-                    Some(Value::Str(text)) => push(text, out),
-                    Some(other) => out.extend_from_slice(&other.to_text()),
-                    None => {}
+                quote(*quoted, out, |out| {
+                    if let Some(value) = &value {
+                        push(&value.to_text(), out);
+                    }
                 });
             }
             Piece::Var { var, quoted } => quote(*quoted, out, |out| variable(*var, at, out)),
@@ -37,9 +38,16 @@ fn quote(quoted: bool, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     }
 }
 
-/// Appends text without what would end a line.
+/// Appends text with control characters as `%XX`, as HAProxy has it.
 fn push(text: &[u8], out: &mut Vec<u8>) {
-    out.extend(text.iter().filter(|b| !matches!(b, b'\r' | b'\n' | 0)));
+    for &b in text {
+        if b.is_ascii_control() {
+            out.push(b'%');
+            out.extend(hexadecimal(&[b]));
+        } else {
+            out.push(b);
+        }
+    }
 }
 
 fn variable(var: LogVar, at: &Context<'_>, out: &mut Vec<u8>) {

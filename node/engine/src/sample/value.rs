@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
+use phalanx_config::pattern::Method;
+
 use crate::pattern::Input;
 
 /// The result of an expression.
@@ -31,21 +33,20 @@ impl<'a> Value<'a> {
         Value::Str(Cow::Owned(bytes))
     }
 
-    /// As text: bytes in hexadecimal, an address in its usual form.
+    /// As text: bytes as they are, an address in its usual form.
     pub fn to_text(&self) -> Cow<'_, [u8]> {
         match self {
             Value::Bool(is) => Cow::Borrowed(if *is { b"1" } else { b"0" }),
             Value::Ip(ip) => Cow::Owned(ip.to_string().into_bytes()),
             Value::Int(n) => Cow::Owned(n.to_string().into_bytes()),
-            Value::Str(text) => Cow::Borrowed(text),
-            Value::Bin(bytes) => Cow::Owned(hexadecimal(bytes)),
+            Value::Str(text) | Value::Bin(text) => Cow::Borrowed(text),
         }
     }
 
     /// As text that is owned or borrowed from what it was read from.
     pub(crate) fn into_text(self) -> Cow<'a, [u8]> {
         match self {
-            Value::Str(text) => text,
+            Value::Str(text) | Value::Bin(text) => text,
             other => Cow::Owned(other.to_text().into_owned()),
         }
     }
@@ -91,8 +92,17 @@ impl<'a> Value<'a> {
     }
 }
 
+/// A value as patterns of a method look at it, if it can be what they compare.
+pub(crate) fn input_for<'v>(method: Method, value: &'v Value<'_>) -> Option<Input<'v>> {
+    match method {
+        Method::Int => value.to_int().map(Input::Int),
+        Method::Ip => value.to_ip().map(Input::Ip),
+        _ => Some(input(value)),
+    }
+}
+
 /// A value as patterns look at it.
-pub(crate) fn input<'v>(value: &'v Value<'_>) -> Input<'v> {
+fn input<'v>(value: &'v Value<'_>) -> Input<'v> {
     match value {
         Value::Bool(is) => Input::Bool(*is),
         Value::Int(n) => Input::Int(*n),

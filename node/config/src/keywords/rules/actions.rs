@@ -5,8 +5,8 @@ use crate::expr;
 use crate::known;
 use crate::line::Fault;
 use crate::model::{
-    Action, Change, CounterAction, Format, HeaderAction, HeaderEdit, NameMatch, Regex, TrackRule, Type,
-    ValueFrom, Variable,
+    Action, Change, CounterAction, Format, HeaderAction, HeaderEdit, NameMatch, PatternAction, PatternEdit,
+    Regex, TrackRule, Type, ValueFrom, Variable,
 };
 use crate::parser::Parser;
 
@@ -47,8 +47,11 @@ const fn with_param(
 const ACTIONS: &[Entry] = &[
     action("accept", TCP, |_, _| Ok(Action::Accept)),
     action("allow", HEADERS, |_, _| Ok(Action::Accept)),
+    with_param("add-acl", REQUEST | RESPONSE, |p, l| pattern(p, l, PatternEdit::AddAcl)),
     action("add-header", HEADERS, |p, l| header(p, l, HeaderEdit::Add)),
+    with_param("del-acl", REQUEST | RESPONSE, |p, l| pattern(p, l, PatternEdit::DelAcl)),
     action("del-header", HEADERS, del_header),
+    with_param("del-map", REQUEST | RESPONSE, |p, l| pattern(p, l, PatternEdit::DelMap)),
     action("deny", REQUEST | RESPONSE, |p, l| answers::deny(p, l).map(Action::Deny)),
     action("redirect", REQUEST, |p, l| answers::redirect(p, l).map(Action::Redirect)),
     action("reject", TCP | REQUEST, |_, _| Ok(Action::Reject)),
@@ -82,6 +85,13 @@ const ACTIONS: &[Entry] = &[
     }),
     action("set-header", HEADERS, |p, l| header(p, l, HeaderEdit::Set)),
     action("set-log-level", REQUEST | RESPONSE, set_log_level),
+    with_param("set-map", REQUEST | RESPONSE, |p, l| {
+        let Action::Pattern(mut action) = pattern(p, l, PatternEdit::DelMap)? else {
+            return Err(l.fault(0, "expects a key and a value"));
+        };
+        action.edit = PatternEdit::SetMap(l.format(p, "a value")?);
+        Ok(Action::Pattern(action))
+    }),
     action("set-method", REQUEST, |p, l| Ok(Action::SetMethod(l.format(p, "a method")?))),
     action("set-path", REQUEST, |p, l| Ok(Action::SetPath(l.format(p, "a path")?))),
     action("set-pathq", REQUEST, |p, l| Ok(Action::SetPathQuery(l.format(p, "a path with query")?))),
@@ -106,6 +116,19 @@ pub(super) fn find(name: &str, set: Set) -> Option<&'static Entry> {
 /// Whether some set takes an action of this name.
 pub(super) fn exists(name: &str) -> bool {
     ACTIONS.iter().any(|entry| entry.name == name)
+}
+
+/// Every action with each set that takes it, for the reference.
+pub(crate) fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let sets = [
+        Set::TcpConnection,
+        Set::TcpSession,
+        Set::TcpContent,
+        Set::HttpRequest,
+        Set::HttpResponse,
+        Set::HttpAfterResponse,
+    ];
+    sets.into_iter().flat_map(|set| names(set).map(move |name| (set.name(), name)))
 }
 
 /// The actions of a set.
@@ -137,6 +160,16 @@ fn variable(line: &Line<'_, '_>, text: &str) -> Result<Variable, Fault> {
         return Err(line.fault(0, known::unsupported(&format!("the condition '{condition}' of a variable"))));
     }
     expr::variable(text).map_err(|err| line.fault(0, err))
+}
+
+/// `(<file>) <key>`.
+fn pattern(parser: &mut Parser<'_>, line: &mut Line<'_, '_>, edit: PatternEdit) -> Result<Action, Fault> {
+    let file = line.param();
+    if file.is_empty() {
+        return Err(line.fault(0, "expects a file name in parentheses"));
+    }
+    let key = line.format(parser, "a key")?;
+    Ok(Action::Pattern(PatternAction { file: file.into(), key, edit }))
 }
 
 /// `<name> <format>`.
