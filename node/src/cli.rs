@@ -23,6 +23,7 @@ mod authority;
 mod basics;
 mod config;
 mod counters;
+mod digests;
 mod discovery;
 mod errors;
 mod frontends;

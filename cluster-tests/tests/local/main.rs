@@ -12,6 +12,7 @@ mod full_disk;
 mod hash;
 mod layers;
 mod membership;
+mod patterns;
 mod places;
 mod reload;
 mod remote;

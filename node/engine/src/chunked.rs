@@ -4,6 +4,7 @@
 //! differs between two copies is found by looking only at the chunks that they don't share.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -12,7 +13,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 const FULL: usize = 256;
 
 /// The map.
-#[derive(Debug)]
 pub struct Chunked<K, V> {
     /// None is empty; in order.
     chunks: Vec<Arc<Vec<(K, V)>>>,
@@ -28,6 +28,12 @@ impl<K, V> Default for Chunked<K, V> {
 impl<K, V> Clone for Chunked<K, V> {
     fn clone(&self) -> Self {
         Chunked { chunks: self.chunks.clone(), len: self.len }
+    }
+}
+
+impl<K: fmt::Debug, V: fmt::Debug> fmt::Debug for Chunked<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
     }
 }
 

@@ -13,6 +13,8 @@ use parking_lot::Mutex;
 use phalanx_config::model;
 
 use crate::counters::{Counters, Padded};
+use crate::registry::Registry;
+use crate::registry::frontends::{Accepts, FrontendBase};
 
 /// Whether a frontend accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +102,7 @@ impl Frontend {
         }
     }
 
-    /// Pauses, resumes or stops it.
+    /// Pauses, resumes or stops it, until commands or a configuration say something else.
     pub fn set_status(&self, status: Status) {
         self.status.store(status as u8, Release);
     }
@@ -160,6 +162,17 @@ impl Frontend {
             self.conns_max.fetch_max(before + 1, Relaxed);
         }
         Some(Connection { frontend: self.clone() })
+    }
+
+    /// Takes over what commands have changed; `maxconn` is what the configuration says.
+    pub(crate) fn follow(&self, registry: &Registry, maxconn: u32) {
+        let effective = registry.frontends().effective(&self.name, &FrontendBase::of(&self.config()));
+        self.set_maxconn(effective.maxconn.unwrap_or(maxconn));
+        self.set_status(match effective.accepts {
+            Accepts::Open => Status::Open,
+            Accepts::Paused => Status::Paused,
+            Accepts::Stopped => Status::Stopped,
+        });
     }
 
     pub(crate) fn set_config(&self, config: Arc<model::Proxy>) {

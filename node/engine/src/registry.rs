@@ -22,6 +22,7 @@ pub use self::command::{
 };
 pub use self::discovered::{Discovered, DiscoveryCommand, Found, Placed, Source};
 use self::epochs::Epochs;
+use self::frontends::Frontends;
 pub use self::members::{MAX_MEMBERS, Member, MemberCommand, Members, NewMember, Stage};
 use self::patterns::Patterns;
 use self::replies::Replies;
@@ -29,6 +30,7 @@ use self::replies::Replies;
 mod command;
 mod discovered;
 pub mod epochs;
+pub mod frontends;
 mod members;
 pub mod patterns;
 mod replies;
@@ -102,6 +104,7 @@ pub struct Registry {
     epochs: Epochs,
     members: Members,
     discovered: Discovered,
+    frontends: Frontends,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,6 +193,7 @@ impl Registry {
             Command::SetServer { target, change } => self.set_server(target, *change),
             Command::Rebase { servers } => self.rebase(servers),
             Command::Patterns(command) => self.patterns.apply(command),
+            Command::Frontend(command) => self.frontends.apply(command),
             Command::Config(command) => self.epochs.apply(command),
             Command::Member(command) => self.members.apply(command, self.revision),
             Command::Discovered(command) => self.discovered.apply(command, self.revision),
@@ -244,6 +248,18 @@ impl Registry {
             check_port: current(&o.check_port, base.check_port),
             forced: o.forced,
         }
+    }
+
+    /// Digest of all that commands have changed: equal on nodes that have applied the same commands.
+    pub fn digest(&self) -> u64 {
+        let Registry { revision, backends, replies: _, patterns, epochs, members, discovered, frontends } =
+            self;
+        digest(&(revision, backends, patterns, epochs, members, discovered, frontends))
+    }
+
+    /// What commands have changed of frontends.
+    pub fn frontends(&self) -> &Frontends {
+        &self.frontends
     }
 
     /// What commands have changed of maps and ACLs.
@@ -449,6 +465,21 @@ impl Registry {
                 ids.len() == count && ids.iter().all(|id| *id > 0)
             })
     }
+}
+
+/// Digest of what a value shows of itself, the same on every node that runs this program.
+pub fn digest(value: &impl std::fmt::Debug) -> u64 {
+    struct Sum(u64);
+    impl std::fmt::Write for Sum {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            self.0 = crate::stick::hash::bytes(self.0, text.as_bytes());
+            Ok(())
+        }
+    }
+    let mut sum = Sum(1);
+    let written = std::fmt::Write::write_fmt(&mut sum, format_args!("{value:?}"));
+    debug_assert!(written.is_ok());
+    sum.0
 }
 
 /// The override's value, if the configuration still says what it replaced.

@@ -252,7 +252,7 @@ impl State {
         report
     }
 
-    /// Brings servers in line with what runtime commands have changed: after every committed
+    /// Brings servers, frontends, maps and ACLs in line with what runtime commands have changed: after every committed
     /// command and at start. Idempotent. The caller logs the effects.
     #[must_use]
     pub fn reconcile(&self, registry: &Registry, now: Now) -> Vec<(Arc<Backend>, Effects)> {
@@ -260,6 +260,10 @@ impl State {
         held.clone_from(registry);
         self.patterns.follow(registry.patterns());
         let plan = self.plan.load_full();
+        let global = plan.config.global.maxconn.unwrap_or(self.setup.default_maxconn);
+        for frontend in plan.proxies.iter().filter_map(|p| p.frontend.as_ref()) {
+            frontend.follow(registry, frontend_maxconn(&frontend.config(), global));
+        }
         let backends = plan.proxies.iter().filter_map(|p| p.backend.as_ref());
         backends
             .map(|backend| {
@@ -312,7 +316,7 @@ impl Build<'_> {
             if old.is_some() && before.is_none() {
                 report.added.push(section.name.clone());
             }
-            let frontend = section.kind.is_frontend().then(|| self.frontend(config, section, old, before));
+            let frontend = section.kind.is_frontend().then(|| self.frontend(config, section, before));
             let backend =
                 section.kind.is_backend().then(|| self.backend(config, section, before, &mut report));
             proxies.push(ProxyPlan::new(section.clone(), frontend, backend, self.tables));
@@ -331,24 +335,14 @@ impl Build<'_> {
         &self,
         config: &Config,
         section: &Arc<model::Proxy>,
-        old: Option<&Plan>,
         before: Option<&ProxyPlan>,
     ) -> Arc<Frontend> {
         let maxconn = frontend_maxconn(section, self.global_maxconn(config));
         let kept = before.and_then(|b| b.frontend.clone());
-        let (Some(frontend), Some(old)) = (kept, old) else {
-            return Arc::new(Frontend::new(section.clone(), maxconn, self.setup.workers));
-        };
-        // `set maxconn frontend` lasts until the configuration changes the value.
-        if frontend_maxconn(&frontend.config(), self.global_maxconn(&old.config)) != maxconn {
-            frontend.set_maxconn(maxconn);
-        }
+        let new = || Arc::new(Frontend::new(section.clone(), maxconn, self.setup.workers));
+        let frontend = kept.unwrap_or_else(new);
         frontend.set_config(section.clone());
-        if frontend.status() == Status::Stopped {
-            // `shutdown frontend` lasts until the configuration that has it is applied again, as it
-            // does where a reload is a new process.
-            frontend.set_status(Status::Open);
-        }
+        frontend.follow(self.registry, maxconn);
         frontend
     }
 

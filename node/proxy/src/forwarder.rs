@@ -236,7 +236,7 @@ impl Forwarder {
         let mut reserved = HashMap::new();
         let mut keys = Vec::new();
         for proxy in config.proxies.iter().filter(|p| !p.disabled && p.kind.is_frontend()) {
-            if plan.frontend(&proxy.name).is_some_and(|f| f.status() == Status::Paused) {
+            if plan.frontend(&proxy.name).is_some_and(|f| f.status() != Status::Open) {
                 continue;
             }
             for bind in proxy.binds.iter().filter(|b| !gated(config, &inner.held, b.addr.ip())) {

@@ -1,11 +1,14 @@
 //! Commands on frontends: `enable|disable|shutdown frontend`, `set maxconn frontend|global`.
 //!
-//! They concern the listeners of this node, so they are not shared with the others.
+//! Those on a frontend go through the [`Authority`](super::Authority) and concern all nodes; `maxconn
+//! global` is a limit of this process, like its descriptors.
 
 use std::sync::Arc;
 
 use phalanx_config::Level;
 use phalanx_engine::frontend::{Frontend, Status};
+use phalanx_engine::registry::frontends::{Accepts, FrontendBase, FrontendChange, FrontendCommand};
+use phalanx_engine::registry::{Command, Reply};
 
 use super::keyword::{Answer, Call, Keyword, Run};
 
@@ -15,28 +18,28 @@ pub(super) const KEYWORDS: &[Keyword] = &[
         usage: "<frontend>",
         text: "temporarily disable specific frontend",
         level: Level::Admin,
-        run: Run::Now(disable),
+        run: Run::Later(|call| Box::pin(disable(call))),
     },
     Keyword {
         words: &["enable", "frontend"],
         usage: "<frontend>",
         text: "re-enable specific frontend",
         level: Level::Admin,
-        run: Run::Now(enable),
+        run: Run::Later(|call| Box::pin(enable(call))),
     },
     Keyword {
         words: &["shutdown", "frontend"],
         usage: "<frontend>",
         text: "stop a specific frontend",
         level: Level::Admin,
-        run: Run::Now(shutdown),
+        run: Run::Later(|call| Box::pin(shutdown(call))),
     },
     Keyword {
         words: &["set", "maxconn", "frontend"],
         usage: "<frontend> <value>",
         text: "change a frontend's maxconn setting",
         level: Level::Admin,
-        run: Run::Now(set_maxconn),
+        run: Run::Later(|call| Box::pin(set_maxconn(call))),
     },
     Keyword {
         words: &["set", "maxconn", "global"],
@@ -55,62 +58,61 @@ fn find(call: &Call<'_>) -> Result<Arc<Frontend>, Answer> {
     call.ctx.state.plan().frontend(name).cloned().ok_or_else(|| Answer::error("No such frontend."))
 }
 
-fn change(call: &Call<'_>, frontend: &Frontend, status: Status, failure: &str) -> Answer {
-    let before = frontend.status();
-    frontend.set_status(status);
-    match (call.ctx.apply_listeners)() {
-        Ok(()) => Answer::done(),
-        Err(reason) => {
-            frontend.set_status(before);
-            Answer::error(format!("{failure} {reason}"))
-        }
+/// Proposes a change, and waits until this node's listeners have followed.
+async fn propose(call: &Call<'_>, frontend: &Frontend, change: FrontendChange, failure: &str) -> Answer {
+    let base = FrontendBase::of(&frontend.config());
+    let command = FrontendCommand { name: frontend.name().to_string(), base, change };
+    match call.ctx.authority.propose(Command::Frontend(command)).await {
+        Ok(Reply::Ok | Reply::Text(_)) => match (call.ctx.apply_listeners)() {
+            Ok(()) => Answer::done(),
+            // It is agreed on all the same: this node tries again at its next change or reload.
+            Err(reason) => Answer::error(format!("{failure} {reason}")),
+        },
+        Ok(Reply::Refused(text)) => Answer::error(text),
+        Err(reason) => Answer::error(format!("Not done: {reason}.")),
     }
 }
 
-fn disable(call: &Call<'_>) -> Answer {
+async fn accepts(call: &Call<'_>, wanted: Accepts, refused: &[(Status, &str)], failure: &str) -> Answer {
     let frontend = match find(call) {
         Ok(frontend) => frontend,
         Err(answer) => return answer,
     };
-    match frontend.status() {
-        Status::Stopped => Answer::error("Frontend was previously shut down, cannot disable."),
-        Status::Paused => Answer::error("All sockets are already disabled."),
-        Status::Open => change(call, &frontend, Status::Paused, "Failed to pause frontend:"),
+    let status = frontend.status();
+    match refused.iter().find(|(when, _)| *when == status) {
+        Some((_, why)) => Answer::error(*why),
+        None => propose(call, &frontend, FrontendChange::Accepts(wanted), failure).await,
     }
 }
 
-fn enable(call: &Call<'_>) -> Answer {
-    let frontend = match find(call) {
-        Ok(frontend) => frontend,
-        Err(answer) => return answer,
-    };
-    match frontend.status() {
-        Status::Stopped => Answer::error("Frontend was previously shut down, cannot enable."),
-        Status::Open => Answer::error("All sockets are already enabled."),
-        Status::Paused => change(call, &frontend, Status::Open, "Failed to resume frontend:"),
-    }
+async fn disable(call: &Call<'_>) -> Answer {
+    let refused = [
+        (Status::Stopped, "Frontend was previously shut down, cannot disable."),
+        (Status::Paused, "All sockets are already disabled."),
+    ];
+    accepts(call, Accepts::Paused, &refused, "Failed to pause frontend:").await
 }
 
-fn shutdown(call: &Call<'_>) -> Answer {
-    let frontend = match find(call) {
-        Ok(frontend) => frontend,
-        Err(answer) => return answer,
-    };
-    match frontend.status() {
-        Status::Stopped => Answer::error("Frontend was already shut down."),
-        _ => change(call, &frontend, Status::Stopped, "Failed to stop frontend:"),
-    }
+/// Also after `shutdown frontend`: unlike HAProxy's it outlives reloads, so there must be a way back.
+async fn enable(call: &Call<'_>) -> Answer {
+    let refused = [(Status::Open, "All sockets are already enabled.")];
+    accepts(call, Accepts::Open, &refused, "Failed to resume frontend:").await
 }
 
-fn set_maxconn(call: &Call<'_>) -> Answer {
+async fn shutdown(call: &Call<'_>) -> Answer {
+    let refused = [(Status::Stopped, "Frontend was already shut down.")];
+    accepts(call, Accepts::Stopped, &refused, "Failed to stop frontend:").await
+}
+
+async fn set_maxconn(call: &Call<'_>) -> Answer {
     let frontend = match find(call) {
         Ok(frontend) => frontend,
         Err(answer) => return answer,
     };
     match call.arg(1).parse::<u32>() {
         Ok(maxconn) => {
-            frontend.set_maxconn(maxconn);
-            Answer::done()
+            let change = FrontendChange::Maxconn(maxconn);
+            propose(call, &frontend, change, "Failed to change the limit:").await
         }
         Err(_) if call.arg(1).starts_with('-') => Answer::error("Value out of range."),
         Err(_) => Answer::error("Integer value expected."),

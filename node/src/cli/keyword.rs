@@ -9,8 +9,8 @@ use phalanx_config::Level;
 use phalanx_engine::time::Now;
 
 use super::{
-    Context, basics, config, counters, discovery, errors, frontends, membership, patterns, process, servers,
-    sessions, tables,
+    Context, basics, config, counters, digests, discovery, errors, frontends, membership, patterns, process,
+    servers, sessions, tables,
 };
 
 /// One command.
@@ -147,6 +147,7 @@ const GROUPS: &[&[Keyword]] = &[
     basics::KEYWORDS,
     config::KEYWORDS,
     counters::KEYWORDS,
+    digests::KEYWORDS,
     discovery::KEYWORDS,
     errors::KEYWORDS,
     frontends::KEYWORDS,

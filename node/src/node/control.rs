@@ -27,7 +27,7 @@ use phalanx_proxy::log::Sink;
 use phalanx_sys::clock::Clock;
 use phalanx_sys::process;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::rollout::{ApplyRequest, Rollout};
@@ -70,6 +70,8 @@ struct Plane {
     clock: Clock,
     log: check::Log,
     checker: Arc<OnceLock<Checker>>,
+    /// Frontends may accept or not, or have other limits.
+    frontends: Arc<Notify>,
 }
 
 impl Plane {
@@ -81,6 +83,7 @@ impl Plane {
     /// Takes over what runtime commands have changed.
     fn reconcile(&self, registry: &Registry) {
         self.announce(&self.state.reconcile(registry, self.now()));
+        self.frontends.notify_one();
     }
 
     /// Logs what changes have to say and has the checks follow.
@@ -100,7 +103,14 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
     let Start { held, options, state, logs, clock, sockets, cluster, guardian, said } = start;
     let sink = logs.clone();
     let log: check::Log = Arc::new(move |targets, level, line| sink.send(targets, level, line.as_bytes()));
-    let plane = Plane { state: state.clone(), logs: logs.clone(), clock, log, checker: Arc::default() };
+    let plane = Plane {
+        state: state.clone(),
+        logs: logs.clone(),
+        clock,
+        log,
+        checker: Arc::default(),
+        frontends: Arc::default(),
+    };
 
     let floating = match &cluster {
         Some(settings) => Floating::start(&state.plan().config, settings, guardian)?,
@@ -186,6 +196,7 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
         cluster.take_commands(&for_others);
     }
     tokio::spawn(crate::discovery::tend(context.clone()));
+    tokio::spawn(follow_frontends(plane.clone(), forwarder.clone()));
     tokio::spawn(edits::carry(context.state.clone(), context.clone()));
     let mut api = Api { context, open: Vec::new() };
     for socket in sockets {
@@ -217,6 +228,32 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
                 let _ = answer.send(outcome);
             }
         }
+    }
+}
+
+/// Opens and closes listeners after commands on frontends, wherever they were given.
+async fn follow_frontends(plane: Plane, forwarder: Arc<Forwarder>) {
+    let states = |state: &State| -> Vec<_> {
+        let plan = state.plan();
+        let frontends = plan.proxies.iter().filter_map(|p| p.frontend.as_ref());
+        frontends.map(|f| (f.name().clone(), f.status(), f.maxconn())).collect()
+    };
+    // The listeners were opened by what was known then, which may have been less.
+    let mut followed = Vec::new();
+    loop {
+        let now = states(&plane.state);
+        if now != followed {
+            followed = now;
+            let forwarder = forwarder.clone();
+            let done = tokio::task::spawn_blocking(move || {
+                forwarder.room_changed();
+                forwarder.apply()
+            });
+            if let Ok(Err(e)) = done.await {
+                tracing::error!("cannot bring the listeners in line with commands on frontends: {e}");
+            }
+        }
+        plane.frontends.notified().await;
     }
 }
 
@@ -399,8 +436,11 @@ impl Node {
         let mut text = said.join("\n");
         let registry = self.api.context.authority.registry();
         let files = registry.patterns().rebase_commands(&old.patterns, &config.patterns);
-        let commands = registry.rebase_command(&old, &config).into_iter();
-        for command in commands.chain(files.into_iter().map(Command::Patterns)) {
+        let files = files.into_iter().map(Command::Patterns);
+        let frontends =
+            registry.frontends().rebase_commands(&old, &config).into_iter().map(Command::Frontend);
+        let servers = registry.rebase_command(&old, &config).into_iter();
+        for command in servers.chain(frontends).chain(files) {
             if let Err(e) = self.api.context.authority.propose(command).await {
                 text.push_str(&format!("\nThe cluster could not be told of the changed values: {e}"));
                 break;

@@ -12,6 +12,7 @@ use phalanx_config::model;
 
 use super::DiscoveryCommand;
 use super::epochs::ConfigCommand;
+use super::frontends::FrontendCommand;
 use super::members::MemberCommand;
 use super::patterns::PatternCommand;
 
@@ -83,6 +84,8 @@ pub enum Command {
     Member(MemberCommand),
     /// What discovery found.
     Discovered(DiscoveryCommand),
+    /// `enable|disable|shutdown frontend`, `set maxconn frontend`.
+    Frontend(FrontendCommand),
 }
 
 /// A server as the node that takes a command knows it.
