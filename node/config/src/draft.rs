@@ -73,6 +73,7 @@ pub(crate) struct Settings {
     pub(crate) srvtcpka: bool,
     pub(crate) httpchk: Option<HttpCheck>,
     pub(crate) http_check_send: Option<HttpCheckSend>,
+    pub(crate) errorfiles: Vec<std::sync::Arc<ErrorFile>>,
     pub(crate) monitor_uri: Option<String>,
     pub(crate) stats: Option<Stats>,
     /// First words of the lines that were refused, so that nothing is said to be missing twice.

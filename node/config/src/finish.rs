@@ -380,6 +380,7 @@ impl Parser<'_> {
             clitcpka: kind.is_frontend() && (settings.tcpka || settings.clitcpka),
             srvtcpka: kind.is_backend() && (settings.tcpka || settings.srvtcpka),
             httpchk: settings.httpchk.map(|check| sent(check, settings.http_check_send.unwrap_or_default())),
+            errorfiles: settings.errorfiles,
             monitor_uri: settings.monitor_uri,
             stats: settings.stats,
             stick_table: table,

@@ -6,6 +6,7 @@ pub(crate) mod cluster;
 pub(crate) mod consul;
 pub(crate) mod cookie;
 pub(crate) mod discovery;
+pub(crate) mod errorfile;
 pub(crate) mod global;
 pub(crate) mod http_check;
 pub(crate) mod log;
@@ -35,6 +36,7 @@ pub(crate) const TABLES: &[&[Keyword]] = &[
     timeout::KEYWORDS,
     option::KEYWORDS,
     http_check::KEYWORDS,
+    errorfile::KEYWORDS,
     stats::KEYWORDS,
     stick::KEYWORDS,
     rules::KEYWORDS,

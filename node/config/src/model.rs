@@ -335,6 +335,8 @@ pub struct Proxy {
     pub srvtcpka: bool,
     /// `option httpchk`; `None` = TCP connect checks.
     pub httpchk: Option<HttpCheck>,
+    /// `errorfile` lines; of several for a status the last.
+    pub errorfiles: Vec<Arc<ErrorFile>>,
     /// `monitor-uri`.
     pub monitor_uri: Option<String>,
     /// `stats …`.

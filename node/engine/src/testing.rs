@@ -65,6 +65,7 @@ pub fn section(balance: Balance, servers: Vec<Arc<Server>>) -> Proxy {
         clitcpka: false,
         srvtcpka: false,
         httpchk: None,
+        errorfiles: Vec::new(),
         monitor_uri: None,
         stats: None,
         stick_table: None,

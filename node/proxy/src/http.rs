@@ -263,7 +263,7 @@ async fn refuse(
         state.process().counters().shard(worker.id).response(status);
     }
     let nothing_sent = front.buf.is_empty();
-    let text = reply::refusal(status);
+    let text = reply::refusal(config, status);
     // A client that does not even read its refusal is not waited for.
     let _ = tokio::time::timeout(reply::PATIENCE, front.stream.write_all(&text)).await;
     if nothing_sent && config.dontlognull {

@@ -37,9 +37,7 @@ pub(crate) fn serve(
         if passage != Passage::Free {
             return denied(&session, &mut front, &proxy.config, None, &dispatch, passage);
         }
-        let around = around(&session, &plan, proxy, proxy);
-        let at = around.context(&front, session.worker.now());
-        let target = rules::backend(&plan, proxy, &at).and_then(|p| Some((p, p.backend.as_ref()?)));
+        let target = chosen(&session, &plan, proxy, &front);
         let Some((back, backend)) = target else {
             let end = End::new(Cause::ServerAbort, Phase::Connect);
             report(&session, &front, &proxy.config, None, &dispatch, end, (0, 0));
@@ -71,6 +69,19 @@ fn around<'a>(
     proxy: &'a ProxyPlan,
 ) -> Around<'a> {
     Around { session, plan, front, proxy, backend: proxy.backend.as_ref() }
+}
+
+/// The backend that takes the session. A function of its own, whose context the task does not carry.
+fn chosen<'p>(
+    session: &Session,
+    plan: &'p View,
+    proxy: &'p ProxyPlan,
+    client: &Front,
+) -> Option<(&'p ProxyPlan, &'p Arc<Backend>)> {
+    let around = around(session, plan, proxy, proxy);
+    let at = around.context(client, session.worker.now());
+    let back = rules::backend(plan, proxy, &at)?;
+    Some((back, back.backend.as_ref()?))
 }
 
 /// Carries out `tcp-request content` of a proxy.

@@ -271,6 +271,21 @@ pub enum Body {
     Format(Format),
 }
 
+/// A page of one's own (`errorfile`), put together as it is sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ErrorFile {
+    /// The status that it stands for.
+    pub status: u16,
+    /// Status line and fields with their line ends; no `Connection`.
+    pub head: Vec<u8>,
+    /// The body.
+    pub body: Vec<u8>,
+    /// Whether it says how long it is, so that the connection may be kept.
+    pub has_length: bool,
+    /// HTTP/1.1 or later.
+    pub is_11: bool,
+}
+
 /// `redirect`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Redirect {

@@ -1,7 +1,9 @@
 //! What the proxy itself answers: HAProxy's texts, byte for byte.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use phalanx_config::{ErrorFile, Proxy};
 use phalanx_engine::errors_page::{self, Page};
 use phalanx_engine::rules::Reply;
 
@@ -10,8 +12,36 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 /// Most bytes thrown away after a refusal.
 pub(crate) const DRAIN: usize = 1 << 20;
 
+/// The page that a proxy has for a status.
+pub(crate) fn own_page(config: &Proxy, status: u16) -> Option<&ErrorFile> {
+    config.errorfiles.iter().find(|file| file.status == status).map(Arc::as_ref)
+}
+
+/// Appends a page of one's own; see [`write`].
+pub(crate) fn write_file(file: &ErrorFile, with_body: bool, connection: Option<&str>, out: &mut Vec<u8>) {
+    out.extend_from_slice(&file.head);
+    if let Some(connection) = connection {
+        for part in ["connection: ", connection, "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    if with_body {
+        out.extend_from_slice(&file.body);
+    }
+}
+
 /// The answer to what is no request: sent as it is, and the connection is closed.
-pub(crate) fn refusal(status: u16) -> Vec<u8> {
+pub(crate) fn refusal(config: &Proxy, status: u16) -> Vec<u8> {
+    if let Some(file) = own_page(config, status) {
+        let mut out = Vec::new();
+        write_file(file, true, file.is_11.then_some("close"), &mut out);
+        return out;
+    }
+    builtin_refusal(status)
+}
+
+fn builtin_refusal(status: u16) -> Vec<u8> {
     let Page { reason, body, .. } = errors_page::page(status);
     // HAProxy's own texts, which say it for these two only.
     let connection = if !matches!(status, 400 | 408) { "" } else { "Connection: close\r\n" };
@@ -65,11 +95,15 @@ mod tests {
         let text = "HTTP/1.1 400 Bad request\r\nContent-length: 90\r\nCache-Control: no-cache\r\n\
                     Connection: close\r\nContent-Type: text/html\r\n\r\n\
                     <html><body><h1>400 Bad request</h1>\nYour browser sent an invalid request.\n</body></html>\n";
-        assert_eq!(String::from_utf8_lossy(&refusal(400)), text);
-        assert!(refusal(408).starts_with(b"HTTP/1.1 408 Request Time-out\r\nContent-length: 110\r\n"));
-        assert!(refusal(413).starts_with(b"HTTP/1.1 413 Payload Too Large\r\nContent-length: 106\r\n"));
+        assert_eq!(String::from_utf8_lossy(&builtin_refusal(400)), text);
+        assert!(
+            builtin_refusal(408).starts_with(b"HTTP/1.1 408 Request Time-out\r\nContent-length: 110\r\n")
+        );
+        assert!(
+            builtin_refusal(413).starts_with(b"HTTP/1.1 413 Payload Too Large\r\nContent-length: 106\r\n")
+        );
         for status in [413, 422] {
-            assert!(!refusal(status).windows(10).any(|w| w == b"Connection"), "{status}");
+            assert!(!builtin_refusal(status).windows(10).any(|w| w == b"Connection"), "{status}");
         }
     }
 

@@ -607,8 +607,17 @@ impl<'a> Transaction<'a> {
         self.status = Some(status);
         let keep = self.whole() && !self.front.eof && self.keeps(self.proxy.config.connection_mode);
         let mut text = Text::take();
+        let with_body = self.method != Method::Head;
+        let proxies = [self.back.map(|back| back.0), Some(self.proxy)].into_iter().flatten();
+        let mut files = proxies.filter_map(|proxy| reply::own_page(&proxy.config, status));
+        if let Some(file) = files.next() {
+            let keep = keep && file.has_length;
+            let connection = message::response_connection(&self.framing, self.is_11, file.is_11, keep);
+            reply::write_file(file, with_body, connection, &mut text);
+            return self.send_local(text, keep).await;
+        }
         let connection = message::response_connection(&self.framing, self.is_11, true, keep);
-        reply::write(status, self.method != Method::Head, connection, &mut text);
+        reply::write(status, with_body, connection, &mut text);
         self.send_local(text, keep).await
     }
 

@@ -81,6 +81,7 @@ pub(crate) fn listen(mode: Mode, servers: &[SocketAddr]) -> Proxy {
         clitcpka: false,
         srvtcpka: false,
         httpchk: None,
+        errorfiles: vec![],
         monitor_uri: None,
         stats: None,
         stick_table: None,

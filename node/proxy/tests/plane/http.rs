@@ -611,3 +611,18 @@ fn no_more_idle_connections_are_kept_than_were_needed_at_once() {
     assert!((1..=4).contains(&idle), "{idle} idle connections");
     clients.iter_mut().for_each(|c| drop(get(c, "/")));
 }
+
+#[test]
+fn an_errorfile_stands_for_the_page_of_its_status() {
+    let file = ErrorFile {
+        status: 503,
+        head: b"HTTP/1.0 503 Gone Fishing\r\nx-own: 1\r\n".to_vec(),
+        body: b"later".to_vec(),
+        has_length: false,
+        is_11: false,
+    };
+    let plane = Plane::start(Proxy { errorfiles: vec![Arc::new(file)], ..listen(Mode::Http, &[]) });
+    let mut client = plane.client();
+    send(&mut client, "GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(read_all(&mut client), "HTTP/1.0 503 Gone Fishing\r\nx-own: 1\r\n\r\nlater");
+}

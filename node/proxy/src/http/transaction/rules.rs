@@ -83,13 +83,17 @@ impl<'a> Transaction<'a> {
                 Action::Deny(answer) => {
                     let reply = rules::answer(answer, &self.context(proxy));
                     self.count_denied(End::new(Cause::Proxy, Phase::Request));
-                    return Some(self.send_reply(reply).await);
+                    return Some(match answer.page {
+                        true => self.reply(answer.status).await,
+                        false => self.send_reply(reply).await,
+                    });
                 }
                 Action::Tarpit(answer) => {
                     let reply = rules::answer(answer, &self.context(proxy));
                     self.count_denied(End::new(Cause::Proxy, Phase::Tarpit));
                     // Boxed: rare.
                     return Some(match Box::pin(self.tarpit()).await {
+                        true if answer.page => self.reply(answer.status).await,
                         true => self.send_reply(reply).await,
                         false => Next::Close,
                     });
@@ -201,14 +205,17 @@ impl<'a> Transaction<'a> {
                         continue;
                     }
                 };
-                self.own_answer = Some(rules::answer(answer, &at));
+                let status = answer.status;
+                if !answer.page {
+                    self.own_answer = Some(rules::answer(answer, &at));
+                }
                 if cause == Cause::Proxy {
                     let server = self.dispatch.server.as_ref();
                     for shard in report::shards(self.session, self.back.map(|back| back.1), server) {
                         bump(&shard.dresp, 1);
                     }
                 }
-                return Err(Stop::End(End::new(cause, Phase::Headers), None));
+                return Err(Stop::End(End::new(cause, Phase::Headers), Some(status)));
             }
         }
         Ok(())
