@@ -37,7 +37,7 @@ const PROPOSE_EVERY: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_millis(500);
 
 /// A source that no configuration has is forgotten after this: nodes reload one after the other.
-const FORGET_AFTER: Duration = Duration::from_secs(60);
+const FORGET_AFTER: Duration = Duration::from_secs(600);
 
 /// What discovery shows of itself. A cheap handle.
 #[derive(Clone, Default)]

@@ -241,15 +241,14 @@ fn all_nodes_follow_dns() {
     all_have(&cluster, "the name is gone", &[none("app1"), none("app2"), none("app3")]);
 }
 
-/// One node by itself.
-fn node(base: &Base, section: &str, template: &str) -> Node {
+/// A configuration of one node by itself.
+fn alone(base: &Base, section: &str, template: &str) -> String {
     let bind = base.at(1, 8080);
-    let config = format!(
+    format!(
         "global\n    stats socket DIR/sock level admin\n{section}\ndefaults\n    mode http\n    timeout connect 1s\n    \
          timeout client 1s\n    timeout server 1s\nbackend app\n    balance roundrobin\n    {template}\nfrontend web\n    \
          bind {bind}\n    default_backend app\n"
-    );
-    Node::start(&config, "DIR/sock")
+    )
 }
 
 fn until_servers(node: &Node, what: &str, expected: &[String]) {
@@ -270,7 +269,7 @@ fn no_fault_of_consul_costs_the_list() {
     let template = "server-template app 2 consul(c)/web resolve-opts ignore-weight weight 7";
     let config_token = |node: &Node, text: &str| std::fs::write(node.dir().join("token"), text).unwrap();
     let base = Base::free();
-    let node = node(&base, &section, template);
+    let node = Node::start(&alone(&base, &section, template), "DIR/sock");
     let nowhere = |name: &str| format!("{name} - 32 7 0");
     let error = || source(&node.api("show discovery json")).1["read_here"]["error"].clone();
     let fails = |part: &str| {
@@ -328,4 +327,17 @@ fn no_fault_of_consul_costs_the_list() {
     assert!(consul.queries()[count..].iter().all(|q| q.index.is_some()));
     let warnings = node.output().matches("fails").count();
     assert!((1..20).contains(&warnings), "{warnings} warnings:\n{}", node.output());
+
+    // More instances than servers; while Consul is away, a reload makes room for the third.
+    consul.register("w3", "web", "127.0.0.1:84", &[], 1);
+    let known = || source(&node.api("show discovery json")).1["agreed"]["instances"].as_array().map(Vec::len);
+    until("the third is known", SOON, || known() == Some(3));
+    assert_eq!(servers(&node.api("show servers state app")), moved);
+    consul.stop();
+    fails("");
+    node.rewrite(&alone(&base, &section, &template.replace("app 2", "app 3")));
+    let reloaded = node.api("reload");
+    assert!(reloaded.contains("Reload done."), "{reloaded}");
+    let three = [moved[0].clone(), moved[1].clone(), "app3 127.0.0.1 0 7 84".to_owned()];
+    until_servers(&node, "room for the third", &three);
 }

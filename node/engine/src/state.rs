@@ -407,4 +407,6 @@ fn fullconn(config: &Config, section: &model::Proxy, global_maxconn: u32) -> u32
 }
 
 #[cfg(test)]
+mod discovery_tests;
+#[cfg(test)]
 mod tests;

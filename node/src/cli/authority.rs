@@ -16,7 +16,7 @@ pub(crate) enum Authority {
 
 /// A registry of this process alone.
 pub(crate) struct Local {
-    registry: Box<Mutex<Registry>>,
+    registry: Mutex<Arc<Registry>>,
     changed: Box<dyn Fn(&Registry) + Send + Sync>,
 }
 
@@ -24,7 +24,7 @@ impl Local {
     /// An empty one. `changed` is called after every change, one at a time, and must bring the
     /// engine's state in line before it returns.
     pub(crate) fn new(changed: impl Fn(&Registry) + Send + Sync + 'static) -> Local {
-        Local { registry: Box::default(), changed: Box::new(changed) }
+        Local { registry: Mutex::default(), changed: Box::new(changed) }
     }
 }
 
@@ -37,7 +37,7 @@ impl Authority {
         match self {
             Authority::Local(local) => {
                 let mut registry = local.registry.lock();
-                let reply = registry.apply(&command);
+                let reply = Arc::make_mut(&mut registry).apply(&command);
                 // Also after a refusal: a command on several keys may have changed some before it.
                 (local.changed)(&registry);
                 Ok(reply)
@@ -50,7 +50,7 @@ impl Authority {
     /// What the commands so far have changed.
     pub(crate) fn registry(&self) -> Arc<Registry> {
         match self {
-            Authority::Local(local) => Arc::new(local.registry.lock().clone()),
+            Authority::Local(local) => local.registry.lock().clone(),
             Authority::Cluster(cluster) => cluster.registry(),
         }
     }
