@@ -56,6 +56,7 @@ impl Rollout {
         let mut record = self.held.record();
         let mut agent =
             Agent::new(self.cluster.node(), self.incarnation, record.runs, record.declined, record.trying);
+        let mut behind = false;
         let mut tick = interval(LOOK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -70,9 +71,14 @@ impl Rollout {
             let registry = self.cluster.registry();
             let epochs = registry.epochs();
             self.held.set_settled(agent.settled(epochs));
+            if behind && !self.in_turn(epochs) {
+                behind = false;
+                self.set_behind(Vec::new());
+            }
             match agent.poll(epochs, &|name| self.peer(name), self.now()) {
                 None => {}
                 Some(Action::Yield { epoch }) => {
+                    behind = true;
                     self.give_up_vips(epoch, epochs).await;
                     agent.yielded(epoch);
                 }
@@ -90,11 +96,6 @@ impl Rollout {
                         Some(why) => tracing::error!("configuration: epoch {epoch} is not applied: {why}"),
                     }
                     agent.applied(epoch, runs, error, self.now());
-                    if let Some((vips, caught_up)) = &self.vips
-                        && caught_up.is_set()
-                    {
-                        vips.set_behind(Vec::new());
-                    }
                 }
             }
         }
@@ -128,7 +129,7 @@ impl Rollout {
     /// any, and takes none before it has applied it as well. A floating IP that nobody else can take
     /// stays: better here than nowhere.
     async fn give_up_vips(&self, epoch: u64, epochs: &Epochs) {
-        let Some((vips, caught_up)) = &self.vips else { return };
+        let Some((vips, _)) = &self.vips else { return };
         let me = self.cluster.node();
         for vip in vips.status().iter().filter(|v| v.holder.as_deref() == Some(me)) {
             let applied = |node: &str| epochs.rollout().is_some_and(|r| r.step(node) == Some(&Step::Applied));
@@ -144,8 +145,21 @@ impl Rollout {
                 }
             }
         }
-        if caught_up.is_set() {
-            vips.set_behind(vec![format!("configuration epoch {epoch} is being applied")]);
+        self.set_behind(vec![format!("configuration epoch {epoch} is being applied")]);
+    }
+
+    /// Whether the rollout waits for this node.
+    fn in_turn(&self, epochs: &Epochs) -> bool {
+        let turn = epochs.rollout().and_then(|r| r.turn());
+        turn.is_some_and(|(node, _)| node == self.cluster.node())
+    }
+
+    /// Says why this node takes no floating IP for now; a node that starts says so by itself.
+    fn set_behind(&self, reasons: Vec<String>) {
+        if let Some((vips, caught_up)) = &self.vips
+            && caught_up.is_set()
+        {
+            vips.set_behind(reasons);
         }
     }
 
