@@ -13,6 +13,7 @@ mod side;
 mod balance;
 mod config;
 mod http;
+mod peers;
 mod resolvers;
 mod rules;
 mod runtime;

@@ -76,12 +76,18 @@ impl Side {
 
     /// Starts the program on a configuration that has `stats socket DIR/sock`.
     pub(crate) fn run(&mut self, config: &str) {
+        self.run_as("", config);
+    }
+
+    /// The same under a name of its own (`-L`).
+    pub(crate) fn run_as(&mut self, name: &str, config: &str) {
         let file = self.dir.path().join("haproxy.cfg");
         std::fs::write(&file, self.moved(config)).expect("a configuration file");
         let out = File::create(self.dir.path().join("out")).expect("a file for its output");
         let child = Command::new(self.kind.program())
             .arg("-f")
             .arg(&file)
+            .args(if name.is_empty() { vec![] } else { vec!["-L", name] })
             .stdin(Stdio::null())
             .stdout(out.try_clone().expect("a file for its output"))
             .stderr(out)
