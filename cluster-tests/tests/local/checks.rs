@@ -140,3 +140,56 @@ fn per_node_checks_probe_from_every_node() {
     until("each node probes", SOON, || (2.4..3.5).contains(&servers.rate()));
     println!("three nodes probe {:.2} times as often as one", servers.rate());
 }
+
+#[test]
+fn an_agent_is_asked_by_one_node_and_obeyed_by_all() {
+    let base = Base::free();
+    let _servers = Counting::start(&base);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let said = Arc::new(std::sync::Mutex::new("up 50%\n"));
+    let listener = TcpListener::bind(base.at(1, 7701)).unwrap();
+    let (count, line) = (asked.clone(), said.clone());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            count.fetch_add(1, Ordering::SeqCst);
+            let _ = stream.write_all(line.lock().unwrap().as_bytes());
+        }
+    });
+    let nodes: Vec<Node> = (1..=3)
+        .map(|i| {
+            let config = config(&base, i, "").replace(
+                "server s1 ",
+                &format!(
+                    "server a {} weight 100 agent-check agent-port 7701 agent-inter 100ms\n    server s1 ",
+                    base.at(1, 9800)
+                ),
+            );
+            Node::start(&config, &base.at(10 + i, 8080))
+        })
+        .collect();
+    let stat = |node: &Node, column: usize| {
+        let shown = node.api("show stat");
+        let line = shown.lines().find(|l| l.starts_with("web,a,")).unwrap().to_owned();
+        line.split(',').nth(column).unwrap().to_owned()
+    };
+    until("half the weight everywhere", SOON, || nodes.iter().all(|n| stat(n, 18) == "50"));
+    let (before, began) = (asked.load(Ordering::SeqCst), Instant::now());
+    std::thread::sleep(INTER * 20);
+    let rate = (asked.load(Ordering::SeqCst) - before) as f64 / (began.elapsed().as_secs_f64() * 10.0);
+    println!("three nodes ask the agent {rate:.2} times as often as one");
+    assert!((0.5..1.4).contains(&rate), "{rate}");
+    *said.lock().unwrap() = "down #too hot\n";
+    until("down everywhere", SOON, || nodes.iter().all(|n| stat(n, 17) == "DOWN (agent)"));
+    let line =
+        "Server web/a is DOWN, reason: Layer7 wrong status, code: 0, info: \"via agent : down (too hot)\"";
+    until("all say so", SOON, || nodes.iter().all(|n| n.output().contains(line)));
+    *said.lock().unwrap() = "up drain\n";
+    until("drains everywhere", SOON, || nodes.iter().all(|n| stat(n, 17) == "DRAIN (agent)"));
+    // A command on one node is carried out by all.
+    let _ = nodes[0].api("disable agent web/a");
+    until("nobody asks", SOON, || {
+        let before = asked.load(Ordering::SeqCst);
+        std::thread::sleep(INTER * 4);
+        asked.load(Ordering::SeqCst) == before
+    });
+}

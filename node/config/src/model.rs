@@ -435,6 +435,16 @@ pub struct ServerOptions {
     pub check_port: Option<u16>,
     /// `addr` for checks.
     pub check_addr: Option<IpAddr>,
+    /// `agent-check`.
+    pub agent_check: bool,
+    /// `agent-port`.
+    pub agent_port: Option<u16>,
+    /// `agent-inter`, default 2 s.
+    pub agent_inter: Duration,
+    /// `agent-addr`.
+    pub agent_addr: Option<IpAddr>,
+    /// `agent-send`.
+    pub agent_send: Option<String>,
     /// `pool-max-conn`: idle connections kept; `None` = no limit, `Some(0)` = none.
     pub pool_max_conn: Option<u32>,
     /// `pool-purge-delay`, default 5 s.
@@ -479,6 +489,11 @@ impl Default for ServerOptions {
             fall: 3,
             check_port: None,
             check_addr: None,
+            agent_check: false,
+            agent_port: None,
+            agent_inter: Duration::from_secs(2),
+            agent_addr: None,
+            agent_send: None,
             pool_max_conn: None,
             pool_purge_delay: Duration::from_secs(5),
             max_reuse: None,

@@ -4,6 +4,7 @@
 //! checks, reload) changes servers through the methods of [`control`], one change at a time; each
 //! change publishes a new [`Farm`] and serves whoever waits.
 
+mod agents;
 mod control;
 mod lines;
 mod reconcile;

@@ -20,6 +20,8 @@ pub enum CheckStatus {
     Ini = 1,
     /// A check is under way.
     Start = 2,
+    /// An agent answered without saying whether the server is up.
+    Checked = 3,
     /// Socket error.
     SockErr = 5,
     /// Layer 4 passed.
@@ -51,7 +53,8 @@ impl CheckStatus {
     pub fn from_u8(n: u8) -> CheckStatus {
         use CheckStatus::*;
         let all = [
-            Ini, Start, SockErr, L4Ok, L4Tout, L4Con, L6Ok, L6Tout, L6Rsp, L7Tout, L7Rsp, L7Ok, L7OkC, L7Sts,
+            Ini, Start, Checked, SockErr, L4Ok, L4Tout, L4Con, L6Ok, L6Tout, L6Rsp, L7Tout, L7Rsp, L7Ok,
+            L7OkC, L7Sts,
         ];
         all.into_iter().find(|status| *status as u8 == n).unwrap_or(Unknown)
     }
@@ -70,7 +73,7 @@ impl CheckStatus {
     pub fn result(self) -> CheckResult {
         use CheckStatus::*;
         match self {
-            Unknown | Ini | Start => CheckResult::Unknown,
+            Unknown | Ini | Start | Checked => CheckResult::Unknown,
             L4Ok | L6Ok | L7Ok => CheckResult::Passed,
             L7OkC => CheckResult::CondPass,
             SockErr | L4Tout | L4Con | L6Tout | L6Rsp | L7Tout | L7Rsp | L7Sts => CheckResult::Failed,
@@ -83,6 +86,7 @@ impl CheckStatus {
             Unknown => ("UNK", "Unknown"),
             Ini => ("INI", "Initializing"),
             Start => ("START", "Check started"),
+            Checked => ("CHECKED", "No status change"),
             SockErr => ("SOCKERR", "Socket error"),
             L4Ok => ("L4OK", "Layer4 check passed"),
             L4Tout => ("L4TOUT", "Layer4 timeout"),

@@ -3,6 +3,7 @@
 //! No I/O and no clock: time comes as [`time::Now`], randomness as a seed. The `proxy` and `cluster`
 //! crates carry out what is decided here.
 
+pub mod agent;
 pub mod backend;
 pub mod balance;
 pub mod chunked;

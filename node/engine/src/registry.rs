@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use phalanx_config::model;
 
+pub use self::agents::{AgentChange, AgentEffective};
 pub use self::command::{
     Admin, Base, Change, Command, CommandId, Force, Origin, Rebased, Reply, Request, Target, Weight,
 };
@@ -27,6 +28,7 @@ pub use self::members::{MAX_MEMBERS, Member, MemberCommand, Members, NewMember, 
 use self::patterns::Patterns;
 use self::replies::Replies;
 
+mod agents;
 mod command;
 mod discovered;
 pub mod epochs;
@@ -142,6 +144,7 @@ struct Overrides {
     forced: Option<Forced>,
     check_ip: Option<Override<IpAddr, Option<IpAddr>>>,
     check_port: Option<Override<u16, Option<u16>>>,
+    agent: AgentEffective,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,7 +193,7 @@ impl Registry {
                 self.add_server(backend, name, host, *addr, args, *id_hint)
             }
             Command::DelServer { target } => self.del_server(target),
-            Command::SetServer { target, change } => self.set_server(target, *change),
+            Command::SetServer { target, change } => self.set_server(target, change.clone()),
             Command::Rebase { servers } => self.rebase(servers),
             Command::Patterns(command) => self.patterns.apply(command),
             Command::Frontend(command) => self.frontends.apply(command),
@@ -260,6 +263,11 @@ impl Registry {
     /// What commands have changed of frontends.
     pub fn frontends(&self) -> &Frontends {
         &self.frontends
+    }
+
+    /// What commands have changed of a server's agent check.
+    pub fn agent(&self, backend: &str, name: &str) -> AgentEffective {
+        self.record(backend, name).map_or_else(AgentEffective::default, |r| r.overrides.agent.clone())
     }
 
     /// What commands have changed of maps and ACLs.
@@ -392,6 +400,7 @@ impl Registry {
                 }
             }
             Change::Health(force) => o.forced = Some(Forced { force, revision }),
+            Change::Agent(change) => o.agent.apply(change, revision),
         }
         Reply::Ok
     }

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use phalanx_config::model;
 use phalanx_config::model::ServerOptions;
 
+use crate::agent::Agent;
 use crate::balance::WEIGHT_SCALE;
 use crate::counters::{Counters, Padded};
 use crate::health::{Health, Report};
@@ -140,6 +141,7 @@ pub struct Apart {
 #[derive(Debug)]
 pub(crate) struct Control {
     pub(crate) check: CheckState,
+    pub(crate) agent: Agent,
     /// Last change of the operational or maintenance state.
     pub(crate) last_change: Now,
     /// Time spent down before `last_change`.
@@ -228,6 +230,14 @@ impl Server {
             port: o.check_port,
             apart: None,
         };
+        let agent = Agent {
+            configured: o.agent_check,
+            enabled: o.agent_check && revision == 0,
+            ip: o.agent_addr,
+            port: o.agent_port.unwrap_or(0),
+            send: o.agent_send.clone().unwrap_or_default(),
+            ..Agent::default()
+        };
         Server {
             backend,
             name: config.name.as_str().into(),
@@ -254,6 +264,7 @@ impl Server {
             last_used: AtomicU64::new(0),
             control: Mutex::new(Control {
                 check,
+                agent,
                 last_change: now,
                 downtime: Duration::ZERO,
                 failed_checks: 0,
@@ -501,7 +512,9 @@ impl Server {
         let check = self.check();
         let (up, stable) = (self.is_up(), check.health.is_stable());
         let word = match (up, admin.drain() || self.weight() == 0, self.op_state()) {
+            (false, _, _) if self.agent_holds_down() => return "DOWN (agent)".into(),
             (false, _, _) => "DOWN",
+            (true, true, _) if admin.drain() && self.agent_runs() => return "DRAIN (agent)".into(),
             (true, true, _) => "DRAIN",
             (true, false, OpState::Stopping) => "NOLB",
             (true, false, _) if !(check.configured && check.enabled) => return "no check".into(),

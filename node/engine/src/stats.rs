@@ -293,6 +293,7 @@ fn server_row(config: &model::Proxy, backend: &Backend, server: &Server, details
         row.set(ReqTot, sum.req_tot);
     }
     check(&mut row, server, now);
+    agent(&mut row, server);
     if details {
         let addr = server.addr();
         row.set(Addr, if addr.ip().is_unspecified() { String::new() } else { addr.to_string() });
@@ -341,6 +342,28 @@ fn check(row: &mut Row, server: &Server, now: Now) {
     row.set(CheckDuration, last.duration.as_millis() as u64);
     row.set(LastChk, last.info.as_str());
     row.set(CheckDesc, last.status.text());
+}
+
+fn agent(row: &mut Row, server: &Server) {
+    let agent = server.agent();
+    if !server.agent_runs() {
+        return;
+    }
+    row.set(AgentRise, 1u32);
+    row.set(AgentFall, 1u32);
+    row.set(AgentHealth, u32::from(!agent.view.down));
+    let Some(last) = &agent.last else {
+        row.set(AgentStatus, "INI");
+        row.set(AgentDesc, "Initializing");
+        return;
+    };
+    row.set(AgentStatus, last.status.code());
+    if let Some(code) = last.code {
+        row.set(AgentCode, u32::from(code));
+    }
+    row.set(AgentDuration, last.duration.as_millis() as u64);
+    row.set(LastAgt, last.info.as_str());
+    row.set(AgentDesc, last.status.text());
 }
 
 fn backend_row(config: &model::Proxy, backend: &Backend, details: bool, now: Now) -> Row {

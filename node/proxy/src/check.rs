@@ -21,13 +21,13 @@ use phalanx_engine::health::Report;
 use phalanx_engine::server::{OpState, Server};
 use phalanx_engine::state::State;
 use phalanx_engine::time::Now;
-use phalanx_engine::verdict::{Claim, Duty, NodeName, Subject};
+use phalanx_engine::verdict::{Claim, Duty, Kind, NodeName, Subject};
 use phalanx_sys::clock::Clock;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 
-pub use self::shared::{Ask, Sharing, subject};
+pub use self::shared::{Ask, Sharing, agent_subject, subject};
 use self::shared::{ForAll, Local};
 
 /// Where log lines go: targets, level, line.
@@ -54,6 +54,7 @@ impl Checker {
             clock,
             log,
             sharing,
+            changed: changed.clone(),
             subjects: Vec::new(),
             entries: HashMap::new(),
             running: JoinSet::new(),
@@ -114,6 +115,7 @@ enum Mode {
 struct Wanted {
     backend: Arc<Backend>,
     server: Arc<Server>,
+    kind: Kind,
     /// When the check is shared out.
     subject: Option<Subject>,
 }
@@ -123,10 +125,11 @@ struct Supervisor {
     clock: Clock,
     log: Log,
     sharing: Option<Sharing>,
+    changed: Arc<Notify>,
     /// What the board was told last.
     subjects: Vec<Subject>,
     /// By address of the server, which its task keeps alive.
-    entries: HashMap<usize, Entry>,
+    entries: HashMap<(usize, Kind), Entry>,
     /// Dropped with the supervisor, and every check with it.
     running: JoinSet<()>,
 }
@@ -155,7 +158,7 @@ impl Supervisor {
     /// shortest interval, later ones begin at once.
     fn sync(&mut self, spread: bool) {
         let wanted = self.wanted();
-        let keys: HashSet<usize> = wanted.iter().map(|w| key_of(&w.server)).collect();
+        let keys: HashSet<_> = wanted.iter().map(|w| (key_of(&w.server), w.kind)).collect();
         self.entries.retain(|key, entry| {
             let keep = keys.contains(key);
             if !keep {
@@ -177,9 +180,14 @@ impl Supervisor {
         for backend in plan.proxies.iter().filter(|p| !p.config.disabled).filter_map(|p| p.backend.as_ref()) {
             let shares = self.sharing.is_some() && !backend.config().per_node_checks;
             for server in backend.servers().iter() {
+                let mut want = |kind, subject| {
+                    wanted.push(Wanted { backend: backend.clone(), server: server.clone(), kind, subject });
+                };
+                if server.agent_runs() {
+                    want(Kind::Agent, shares.then(|| shared::agent_subject(backend, server)));
+                }
                 if server.check_runs() {
-                    let subject = shares.then(|| shared::subject(backend, server));
-                    wanted.push(Wanted { backend: backend.clone(), server: server.clone(), subject });
+                    want(Kind::Health, shares.then(|| shared::subject(backend, server)));
                 } else if server.check().apart.is_some() {
                     let _ = backend.stand_by(server, false, now(&self.clock));
                 }
@@ -197,8 +205,8 @@ impl Supervisor {
 
     /// Has the task of a server do what is this node's duty now.
     fn follow(&mut self, wanted: Wanted, index: u64, delay: Duration) {
-        let Wanted { backend, server, subject } = wanted;
-        let entry = self.entries.entry(key_of(&server)).or_insert_with(|| Entry {
+        let Wanted { backend, server, kind, subject } = wanted;
+        let entry = self.entries.entry((key_of(&server), kind)).or_insert_with(|| Entry {
             mode: Mode::Follow,
             task: None,
             local: shared::local(&server),
@@ -211,7 +219,10 @@ impl Supervisor {
                 Duty::Wait | Duty::Follow => {
                     if let Some(claim) = sharing.board.claim(subject, at)
                         && entry.applied.as_ref() != Some(&claim)
-                        && let Some(effects) = backend.apply_verdict(&server, &claim.1.verdict, at)
+                        && let Some(effects) = match kind {
+                            Kind::Health => backend.apply_verdict(&server, &claim.1.verdict, at),
+                            Kind::Agent => backend.apply_agent(&server, &claim.1.verdict, at),
+                        }
                     {
                         entry.applied = Some(claim);
                         self.state.end_sessions(&effects);
@@ -220,7 +231,7 @@ impl Supervisor {
                     let apart = server.check().apart.is_some();
                     let suspect = server.connect_failures() >= shared::SUSPICIOUS
                         && server.op_state() != OpState::Stopped;
-                    if apart || suspect { Mode::Look } else { Mode::Follow }
+                    if kind == Kind::Health && (apart || suspect) { Mode::Look } else { Mode::Follow }
                 }
             },
             _ => Mode::Own,
@@ -236,7 +247,8 @@ impl Supervisor {
         let percent = self.state.plan().config.global.spread_checks;
         let jitter = Jitter { percent, state: self.state.seed() ^ index };
         let (state, log) = (self.state.clone(), self.log.clone());
-        let check = Check { state, backend, server, clock: self.clock, log, jitter };
+        let check =
+            Check { state, backend, server, clock: self.clock, log, jitter, changed: self.changed.clone() };
         let task = match (mode, self.sharing.clone().zip(subject)) {
             (Mode::Look, Some((sharing, subject))) => {
                 if check.server.check().apart.is_none() {
@@ -244,6 +256,12 @@ impl Supervisor {
                 }
                 self.running.spawn(shared::look(check, sharing, subject, entry.local.clone()))
             }
+            (Mode::ForAll, Some((sharing, subject))) if kind == Kind::Agent => {
+                entry.applied = None;
+                sharing.board.observe(&subject, check.server.agent_verdict());
+                self.running.spawn(check.ask(delay, Some((sharing, subject))))
+            }
+            (_, _) if kind == Kind::Agent => self.running.spawn(check.ask(delay, None)),
             (Mode::ForAll, Some((sharing, subject))) => {
                 entry.applied = None;
                 // What it alone saw so far is what counts from now on.
@@ -283,6 +301,7 @@ struct Check {
     clock: Clock,
     log: Log,
     jitter: Jitter,
+    changed: Arc<Notify>,
 }
 
 impl Check {
@@ -306,6 +325,30 @@ impl Check {
             announce(&self.backend, &effects, &self.log);
             let interval = self.server.check().health.interval(&self.server.options());
             // From start to start, as long as the check itself is shorter.
+            due = (began + self.jitter.spread(interval)).max(Instant::now());
+        }
+    }
+}
+
+impl Check {
+    /// Asks the server's agent, for this node or for all.
+    async fn ask(mut self, delay: Duration, for_all: Option<(Sharing, Subject)>) {
+        let mut due = Instant::now() + delay;
+        while !self.server.is_removed() {
+            tokio::time::sleep_until(due).await;
+            let began = Instant::now();
+            let (said, report) = probe::agent(&self.backend, &self.server).await;
+            let effects = self.backend.agent_result(&self.server, said.as_ref(), report, now(&self.clock));
+            if let Some((sharing, subject)) = &for_all {
+                sharing.board.observe(subject, self.server.agent_verdict());
+            }
+            self.state.end_sessions(&effects);
+            announce(&self.backend, &effects, &self.log);
+            if effects.checks {
+                // Maintenance ends the health check, and its end begins it.
+                self.changed.notify_one();
+            }
+            let interval = self.server.options().agent_inter;
             due = (began + self.jitter.spread(interval)).max(Instant::now());
         }
     }

@@ -12,7 +12,9 @@ use std::time::Duration;
 use phalanx_config::{Level, ServerOptions};
 use phalanx_engine::backend::Backend;
 use phalanx_engine::balance;
-use phalanx_engine::registry::{Admin, Base, Change, Command, Force, Origin, Placed, Reply, Target, Weight};
+use phalanx_engine::registry::{
+    Admin, AgentChange, Base, Change, Command, Force, Origin, Placed, Reply, Target, Weight,
+};
 use phalanx_engine::server::{self, Server};
 use phalanx_engine::state::sessions::Kill;
 
@@ -112,6 +114,20 @@ pub(super) const KEYWORDS: &[Keyword] = &[
         text: "disable health checks",
         level: Level::Admin,
         run: Run::Later(|call| Box::pin(change(call, Change::Check(false)))),
+    },
+    Keyword {
+        words: &["enable", "agent"],
+        usage: "<bk>/<srv>",
+        text: "enable agent checks",
+        level: Level::Admin,
+        run: Run::Later(|call| Box::pin(change(call, Change::Agent(AgentChange::Enabled(true))))),
+    },
+    Keyword {
+        words: &["disable", "agent"],
+        usage: "<bk>/<srv>",
+        text: "disable agent checks",
+        level: Level::Admin,
+        run: Run::Later(|call| Box::pin(change(call, Change::Agent(AgentChange::Enabled(false))))),
     },
     Keyword {
         words: &["set", "weight"],
@@ -297,6 +313,9 @@ async fn set_server(ctx: &Context, (backend, server): &Found, change: Change) ->
     if change == Change::Check(true) && !server.check().configured {
         return Answer::error("Health check was not configured on this server, cannot enable.");
     }
+    if change == Change::Agent(AgentChange::Enabled(true)) && !server.agent().configured {
+        return Answer::error("Agent was not configured on this server, cannot enable.");
+    }
     let target = target(backend, server);
     propose(ctx, Command::SetServer { target, change }).await
 }
@@ -391,8 +410,28 @@ async fn set(call: &Call<'_>) -> Answer {
             _ => Answer::error("'set server <srv> health' expects 'up', 'stopping', or 'down'."),
         },
         "addr" => set_addr(call, &found).await,
-        "agent" | "agent-addr" | "agent-port" | "agent-send" => {
+        "agent" | "agent-send" if !found.1.agent_runs() => {
             Answer::error("agent checks are not enabled on this server.")
+        }
+        "agent-addr" | "agent-port" if !found.1.agent_runs() => {
+            Answer::error("agent checks are not enabled on this server")
+        }
+        "agent" => match call.arg(2) {
+            "up" => set_server(ctx, &found, Change::Agent(AgentChange::Force(true))).await,
+            "down" => set_server(ctx, &found, Change::Agent(AgentChange::Force(false))).await,
+            _ => Answer::error("'set server <srv> agent' expects 'up' or 'down'."),
+        },
+        "agent-addr" => set_agent_addr(call, &found).await,
+        "agent-port" => match check_port(call.arg(2)) {
+            Ok(port) => {
+                let change = AgentChange::Addr { ip: None, port: Some(port) };
+                set_server(ctx, &found, Change::Agent(change)).await
+            }
+            Err(why) => Answer::error(why),
+        },
+        "agent-send" => {
+            let change = AgentChange::Send(call.arg(2).to_owned());
+            set_server(ctx, &found, Change::Agent(change)).await
         }
         "check-addr" | "check-port" if !found.1.check().configured => {
             Answer::error("health checks are not enabled on this server")
@@ -459,6 +498,29 @@ async fn set_addr(call: &Call<'_>, found: &Found) -> Answer {
     }
     let answer = set_server(call.ctx, found, Change::Addr { ip, port }).await;
     if answer == Answer::done() { Answer::notice(format!("{message} {BY}")) } else { answer }
+}
+
+async fn set_agent_addr(call: &Call<'_>, found: &Found) -> Answer {
+    if call.arg(2).is_empty() {
+        return Answer::error("set server <b>/<s> agent-addr requires an address and optionally a port.");
+    }
+    let (text, resolve) = (call.arg(2).to_owned(), call.ctx.resolve);
+    // The name may have to be looked up, and the system's resolver blocks.
+    let ip = match tokio::task::spawn_blocking(move || text.parse().or_else(|_| resolve(&text))).await {
+        Ok(Ok(ip)) => ip,
+        _ => return Answer::error(format!("invalid addr '{}'", call.arg(2))),
+    };
+    let port = match (call.arg(3), call.arg(4)) {
+        ("", _) => None,
+        ("port", text) => match check_port(text) {
+            Ok(port) => Some(port),
+            Err(why) => return Answer::error(why),
+        },
+        (other, _) => {
+            return Answer::error(format!("'set server <b>/<s> agent-addr' expects 'port', not '{other}'."));
+        }
+    };
+    set_server(call.ctx, found, Change::Agent(AgentChange::Addr { ip: Some(ip), port })).await
 }
 
 async fn set_check_addr(call: &Call<'_>, found: &Found) -> Answer {

@@ -182,7 +182,7 @@ pub(super) fn to_subject(subject: pb::Subject) -> Option<Subject> {
 pub(super) fn from_report(report: &Report) -> pb::ProbeReport {
     pb::ProbeReport {
         status: report.status as u32,
-        code: report.code.map_or(0, u32::from),
+        code: report.code.map(u32::from),
         info: report.info.clone(),
         duration_us: report.duration.as_micros() as u64,
     }
@@ -191,7 +191,7 @@ pub(super) fn from_report(report: &Report) -> pb::ProbeReport {
 pub(super) fn to_report(report: pb::ProbeReport) -> Report {
     Report {
         status: CheckStatus::from_u8(u8::try_from(report.status).unwrap_or(0)),
-        code: u16::try_from(report.code).ok().filter(|code| *code > 0),
+        code: report.code.and_then(|code| u16::try_from(code).ok()),
         info: short(report.info),
         duration: Duration::from_micros(report.duration_us),
     }
@@ -214,6 +214,8 @@ mod tests {
             info: "Service Unavailable".into(),
             duration: Duration::from_millis(3),
         };
+        let agent = Report { code: Some(0), ..report.clone() };
+        assert_eq!(to_report(from_report(&agent)), agent);
         let verdict = Verdict {
             health: 3,
             op: OpState::Stopping,
@@ -252,7 +254,8 @@ mod tests {
         let message = to_heard(pb::ShareMessage { kind: Some(Body::Claims(odd)) });
         let empty = Message::Claims { base: 0, upto: 0, claims: vec![] };
         assert_eq!(message, Some(Heard::Verdicts(empty)));
-        let long = pb::ProbeReport { status: 999, code: 70_000, info: "ä".repeat(5000), duration_us: 0 };
+        let long =
+            pb::ProbeReport { status: 999, code: Some(70_000), info: "ä".repeat(5000), duration_us: 0 };
         let report = to_report(long);
         assert_eq!((report.status, report.code), (CheckStatus::Unknown, None));
         assert!(report.info.len() <= MAX_TEXT);

@@ -110,6 +110,9 @@ fn declare(parser: &mut Parser<'_>, line: &Line<'_>) {
     let options = parser.settings().default_server.clone();
     let mut fields = Fields { options, id: None };
     faults.extend(options::apply_all(OPTIONS, rest, &mut fields, env, subject, known::SERVER));
+    if let Some(missing) = missing_port(&name.text, &fields.options).filter(|_| faults.is_empty()) {
+        faults.push(Fault::about(name, format!("{subject} : {missing}")).hint("'agent-port <port>' sets it"));
+    }
     let resolve = |host: &str| env.resolve(host);
     let target = discovery::target(&address.text, &fields.options, &resolve)
         .map_err(|err| faults.insert(0, Fault::about(address, format!("{subject} : {err}"))));
@@ -226,6 +229,9 @@ pub fn server_from_args(
         });
     }
     let mut options = fields.options;
+    if let Some(missing) = missing_port(name, &options) {
+        return Err(missing);
+    }
     settle(&mut options);
     Ok(Server {
         name: name.to_owned(),
@@ -243,6 +249,7 @@ const STATIC_ONLY: &[&str] = &[
     "enabled",
     "init-addr",
     "max-reuse",
+    "no-agent-check",
     "no-check",
     "non-stick",
     "resolve-net",
@@ -251,6 +258,12 @@ const STATIC_ONLY: &[&str] = &[
     "resolvers",
     "stick",
 ];
+
+/// An agent is asked at a port of its own.
+fn missing_port(name: &str, options: &ServerOptions) -> Option<String> {
+    let missing = options.agent_check && options.agent_port.is_none();
+    missing.then(|| format!("server {name} does not have agent port"))
+}
 
 /// What is only known once all options are read.
 pub(crate) fn settle(options: &mut ServerOptions) {
@@ -294,6 +307,31 @@ pub(crate) const OPTIONS: &[OptionKeyword<Fields>] = &[
         if let Some((port, _)) = address.ports {
             f.options.check_port = Some(port);
         }
+        Ok(())
+    }),
+    opt("agent-addr", "<address>", "Address of the agent.", |f, text, env| {
+        let ip = text.parse().or_else(|_| env.resolve(text));
+        f.options.agent_addr = Some(ip.map_err(|err| format!(": '{text}' {err}"))?);
+        Ok(())
+    }),
+    opt("agent-check", "", "Asks an agent about the server.", |f, _, _| {
+        f.options.agent_check = true;
+        Ok(())
+    }),
+    opt("no-agent-check", "", "Undoes 'agent-check'.", |f, _, _| {
+        f.options.agent_check = false;
+        Ok(())
+    }),
+    opt("agent-inter", "<delay>", "Interval of agent checks.", |f, text, _| {
+        f.options.agent_inter = time(text, "agent-inter")?;
+        Ok(())
+    }),
+    opt("agent-port", "<port>", "Port of the agent.", |f, text, _| {
+        f.options.agent_port = Some(value::number(text, 1..=65535)? as u16);
+        Ok(())
+    }),
+    opt("agent-send", "<string>", "What is sent to the agent first.", |f, text, _| {
+        f.options.agent_send = Some(text.to_owned());
         Ok(())
     }),
     opt("backup", "", "Only used when no other server is usable.", |f, _, _| {

@@ -209,7 +209,9 @@ impl Backend {
         }
         server.control.lock().check.health.force(change != HealthChange::Down);
         match (change, server.op_state()) {
-            (HealthChange::Up, OpState::Stopped) => self.go_up(server, standing, WHY, now, effects),
+            (HealthChange::Up, OpState::Stopped) if !server.agent_holds_down() => {
+                self.go_up(server, standing, WHY, now, effects);
+            }
             (HealthChange::Up, OpState::Stopping) => self.stay_up(server, "UP", standing, WHY, now, effects),
             (HealthChange::Stopping, was) if was != OpState::Stopping => {
                 self.stay_up(server, "stopping", standing, WHY, now, effects);
@@ -254,7 +256,9 @@ impl Backend {
         let (up, op) = (server.control.lock().check.health.is_up(), server.op_state());
         debug_assert!(transition.is_none_or(|t| (t == Transition::Up) == up));
         match (up, op) {
-            (true, OpState::Stopped) => self.go_up(server, &mut standing, &reason, now, &mut effects),
+            (true, OpState::Stopped) if !server.agent_holds_down() => {
+                self.go_up(server, &mut standing, &reason, now, &mut effects);
+            }
             (true, OpState::Stopping) if result == CheckResult::Passed => {
                 self.stay_up(server, "UP", &mut standing, &reason, now, &mut effects);
             }

@@ -16,7 +16,7 @@ use crate::registry::{self, Added, Base, Effective, Registry};
 use crate::server::{Admin, OpState, Origin, Server, Start};
 use crate::time::Now;
 
-use super::{Backend, Effects, lines, resolve};
+use super::{Backend, Effects, agents, lines, resolve};
 
 /// Reads the words of an `add server` command.
 pub(crate) type ParseLine<'a> = &'a dyn Fn(&str, &Added) -> Result<model::Server, String>;
@@ -64,6 +64,11 @@ impl Backend {
                 && std::mem::replace(&mut server.control.lock().forced, forced.revision) < forced.revision
             {
                 self.change_health(server, forced.force, &mut standing, now, &mut effects);
+            }
+            if let Some((up, revision)) = registry.agent(&self.name, server.name()).forced
+                && std::mem::replace(&mut server.control.lock().agent.forced, revision) < revision
+            {
+                self.force_agent(server, up, &mut standing, now, &mut effects);
             }
         }
         self.announce_if_empty(&mut standing, &mut effects);
@@ -139,7 +144,9 @@ impl Backend {
     /// Returns whether something changed.
     fn settle(&self, server: &Server, registry: &Registry) -> bool {
         let line = server.config();
-        let eff = registry.effective(&self.name, server.name(), &Base::of(&line));
+        agents::settle(server, &registry.agent(&self.name, server.name()));
+        let mut eff = registry.effective(&self.name, server.name(), &Base::of(&line));
+        agents::over(server, &mut eff);
         let o = &line.options;
         let placed = resolve::placed(registry, &self.name, &line);
         let weight = match (eff.weight, resolve::weight(placed, &line)) {
@@ -177,6 +184,8 @@ fn wanted_admin(server: &Server, eff: &Effective) -> registry::Admin {
         Origin::Runtime => true,
     };
     let configured = if in_maintenance { registry::Admin::Maint } else { registry::Admin::Ready };
+    let mut eff = *eff;
+    agents::over(server, &mut eff);
     eff.admin.unwrap_or(configured)
 }
 

@@ -38,7 +38,9 @@ impl Backend {
         match (verdict.op, server.op_state()) {
             (OpState::Stopped, OpState::Stopped) => {}
             (OpState::Stopped, _) => self.go_down(server, &mut standing, &reason, now, &mut effects),
-            (_, OpState::Stopped) => self.go_up(server, &mut standing, &reason, now, &mut effects),
+            (_, OpState::Stopped) if !server.agent_holds_down() => {
+                self.go_up(server, &mut standing, &reason, now, &mut effects);
+            }
             (OpState::Stopping, OpState::Starting | OpState::Running) => {
                 self.stay_up(server, "stopping", &mut standing, &reason, now, &mut effects);
             }
@@ -79,7 +81,12 @@ impl Backend {
             let reason = control.check.last.as_ref().map_or(String::new(), |r| format!(", reason: {r}"));
             (was, control.check.health.is_up(), reason)
         };
-        if was.is_some() && up && server.check_runs() && server.op_state() == OpState::Stopped {
+        if was.is_some()
+            && up
+            && !server.agent_holds_down()
+            && server.check_runs()
+            && server.op_state() == OpState::Stopped
+        {
             self.go_up(server, &mut standing, &reason, now, &mut effects);
         }
         self.announce_if_empty(&mut standing, &mut effects);
@@ -93,7 +100,11 @@ impl Server {
         let control = self.control.lock();
         Verdict {
             health: control.check.health.value(),
-            op: self.op_state(),
+            // What the agent does to it is told beside it.
+            op: match self.op_state() {
+                OpState::Stopped if control.check.health.is_up() => OpState::Running,
+                op => op,
+            },
             report: control.check.last.clone(),
             forced: control.forced,
             said: String::new(),

@@ -168,7 +168,7 @@ pub struct Rebased {
 }
 
 /// What a command changes of a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
     /// `enable server`, `disable server`, `set server … state`.
     Admin(Admin),
@@ -194,6 +194,8 @@ pub enum Change {
         /// The port that they go to.
         port: Option<u16>,
     },
+    /// `enable agent`, `set server … agent`, …
+    Agent(super::AgentChange),
 }
 
 /// Administrative state of a server.

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use phalanx_config::model::{HttpCheck, Timeouts};
+use phalanx_engine::agent::{MAX_LINE, Said};
 use phalanx_engine::backend::Backend;
 use phalanx_engine::health::{CheckStatus, Report};
 use phalanx_engine::server::Server;
@@ -30,6 +31,43 @@ pub(super) async fn run(backend: &Backend, server: &Server) -> Report {
         Some(check) => http(server.check_addr(), &request(check), began, limits).await,
     };
     Report { status, code, info, duration: began.elapsed() }
+}
+
+/// Asks a server's agent. `None` beside the report when it gave no answer.
+pub(super) async fn agent(backend: &Backend, server: &Server) -> (Option<Said>, Report) {
+    let (agent, inter) = (server.agent(), server.options().agent_inter);
+    let addr = SocketAddr::new(agent.ip.unwrap_or(server.addr().ip()), agent.port);
+    let began = Instant::now();
+    let limits = Limits::new(&backend.config().timeouts, inter);
+    let connect_ends = began + limits.connect;
+    let report = |status, code, info| Report { status, code, info, duration: began.elapsed() };
+    let mut stream = match connect(addr, false, connect_ends).await {
+        Ok(stream) => stream,
+        Err((status, code, info)) => return (None, report(status, code, info)),
+    };
+    let ends = limits.read.map_or(connect_ends, |read| Instant::now() + read);
+    match timeout_at(ends, ask_agent(&mut stream, agent.send.as_bytes())).await {
+        Ok(Ok(line)) => {
+            let said = Said::read(&line);
+            let code = said.up.map(|_| 0);
+            let report = report(said.status, code, said.info.clone());
+            (Some(said), report)
+        }
+        Ok(Err(error)) => (None, report(CheckStatus::SockErr, None, plain(&error))),
+        Err(_) => (None, report(CheckStatus::L7Tout, None, String::new())),
+    }
+}
+
+/// Sends what is to be sent and reads a line.
+async fn ask_agent(stream: &mut TcpStream, send: &[u8]) -> io::Result<Vec<u8>> {
+    stream.write_all(send).await?;
+    let mut line = Vec::with_capacity(128);
+    while !line.iter().any(|b| matches!(b, b'\r' | b'\n')) && line.len() < MAX_LINE {
+        if stream.read_buf(&mut line).await? == 0 {
+            break;
+        }
+    }
+    Ok(line)
 }
 
 /// The longest that a probe may take.

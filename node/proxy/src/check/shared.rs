@@ -59,6 +59,18 @@ pub fn subject(backend: &Backend, server: &Server) -> Subject {
     }
 }
 
+/// What a server's agent check is, for all nodes whose configuration says the same.
+pub fn agent_subject(backend: &Backend, server: &Server) -> Subject {
+    let agent = server.agent();
+    let how = format!("{} {} {:?}", agent.ip.unwrap_or(server.addr().ip()), agent.port, agent.send);
+    Subject {
+        backend: backend.name().clone(),
+        server: server.name().clone(),
+        kind: Kind::Agent,
+        how: fnv1a(how.as_bytes()),
+    }
+}
+
 /// Probes once, for another node. `None` = this node does not check that.
 pub(super) async fn probe_for_another(state: Arc<State>, asked: Subject) -> Option<Report> {
     let backend = state.plan().backend(&asked.backend)?.clone();

@@ -7,11 +7,12 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use phalanx_config::model::Discovery;
 use phalanx_engine::backend::Backend;
-use phalanx_engine::health::CheckResult;
+use phalanx_engine::health::{CheckResult, Report};
 use phalanx_engine::permits::Key;
 use phalanx_engine::registry::{Placed, Registry};
 use phalanx_engine::server::{OpState, Server};
-use phalanx_engine::verdict::Duty;
+use phalanx_engine::verdict::{Duty, Subject};
+use phalanx_proxy::check;
 
 use crate::cli::keyword::{Answer, Call};
 
@@ -71,12 +72,19 @@ fn state_line(call: &Call<'_>, registry: &Registry, backend: &Backend, server: &
     let op = server.op_state() as u8;
     debug_assert!(op <= OpState::Stopping as u8);
     let (fqdn, record) = names(registry, backend, server);
+    let agent = server.agent();
+    // As above; 16 tells an agent.
+    let agent_state: u8 = match (agent.configured, agent.enabled) {
+        (false, _) => 0,
+        (true, enabled) => 2 + 16 + if enabled { 4 } else { 0 },
+    };
+    let (agent_addr, agent_port) = (agent.ip.map_or("-".to_owned(), |a| a.to_string()), agent.port);
     let check_port = check.port.unwrap_or(0);
     let check_addr = check.ip.map_or("-".to_owned(), |a| a.to_string());
     let _ = writeln!(
         out,
-        "{} {} {} {} {} {op} {} {} {} {since} {status} {result} {health} {state} 0 0 0 {fqdn} {} {record} 0 \
-         {check_port} {check_addr} - 0",
+        "{} {} {} {} {} {op} {} {} {} {since} {status} {result} {health} {state} {agent_state} 0 0 {fqdn} {} \
+         {record} 0 {check_port} {check_addr} {agent_addr} {agent_port}",
         backend.id(),
         backend.name(),
         server.id(),
@@ -98,23 +106,30 @@ pub(super) fn checks(call: &Call<'_>) -> Answer {
     let board = call.ctx.authority.cluster().map(|cluster| cluster.share().board());
     let mut out = String::from("# be_name srv_name kind prober status last_check here\n");
     for backend in backends {
-        for server in backend.servers().iter().filter(|s| s.check_runs()) {
-            let check = server.check();
-            let subject = phalanx_proxy::check::subject(&backend, server);
-            let shared = board.filter(|_| !backend.config().per_node_checks);
-            let prober = match shared.map(|board| (board.duty(&subject), board.claim(&subject, call.now))) {
-                None | Some((Duty::Probe, _)) => call.ctx.state.node().to_owned(),
-                Some((_, Some((node, _)))) => node.to_string(),
-                Some((_, None)) => "-".to_owned(),
+        let shared = board.filter(|_| !backend.config().per_node_checks);
+        let prober = |subject: &Subject| match shared.map(|b| (b.duty(subject), b.claim(subject, call.now))) {
+            None | Some((Duty::Probe, _)) => call.ctx.state.node().to_owned(),
+            Some((_, Some((node, _)))) => node.to_string(),
+            Some((_, None)) => "-".to_owned(),
+        };
+        for server in backend.servers().iter() {
+            let mut row = |kind: &str, prober: String, up: bool, last: Option<Report>, here: &str| {
+                let (word, last) = (if up { "UP" } else { "DOWN" }, last.map_or("INI", |l| l.status.code()));
+                let names = (backend.name(), server.name());
+                let _ = writeln!(out, "{} {} {kind} {prober} {word} {last} {here}", names.0, names.1);
             };
-            let last = check.last.map_or("INI", |last| last.status.code());
-            let here = match check.apart {
-                Some(apart) => format!("apart:{}", apart.report.status.code()),
-                None => "agrees".to_owned(),
-            };
-            let word = if check.health.is_up() { "UP" } else { "DOWN" };
-            let _ =
-                writeln!(out, "{} {} health {prober} {word} {last} {here}", backend.name(), server.name());
+            if server.check_runs() {
+                let check = server.check();
+                let here =
+                    check.apart.map_or("agrees".to_owned(), |a| format!("apart:{}", a.report.status.code()));
+                let prober = prober(&check::subject(&backend, server));
+                row("health", prober, check.health.is_up(), check.last, &here);
+            }
+            if server.agent_runs() {
+                let agent = server.agent();
+                let prober = prober(&check::agent_subject(&backend, server));
+                row("agent", prober, !agent.view.down, agent.last, "agrees");
+            }
         }
     }
     Answer::dump(out)
