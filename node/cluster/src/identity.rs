@@ -7,21 +7,30 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 use tracing::{info, warn};
 
-use crate::Settings;
 use crate::server::incoming::Line;
 use crate::tls::Tls;
+use crate::{Node, Settings};
 
-/// Version of the protocol between nodes. Versions do not mix.
-pub const PROTOCOL: u32 = 2;
+/// Version of the protocol between nodes.
+pub const PROTOCOL: u32 = 3;
+
+/// The oldest version that this program still speaks. Nodes of versions that overlap work together, so
+/// that a cluster can be upgraded node by node: a release raises [`PROTOCOL`], the next one may raise
+/// this.
+pub const OLDEST_PROTOCOL: u32 = 3;
 
 const KEY_PROTOCOL: &str = "phalanx-protocol";
+const KEY_OLDEST: &str = "phalanx-protocol-oldest";
+const KEY_CLUSTER_ID: &str = "phalanx-cluster-id";
 const KEY_CLUSTER: &str = "phalanx-cluster";
 const KEY_FROM: &str = "phalanx-from";
 const KEY_TO: &str = "phalanx-to";
@@ -65,9 +74,32 @@ impl Caller {
     }
 }
 
+/// The versions that this process speaks, the oldest first.
+fn spoken() -> (u32, u32) {
+    static SPOKEN: std::sync::OnceLock<(u32, u32)> = std::sync::OnceLock::new();
+    *SPOKEN.get_or_init(|| {
+        // For tests of upgrades only: what a release of another version would say, as in "3-4".
+        let pretended = std::env::var("PHALANX_TEST_PROTOCOL").ok();
+        let range = pretended.as_deref().and_then(|text| text.split_once('-'));
+        let range = range.and_then(|(oldest, newest)| Some((oldest.parse().ok()?, newest.parse().ok()?)));
+        range.unwrap_or((OLDEST_PROTOCOL, PROTOCOL))
+    })
+}
+
+/// Versions in words.
+fn versions((oldest, newest): (u32, u32)) -> String {
+    match oldest == newest {
+        true => format!("version {newest}"),
+        false => format!("versions {oldest} to {newest}"),
+    }
+}
+
 /// Stamps requests to one peer with who calls whom.
 #[derive(Clone, Debug)]
-pub struct Stamp(Arc<MetadataMap>);
+pub struct Stamp {
+    fixed: Arc<MetadataMap>,
+    cluster_id: Arc<AtomicU64>,
+}
 
 impl Stamp {
     /// The stamp of this node's calls to the node `to`.
@@ -76,7 +108,9 @@ impl Stamp {
     /// A name that cannot be sent as metadata.
     pub(crate) fn new(settings: &Settings, to: &str) -> Result<Stamp, String> {
         let mut map = MetadataMap::new();
-        map.insert(KEY_PROTOCOL, MetadataValue::from(PROTOCOL));
+        let (oldest, newest) = spoken();
+        map.insert(KEY_PROTOCOL, MetadataValue::from(newest));
+        map.insert(KEY_OLDEST, MetadataValue::from(oldest));
         map.insert(KEY_INCARNATION, MetadataValue::from(settings.incarnation));
         for (key, value) in [(KEY_CLUSTER, settings.name.as_str()), (KEY_FROM, &settings.node), (KEY_TO, to)]
         {
@@ -84,19 +118,33 @@ impl Stamp {
                 value.parse().map_err(|_| format!("name '{value}' may only contain printable ASCII"))?;
             map.insert(key, value);
         }
-        Ok(Stamp(Arc::new(map)))
+        Ok(Stamp { fixed: Arc::new(map), cluster_id: settings.cluster_id.clone() })
     }
 }
 
 impl Interceptor for Stamp {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        for entry in self.0.iter() {
+        for entry in self.fixed.iter() {
             if let tonic::metadata::KeyAndValueRef::Ascii(key, value) = entry {
                 request.metadata_mut().insert(key, value.clone());
             }
         }
+        let id = self.cluster_id.load(Ordering::Relaxed);
+        if id != 0 {
+            request.metadata_mut().insert(KEY_CLUSTER_ID, MetadataValue::from(id));
+        }
         Ok(request)
     }
+}
+
+/// Who may call.
+#[derive(Debug, Default)]
+struct Callers {
+    /// With their addresses.
+    nodes: BTreeMap<String, (Arc<str>, String)>,
+    /// Whether that is all: a node that is no member yet takes calls of any node of the cluster, one of
+    /// which brings it in.
+    agreed: bool,
 }
 
 /// Lets through only calls of this cluster's nodes to this node.
@@ -109,7 +157,8 @@ pub(crate) type OnRun = Box<dyn Fn(&str) + Send + Sync>;
 struct Gate {
     cluster: String,
     node: String,
-    callers: BTreeMap<String, (Arc<str>, String)>,
+    callers: ArcSwap<Callers>,
+    cluster_id: Arc<AtomicU64>,
     tls: Option<Tls>,
     /// The last problem of each caller, by the name it gave.
     problems: Mutex<BTreeMap<String, String>>,
@@ -127,16 +176,25 @@ impl Guard {
 
     /// As [`Guard::new`]; tells when a node was started.
     pub(crate) fn telling(settings: &Settings, on_run: Option<OnRun>) -> Guard {
-        let others = settings.nodes.iter().filter(|n| n.name != settings.node);
-        Guard(Arc::new(Gate {
+        let guard = Guard(Arc::new(Gate {
             cluster: settings.name.clone(),
             node: settings.node.clone(),
-            callers: others.map(|n| (n.name.clone(), (Arc::from(n.name.as_str()), n.addr.clone()))).collect(),
+            callers: ArcSwap::default(),
+            cluster_id: settings.cluster_id.clone(),
             tls: settings.tls.clone(),
             problems: Mutex::default(),
             runs: Mutex::default(),
             on_run,
-        }))
+        }));
+        guard.follow(&settings.nodes, false);
+        guard
+    }
+
+    /// These may call; and others too until the nodes have agreed on who they are.
+    pub(crate) fn follow(&self, nodes: &[Node], agreed: bool) {
+        let others = nodes.iter().filter(|n| n.name != self.0.node);
+        let nodes = others.map(|n| (n.name.clone(), (Arc::from(n.name.as_str()), n.addr.clone()))).collect();
+        self.0.callers.store(Arc::new(Callers { nodes, agreed }));
     }
 }
 
@@ -144,7 +202,7 @@ impl Interceptor for Guard {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let from = quote(text(request.metadata(), KEY_FROM).unwrap_or_default());
         let caller = self.0.check(request.metadata(), &from).and_then(|(caller, addr)| {
-            self.0.check_line(request.extensions().get(), &caller.node, addr)?;
+            self.0.check_line(request.extensions().get(), &caller.node, &addr)?;
             Ok(caller)
         });
         self.0.report(&from, caller.as_ref().err());
@@ -181,15 +239,21 @@ impl Problem {
 
 impl Gate {
     /// The caller by its own account, and its address by ours.
-    fn check(&self, metadata: &MetadataMap, from: &str) -> Result<(Caller, &str), Problem> {
+    fn check(&self, metadata: &MetadataMap, from: &str) -> Result<(Caller, String), Problem> {
         let Some(protocol) = text(metadata, KEY_PROTOCOL).filter(|_| !from.is_empty()) else {
             return Err(Problem::Stranger("the call does not come from a Phalanx node".into()));
         };
-        if protocol != PROTOCOL.to_string() {
+        let newest: u32 = protocol.parse().map_err(|_| {
+            Problem::Stranger(format!("protocol version '{}' is not a number", quote(protocol)))
+        })?;
+        let oldest = text(metadata, KEY_OLDEST).and_then(|v| v.parse().ok()).unwrap_or(newest);
+        let ours = spoken();
+        if newest < ours.0 || oldest > ours.1 {
             return Err(Problem::Misfit(format!(
-                "protocol version {} is not {PROTOCOL}, the one of node '{}'",
-                quote(protocol),
-                self.node
+                "node '{from}' speaks protocol {}, node '{}' {}: upgrade the older one by way of a release in between",
+                versions((oldest, newest)),
+                self.node,
+                versions(ours)
             )));
         }
         let cluster = text(metadata, KEY_CLUSTER).unwrap_or_default();
@@ -208,16 +272,36 @@ impl Gate {
         if from == self.node {
             return Err(Problem::Misfit(format!("both call themselves node '{}'", self.node)));
         }
-        let Some((node, addr)) = self.callers.get(from) else {
-            return Err(Problem::Misfit(format!(
-                "node '{from}' is not in the cluster section of node '{}'",
-                self.node
-            )));
+        self.check_id(metadata)?;
+        let callers = self.callers.load();
+        let (node, addr) = match callers.nodes.get(from) {
+            Some((node, addr)) => (node.clone(), addr.clone()),
+            None if callers.agreed => {
+                return Err(Problem::Misfit(format!(
+                    "node '{from}' is no member of cluster '{}'; 'cluster join {from} ADDR:PORT' on a member \
+                     makes it one",
+                    self.cluster
+                )));
+            }
+            None => (Arc::from(from), String::new()),
         };
         let incarnation = text(metadata, KEY_INCARNATION).and_then(|i| i.parse().ok());
         let incarnation =
             incarnation.ok_or_else(|| Problem::Stranger(format!("{KEY_INCARNATION} is not a number")))?;
-        Ok((Caller { node: node.clone(), id: node_id(node), incarnation }, addr))
+        Ok((Caller { id: node_id(&node), node, incarnation }, addr))
+    }
+
+    /// Two clusters of one name must not mix.
+    fn check_id(&self, metadata: &MetadataMap) -> Result<(), Problem> {
+        let ours = self.cluster_id.load(Ordering::Relaxed);
+        let theirs = text(metadata, KEY_CLUSTER_ID).and_then(|id| id.parse::<u64>().ok()).unwrap_or(0);
+        if ours == 0 || theirs == 0 || ours == theirs {
+            return Ok(());
+        }
+        Err(Problem::Misfit(format!(
+            "this is another cluster of the name '{}': its id is {ours:016x}, not {theirs:016x}",
+            self.cluster
+        )))
     }
 
     /// Whether the connection is one of this node's.
@@ -279,6 +363,8 @@ mod tests {
             incarnation: 5,
             tls: None,
             haproxys: Vec::new(),
+            join: false,
+            cluster_id: Arc::default(),
         }
     }
 
@@ -288,7 +374,9 @@ mod tests {
             Some(mut stamp) => stamp.call(request)?,
             None => request,
         };
-        Guard::new(&settings("prod", "n1")).call(request)
+        let guard = Guard::new(&settings("prod", "n1"));
+        guard.follow(&settings("prod", "n1").nodes, true);
+        guard.clone().call(request)
     }
 
     #[test]
@@ -304,23 +392,48 @@ mod tests {
         for (stamp, text) in [
             (None, "the call does not come from a Phalanx node"),
             (stamp("test", "n2", "n1"), "cluster 'test' is not 'prod', the one of node 'n1'"),
-            (stamp("prod", "n9", "n1"), "node 'n9' is not in the cluster section of node 'n1'"),
+            (
+                stamp("prod", "n9", "n1"),
+                "node 'n9' is no member of cluster 'prod'; 'cluster join n9 ADDR:PORT' on a member makes it one",
+            ),
             (stamp("prod", "n2", "n3"), "this is node 'n1', not 'n3'"),
             (stamp("prod", "n1", "n1"), "both call themselves node 'n1'"),
         ] {
             assert_eq!(call(stamp).unwrap_err().message(), text);
         }
         let mut other = Stamp::new(&settings("prod", "n2"), "n1").unwrap();
-        Arc::make_mut(&mut other.0).insert(KEY_PROTOCOL, MetadataValue::from(PROTOCOL + 1));
-        let text = format!("protocol version {} is not {PROTOCOL}, the one of node 'n1'", PROTOCOL + 1);
-        assert_eq!(call(Some(other)).unwrap_err().message(), text);
+        Arc::make_mut(&mut other.fixed).insert(KEY_PROTOCOL, MetadataValue::from(PROTOCOL + 2));
+        Arc::make_mut(&mut other.fixed).insert(KEY_OLDEST, MetadataValue::from(PROTOCOL + 1));
+        let text = call(Some(other.clone())).unwrap_err();
+        let theirs = format!("speaks protocol versions {} to {}", PROTOCOL + 1, PROTOCOL + 2);
+        assert!(text.message().contains(&theirs), "{text}");
+        // The next release speaks this version too.
+        Arc::make_mut(&mut other.fixed).insert(KEY_OLDEST, MetadataValue::from(PROTOCOL));
+        assert!(call(Some(other)).is_ok());
+    }
+
+    #[test]
+    fn clusters_of_one_name_do_not_mix_and_a_new_node_lets_any_member_in() {
+        let ours = settings("prod", "n1");
+        let mut guard = Guard::new(&ours);
+        let theirs = settings("prod", "n7");
+        let mut call = |theirs: &Settings| {
+            let mut stamp = Stamp::new(theirs, "n1").unwrap();
+            guard.call(stamp.call(Request::new(())).unwrap())
+        };
+        assert!(call(&theirs).is_ok());
+        ours.cluster_id.store(1, Ordering::Relaxed);
+        assert!(call(&theirs).is_ok(), "it does not know its cluster yet");
+        theirs.cluster_id.store(2, Ordering::Relaxed);
+        let text = call(&theirs).unwrap_err();
+        assert!(text.message().starts_with("this is another cluster of the name 'prod'"), "{text}");
     }
 
     #[test]
     fn problems_remembered_are_bounded() {
         let mut guard = Guard::new(&settings("prod", "n1"));
         for i in 0..1000 {
-            let stamp = Stamp::new(&settings("prod", &format!("x{i}")), "n1");
+            let stamp = Stamp::new(&settings("other", &format!("x{i}")), "n1");
             assert!(guard.call(stamp.unwrap().call(Request::new(())).unwrap()).is_err());
         }
         assert!(guard.0.problems.lock().len() <= STRANGERS);

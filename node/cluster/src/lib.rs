@@ -10,11 +10,13 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use phalanx_engine::peers::Role;
 use phalanx_engine::registry::{Command, Registry, Reply};
+pub use phalanx_engine::registry::{NewMember, Stage};
 use phalanx_engine::stick::Tables;
 use phalanx_sys::clock::Clock;
 use tokio::sync::watch;
@@ -22,11 +24,12 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic::service::Routes;
 
-pub use self::identity::{Caller, PROTOCOL, node_id};
+pub use self::identity::{Caller, OLDEST_PROTOCOL, PROTOCOL, node_id};
 pub use self::peer::{Known, Lane, Line, Peer, Peers};
 pub use self::raft::ProposeError;
 pub use self::raft::machine::OnRegistry;
 use self::raft::seat::Seat;
+use self::roster::Roster;
 pub use self::status::{NodeStatus, State, Status};
 
 pub mod control;
@@ -34,6 +37,7 @@ pub mod haproxy;
 mod identity;
 mod peer;
 mod raft;
+mod roster;
 mod server;
 pub mod share;
 mod status;
@@ -48,7 +52,8 @@ pub struct Settings {
     pub name: String,
     /// Name of this node.
     pub node: String,
-    /// All nodes, this one included.
+    /// The nodes of the `cluster` section, this one included. They found the cluster; from then on what
+    /// the nodes have agreed on counts.
     pub nodes: Vec<Node>,
     /// Where the log and the snapshots are.
     pub data_dir: PathBuf,
@@ -58,6 +63,10 @@ pub struct Settings {
     pub tls: Option<tls::Tls>,
     /// HAProxys that share the stick tables: name and `host:port`.
     pub haproxys: Vec<(String, String)>,
+    /// This node never founds a cluster, it only joins one.
+    pub join: bool,
+    /// What tells the cluster from another of its name; 0 until it is known.
+    pub cluster_id: Arc<AtomicU64>,
 }
 
 /// A `node` line.
@@ -131,6 +140,7 @@ pub struct Cluster(Arc<Parts>);
 struct Parts {
     settings: Arc<Settings>,
     peers: Peers,
+    roster: Roster,
     seat: Seat,
     vips: Option<vip::Vips>,
     sync: sync::Handle,
@@ -183,17 +193,21 @@ impl Cluster {
         let peers = Peers::new(&settings)?;
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
-        let seat = Seat::take(settings.clone(), peers.clone(), on_registry).await?;
-        tasks.spawn(seat.clone().tend(stopped.clone()));
-        for peer in peers.iter() {
-            tasks.spawn(peer.clone().probe());
-        }
         let haproxys = haproxys(&settings, &peers, &tables, clock, &stopped);
         if let Some(haproxys) = &haproxys {
             tasks.spawn(haproxys.clone().run());
         }
         let sync = sync::Handle::new(&settings.name, tables, &peers, clock, stopped.clone());
-        tasks.spawn(sync.clone().run(peers.clone()));
+        let knocked = sync.clone();
+        let on_run = Box::new(move |node: &str| knocked.knock(node));
+        let guard = identity::Guard::telling(&settings, Some(on_run));
+        let roster = Roster::open(settings.clone(), peers.clone(), guard.clone(), vips.clone());
+        let roster =
+            roster.map_err(|e| StartError::Data { dir: settings.data_dir.clone(), reason: e.to_string() })?;
+        let seat = Seat::take(settings.clone(), peers.clone(), roster.clone(), on_registry).await?;
+        tasks.spawn(seat.clone().tend(stopped.clone()));
+        tasks.spawn(until(stopped.clone(), peers.clone().each(Peer::probe)));
+        tasks.spawn(sync.clone().run());
         let control = control::Control::default();
         let share = share::Handle::new(&settings, &peers, clock, stopped.clone());
         tasks.spawn(share.clone().run());
@@ -204,14 +218,12 @@ impl Cluster {
         if let Some(vips) = &vips {
             routes = vips.add_to(routes);
         }
-        let knocked = sync.clone();
-        let on_run = Box::new(move |node: &str| knocked.knock(node));
-        let guard = identity::Guard::telling(&settings, Some(on_run));
         tasks.spawn(server::serve(settings.clone(), addr, guard, routes, haproxys.clone(), stopped));
         let tasks = Mutex::new(tasks);
         Ok(Cluster(Arc::new(Parts {
             settings,
             peers,
+            roster,
             seat,
             vips,
             sync,
@@ -235,6 +247,38 @@ impl Cluster {
         }
     }
 
+    /// Has a node join the cluster, asked on any member; answered when it votes.
+    ///
+    /// # Errors
+    /// Why it does not, or after `patience` what it waits for.
+    pub async fn join(
+        &self,
+        node: NewMember,
+        replaces: Option<String>,
+        patience: Duration,
+    ) -> Result<String, String> {
+        self.0.seat.raft()?.join(node, replaces, patience).await
+    }
+
+    /// Has a node leave the cluster, alive or dead; answered when it is gone.
+    ///
+    /// # Errors
+    /// Why it does not, or after `patience` what it waits for.
+    pub async fn leave(&self, name: &str, patience: Duration) -> Result<String, String> {
+        self.0.seat.raft()?.leave(name, patience).await
+    }
+
+    /// Where the `cluster` section, as it is now, differs from what is agreed, and what to do about it.
+    pub fn differences(&self, nodes: Vec<Node>) -> Vec<String> {
+        let settings = Settings { nodes, ..Settings::default() };
+        roster::differences(&self.0.roster.members(), &settings)
+    }
+
+    /// Whether this node was a member and is none any more.
+    pub fn left(&self) -> bool {
+        self.0.roster.left()
+    }
+
     /// What the commands so far have changed, as this node knows it.
     pub fn registry(&self) -> Arc<Registry> {
         self.0.seat.registry()
@@ -249,7 +293,7 @@ impl Cluster {
     pub fn status(&self) -> Status {
         match self.0.seat.raft() {
             Ok(raft) => raft.status(),
-            Err(reason) => Status::stopped(&self.0.settings, &self.0.peers, &reason),
+            Err(reason) => Status::stopped(&self.0.settings, &self.0.roster, &self.0.peers, &reason),
         }
     }
 
@@ -295,12 +339,7 @@ impl Cluster {
             raft.shutdown().await;
         }
         let mut tasks = std::mem::take(&mut *self.0.tasks.lock());
-        // The server ends by itself, and so does what tends the membership; the probes never do.
-        let endless = self.0.peers.iter().count();
-        let _ = timeout(END_WITHIN, async {
-            while tasks.len() > endless && tasks.join_next().await.is_some() {}
-        })
-        .await;
+        let _ = timeout(END_WITHIN, async { while tasks.join_next().await.is_some() {} }).await;
         tasks.shutdown().await;
     }
 }
@@ -326,12 +365,20 @@ fn haproxys(
     };
     let (peers, node) = (peers.clone(), settings.node.clone());
     let judge = Box::new(move || {
-        let answers = |p: &&Arc<Peer>| p.known().seen.is_some_and(|at| at.elapsed() < HAPROXY_ABSENT);
-        let before = |p: &Arc<Peer>| **p.name() < *node && !p.witness();
+        let answers = |p: &Arc<Peer>| p.known().seen.is_some_and(|at| at.elapsed() < HAPROXY_ABSENT);
+        let before = |p: Arc<Peer>| **p.name() < *node && !p.witness();
         match peers.iter().filter(answers).any(before) {
             true => Role::Bystander,
             false => Role::Learner,
         }
     });
     Some(haproxy::Handle::new(own, tables.clone(), clock, judge, stop.clone()))
+}
+
+/// Works until `stop` turns true or its sender is gone.
+async fn until(mut stop: watch::Receiver<bool>, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        () = server::ended(&mut stop) => {}
+    }
 }

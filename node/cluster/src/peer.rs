@@ -5,12 +5,16 @@
 //! there, keeps the connection warm, and reports, once per change, a peer that cannot be used. An
 //! unusable peer is never an error of this node.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use phalanx_wire::raft::raft_client::RaftClient;
 use phalanx_wire::raft::{HelloReply, HelloRequest};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
@@ -18,7 +22,7 @@ use tonic::{Code, Status};
 use tracing::{info, warn};
 
 use crate::identity::{Stamp, node_id};
-use crate::{Settings, StartError, tls};
+use crate::{Node, Settings, StartError, tls};
 
 /// How often a peer is asked for its state.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -62,9 +66,15 @@ pub enum Lane {
 /// A connection to a peer, for a generated client: stamps each call with who calls whom.
 pub type Line = InterceptedService<Channel, Stamp>;
 
-/// All other nodes of the cluster, in the order of the configuration.
+/// All other nodes of the cluster: a list that changes with its members.
 #[derive(Clone, Debug)]
-pub struct Peers(Arc<Vec<Arc<Peer>>>);
+pub struct Peers(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    list: ArcSwap<Vec<Arc<Peer>>>,
+    changed: watch::Sender<()>,
+}
 
 /// Another node.
 #[derive(Debug)]
@@ -101,58 +111,113 @@ impl Peers {
     /// A name or an address that can never be used.
     pub(crate) fn new(settings: &Settings) -> Result<Peers, StartError> {
         let others = settings.nodes.iter().filter(|n| n.name != settings.node);
-        let peers = others.map(|node| {
-            let bad = |reason| StartError::Node { node: node.name.clone(), reason };
-            let stamp = Stamp::new(settings, &node.name).map_err(bad)?;
-            let endpoint = Endpoint::from_shared(format!("http://{}", node.addr))
-                .map_err(|_| bad(format!("invalid address '{}', expects host:port", node.addr)))?
-                .connect_timeout(PROBE_DEADLINE)
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(PROBE_EVERY)
-                .keep_alive_timeout(KEEPALIVE_DEADLINE)
-                .keep_alive_while_idle(true);
-            Ok(Arc::new(Peer {
-                name: Arc::from(node.name.as_str()),
-                id: node_id(&node.name),
-                addr: node.addr.clone(),
-                witness: node.witness,
-                cluster: settings.name.clone(),
-                stamp,
-                lanes: [
-                    tls::channel(settings, node, &endpoint),
-                    tls::channel(settings, node, &endpoint),
-                    tls::channel(settings, node, &endpoint),
-                    // An answer that nobody reads for a while must not hold up the others.
-                    tls::channel(
-                        settings,
-                        node,
-                        &endpoint.clone().initial_connection_window_size(CONTROL_WINDOW),
-                    ),
-                    tls::channel(settings, node, &endpoint),
-                ],
-                known: Mutex::default(),
-            }))
-        });
-        Ok(Peers(Arc::new(peers.collect::<Result<_, _>>()?)))
+        let list = others.map(|node| Peer::new(settings, node).map(Arc::new)).collect::<Result<_, _>>()?;
+        Ok(Peers(Arc::new(Shared { list: ArcSwap::from_pointee(list), changed: watch::Sender::new(()) })))
     }
 
-    /// Each of them.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Peer>> {
-        self.0.iter()
+    /// Becomes the list of these nodes without this one. A peer that stays the same stays.
+    pub(crate) fn follow(&self, settings: &Settings, nodes: &[Node]) {
+        let old = self.0.list.load_full();
+        let mut list = Vec::with_capacity(nodes.len());
+        for node in nodes.iter().filter(|n| n.name != settings.node) {
+            let same =
+                |p: &&Arc<Peer>| *p.name == *node.name && p.addr == node.addr && p.witness == node.witness;
+            match old.iter().find(same) {
+                Some(peer) => list.push(peer.clone()),
+                None => match Peer::new(settings, node) {
+                    Ok(peer) => list.push(Arc::new(peer)),
+                    Err(error) => warn!("cluster {}: {error}", settings.name),
+                },
+            }
+        }
+        let equal = old.len() == list.len() && old.iter().zip(&list).all(|(a, b)| Arc::ptr_eq(a, b));
+        if !equal {
+            self.0.list.store(Arc::new(list));
+            self.0.changed.send_replace(());
+        }
+    }
+
+    /// Tells of changes of the list.
+    pub fn changed(&self) -> watch::Receiver<()> {
+        self.0.changed.subscribe()
+    }
+
+    /// Runs a task for each peer for as long as it is one; never comes back.
+    pub(crate) async fn each<F>(self, task: impl Fn(Arc<Peer>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut changed = self.changed();
+        let mut tasks = JoinSet::new();
+        let mut running: Vec<(Arc<Peer>, AbortHandle)> = Vec::new();
+        loop {
+            changed.mark_unchanged();
+            let list = self.0.list.load_full();
+            running.retain(|(peer, handle)| {
+                let stays = list.iter().any(|p| Arc::ptr_eq(p, peer));
+                if !stays {
+                    handle.abort();
+                }
+                stays
+            });
+            for peer in list.iter() {
+                if !running.iter().any(|(p, _)| Arc::ptr_eq(p, peer)) {
+                    running.push((peer.clone(), tasks.spawn(task(peer.clone()))));
+                }
+            }
+            while tasks.try_join_next().is_some() {}
+            // Our own handle keeps the sender.
+            let _ = changed.changed().await;
+        }
+    }
+
+    /// Each of them, as the list is now.
+    pub fn iter(&self) -> impl Iterator<Item = Arc<Peer>> + use<> {
+        Vec::clone(&self.0.list.load()).into_iter()
     }
 
     /// The one with this id.
-    pub fn by_id(&self, id: u64) -> Option<&Arc<Peer>> {
-        self.0.iter().find(|p| p.id == id)
+    pub fn by_id(&self, id: u64) -> Option<Arc<Peer>> {
+        self.0.list.load().iter().find(|p| p.id == id).cloned()
     }
 
     /// The one with this name.
-    pub fn by_name(&self, name: &str) -> Option<&Arc<Peer>> {
-        self.0.iter().find(|p| &*p.name == name)
+    pub fn by_name(&self, name: &str) -> Option<Arc<Peer>> {
+        self.0.list.load().iter().find(|p| &*p.name == name).cloned()
     }
 }
 
 impl Peer {
+    fn new(settings: &Settings, node: &Node) -> Result<Peer, StartError> {
+        let bad = |reason| StartError::Node { node: node.name.clone(), reason };
+        let stamp = Stamp::new(settings, &node.name).map_err(bad)?;
+        let endpoint = Endpoint::from_shared(format!("http://{}", node.addr))
+            .map_err(|_| bad(format!("invalid address '{}', expects host:port", node.addr)))?
+            .connect_timeout(PROBE_DEADLINE)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(PROBE_EVERY)
+            .keep_alive_timeout(KEEPALIVE_DEADLINE)
+            .keep_alive_while_idle(true);
+        // An answer that nobody reads for a while must not hold up the others.
+        let control = endpoint.clone().initial_connection_window_size(CONTROL_WINDOW);
+        Ok(Peer {
+            name: Arc::from(node.name.as_str()),
+            id: node_id(&node.name),
+            addr: node.addr.clone(),
+            witness: node.witness,
+            cluster: settings.name.clone(),
+            stamp,
+            lanes: [
+                tls::channel(settings, node, &endpoint),
+                tls::channel(settings, node, &endpoint),
+                tls::channel(settings, node, &endpoint),
+                tls::channel(settings, node, &control),
+                tls::channel(settings, node, &endpoint),
+            ],
+            known: Mutex::default(),
+        })
+    }
+
     /// Its name.
     pub fn name(&self) -> &Arc<str> {
         &self.name

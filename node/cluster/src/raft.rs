@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use openraft::async_runtime::watch::WatchReceiver;
@@ -21,15 +23,18 @@ use phalanx_wire::raft::{HelloReply, ProposeRequest};
 use tokio::time::{sleep, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
+use self::change::Progress;
 use self::log::LogStore;
 use self::machine::Machine;
 use self::network::Network;
 use self::types::{LogId, Member, Types, Vote, decode, encode};
 use crate::identity::node_id;
 use crate::peer::{FRESH, Peer, Peers};
+use crate::roster::Roster;
 use crate::status::{self, Status};
 use crate::{Settings, StartError};
 
+pub(crate) mod change;
 mod log;
 pub(crate) mod machine;
 mod network;
@@ -59,6 +64,12 @@ const MAX_OPEN: u64 = 4096;
 /// A leader that has had no answer from a majority for this long cannot carry out commands.
 const LEADER_GONE: Duration = Duration::from_millis(1600);
 
+/// A majority of empty nodes waits so long for the others before it founds a cluster without them.
+const MISSING_WITHIN: Duration = Duration::from_secs(5);
+
+/// No leader has told yet how far the log was committed.
+const UNTAUGHT: u64 = u64::MAX;
+
 /// Between two looks at the state of the cluster.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -76,7 +87,12 @@ struct Inner {
     log: LogStore,
     machine: Machine,
     peers: Peers,
+    roster: Roster,
     open: Arc<Mutex<Open>>,
+    progress: tokio::sync::Mutex<Progress>,
+    /// Everything up to this index was committed before this node came, or since it leads.
+    taught: AtomicU64,
+    since: Instant,
 }
 
 /// Commands of this process that have no answer yet. Outlives a raft that has failed: the numbers of
@@ -142,6 +158,7 @@ impl Raft {
     pub(crate) async fn start(
         settings: Arc<Settings>,
         peers: Peers,
+        roster: Roster,
         on_registry: machine::OnRegistry,
         open: Arc<Mutex<Open>>,
     ) -> Result<Raft, Failed> {
@@ -153,13 +170,26 @@ impl Raft {
         };
         let owner = format!("node '{}' of cluster '{}'", settings.node, settings.name);
         let log = LogStore::open(&settings.data_dir, &owner).map_err(io)?;
-        let machine = Machine::open(&settings.data_dir, on_registry).map_err(io)?;
+        let machine = Machine::open(&settings.data_dir, Some(roster.clone()), on_registry).map_err(io)?;
         let config = config(&settings).validate().map_err(|e| bad(e.to_string()))?;
         let id = node_id(&settings.node);
         let network = Network { peers: peers.clone() };
         let core = Core::new(id, Arc::new(config), network, log.clone(), machine.clone());
         let core = core.await.map_err(|e| bad(e.to_string()))?;
-        let inner = Inner { settings, id, core, log, machine, peers, open };
+        let (progress, taught) = (tokio::sync::Mutex::default(), AtomicU64::new(UNTAUGHT));
+        let inner = Inner {
+            settings,
+            id,
+            core,
+            log,
+            machine,
+            peers,
+            roster,
+            open,
+            progress,
+            taught,
+            since: Instant::now(),
+        };
         Ok(Raft(Arc::new(inner)))
     }
 
@@ -256,9 +286,9 @@ impl Raft {
             };
         }
         let Some(peer) = self.0.peers.by_id(leader) else {
-            return Attempt::NotTaken("the leader is not in this node's cluster section".to_owned());
+            return Attempt::NotTaken("the leader is no member that this node knows".to_owned());
         };
-        self.attempt_at(peer, bytes, hint).await
+        self.attempt_at(&peer, bytes, hint).await
     }
 
     async fn attempt_at(&self, peer: &Peer, bytes: &[u8], hint: &mut Option<u64>) -> Attempt {
@@ -320,7 +350,7 @@ impl Raft {
         Status {
             cluster: settings.name.clone(),
             node: settings.node.clone(),
-            leader: metrics.current_leader.map(|id| Status::name_of(settings, id)),
+            leader: metrics.current_leader.map(|id| Status::name_of(&self.0.roster.nodes(), id)),
             term: metrics.current_term,
             quorum: metrics.current_leader.is_some() && majority && stopped.is_none(),
             stopped,
@@ -330,7 +360,10 @@ impl Raft {
             snapshot: metrics.snapshot.map(|id| id.index),
             revision: self.registry().revision(),
             voters: voters.len(),
-            nodes: status::nodes(settings, &self.0.peers, &voters, Some(self.hello())),
+            cluster_id: self.0.roster.members().cluster_id(),
+            config: self.0.roster.members().config(),
+            change: self.waits(metrics.current_leader),
+            nodes: status::nodes(&self.0.roster, &settings.node, &self.0.peers, &voters, Some(self.hello())),
         }
     }
 
@@ -343,9 +376,9 @@ impl Raft {
     /// How many voters answer, this node included, and how many there are.
     fn reachable(&self) -> (usize, usize) {
         let voters: BTreeSet<u64> = self.metrics().membership_config.membership().voter_ids().collect();
-        let here = |p: &&Arc<Peer>| p.reachable();
+        let here = |p: &Arc<Peer>| p.reachable();
         if voters.is_empty() {
-            return (1 + self.0.peers.iter().filter(here).count(), self.0.settings.nodes.len());
+            return (1 + self.0.peers.iter().filter(here).count(), self.0.roster.nodes().len());
         }
         let there = self.0.peers.iter().filter(|p| voters.contains(&p.id())).filter(here).count();
         (there + usize::from(voters.contains(&self.0.id)), voters.len())
@@ -361,6 +394,7 @@ impl Raft {
             (_, ServerState::Follower) => "follower",
             (_, ServerState::Learner) => "learner",
         };
+        let adopted = self.0.roster.adopted();
         HelloReply {
             node: self.0.settings.node.clone(),
             incarnation: self.0.settings.incarnation,
@@ -372,6 +406,14 @@ impl Raft {
             next_commit: metrics.local_committed.map_or(0, |id| id.index + 1),
             next_apply: metrics.last_applied.map_or(0, |id| id.index + 1),
             nodes: self.0.settings.nodes.iter().map(|n| n.name.clone()).collect(),
+            cluster_id: self.0.roster.members().cluster_id(),
+            lease_config: adopted.config,
+            lease_config_ms: u64::try_from(adopted.age.as_millis()).unwrap_or(u64::MAX),
+            holds: self.0.roster.holds() as u32,
+            change: match metrics.state {
+                ServerState::Leader => self.waits(Some(self.0.id)).unwrap_or_default(),
+                _ => String::new(),
+            },
         }
     }
 
@@ -407,17 +449,21 @@ impl Raft {
         last: Option<LogId>,
     ) -> io::Result<()> {
         let current = committed.is_some_and(|id| id.leader_id == leader.leader_id);
-        if self.0.log.proven() || !current || last < committed {
+        if !current || last < committed {
+            return Ok(());
+        }
+        let upto = committed.map_or(0, |id| id.index);
+        let _ = self.0.taught.compare_exchange(UNTAUGHT, upto, Relaxed, Relaxed);
+        if self.0.log.proven() {
             return Ok(());
         }
         self.0.log.prove().await
     }
 
-    /// Looks after the membership, until raft stops on this node: founds the cluster, and follows changes of
-    /// the node list.
+    /// Looks after the membership, until raft stops on this node: founds the cluster, and carries out changes
+    /// of its members.
     pub(crate) async fn tend(self) {
         let mut said = String::new();
-        let mut agreed_since = None;
         let mut reported = Reported::default();
         loop {
             sleep(LOOK_EVERY).await;
@@ -426,21 +472,23 @@ impl Raft {
                 return;
             }
             reported.report(&self.status());
-            self.found().await;
-            self.follow_node_list(&mut said, &mut agreed_since).await;
+            self.found(&mut said).await;
+            self.lead().await;
+            self.allow_leases().await;
         }
     }
 
     /// Starts the cluster's log with the configured nodes, as every node does, all alike; but not on a
     /// node that joins, or comes back empty to, a cluster that is there already.
-    async fn found(&self) {
+    async fn found(&self, said: &mut String) {
         if !matches!(self.0.core.is_initialized().await, Ok(false)) {
             return;
         }
-        // Enough of them to elect a leader, and thus to know: an empty node alone could be one that
-        // lost its disk.
-        let asked = 1 + self.0.peers.iter().filter(|p| p.known().hello.is_some()).count();
-        if 2 * asked <= self.0.settings.nodes.len() || self.cluster_has_committed() {
+        if let Err(why) = self.may_found() {
+            if *said != why {
+                info!("cluster {}: this node knows of no cluster yet: {why}", self.0.settings.name);
+                *said = why;
+            }
             return;
         }
         if let Err(error) = self.0.log.prove().await {
@@ -457,70 +505,69 @@ impl Raft {
         }
     }
 
+    /// Whether this empty node may take part in founding a cluster: with the nodes that its configuration
+    /// names, each as empty and of the same mind. Those that do not answer are waited for, as they
+    /// could belong to a cluster of this name already; and never is it founded by a minority, or by a
+    /// node that is to join one.
+    fn may_found(&self) -> Result<(), String> {
+        let Inner { settings, peers, roster, .. } = &*self.0;
+        if roster.members().founded() {
+            return Err("it has been a member, and waits to be taught".to_owned());
+        }
+        if settings.join {
+            return Err("it waits for 'cluster join' on a member".to_owned());
+        }
+        let ours: BTreeSet<&str> = settings.nodes.iter().map(|n| n.name.as_str()).collect();
+        let mut missing = Vec::new();
+        for peer in peers.iter() {
+            let Some(hello) = peer.known().hello else {
+                missing.push(peer.name().to_string());
+                continue;
+            };
+            if hello.next_commit > 0 || hello.cluster_id != 0 {
+                let me = settings.this().map_or("ADDR:PORT", |n| n.addr.as_str());
+                return Err(format!(
+                    "node '{}' belongs to one; 'cluster join {} {me}' there makes this node a member",
+                    peer.name(),
+                    settings.node,
+                ));
+            }
+            if hello.nodes.iter().map(String::as_str).collect::<BTreeSet<_>>() != ours {
+                return Err(format!("node '{}' would found it with {}", peer.name(), hello.nodes.join(", ")));
+            }
+        }
+        let there = settings.nodes.len() - missing.len();
+        let late = self.0.since.elapsed() >= MISSING_WITHIN && 2 * there > settings.nodes.len();
+        match missing.is_empty() || late {
+            true => Ok(()),
+            false => Err(format!(
+                "it is founded when the nodes of the 'cluster' section answer, and joined by 'cluster join' on a \
+                 member; no answer from {}",
+                missing.join(", ")
+            )),
+        }
+    }
+
+    /// Leases count over the members once this node knows that it has all that was committed before it
+    /// came.
+    async fn allow_leases(&self) {
+        let metrics = self.metrics();
+        let applied = metrics.last_applied;
+        let leads = metrics.state == ServerState::Leader
+            && applied.is_some_and(|id| id.leader_id.term == metrics.current_term);
+        if leads {
+            let upto = applied.map_or(0, |id| id.index);
+            let _ = self.0.taught.compare_exchange(UNTAUGHT, upto, Relaxed, Relaxed);
+        }
+        let taught = self.0.taught.load(Relaxed);
+        if self.0.log.proven() && taught != UNTAUGHT && applied.is_some_and(|id| id.index >= taught) {
+            self.0.roster.allow().await;
+        }
+    }
+
     fn configured(&self) -> BTreeMap<u64, Member> {
         let nodes = self.0.settings.nodes.iter();
         nodes.map(|n| (node_id(&n.name), Member { name: n.name.clone() })).collect()
-    }
-
-    /// Reports, once, a node list that is not the cluster's membership; the leader changes the
-    /// membership when all the nodes in the new list have it.
-    async fn follow_node_list(&self, said: &mut String, agreed_since: &mut Option<Instant>) {
-        let metrics = self.metrics();
-        let membership = metrics.membership_config.membership();
-        let voters: BTreeMap<u64, Member> = membership
-            .nodes()
-            .filter(|(id, _)| membership.voter_ids().any(|v| v == **id))
-            .map(|(id, m)| (*id, m.clone()))
-            .collect();
-        let configured = self.configured();
-        if voters.is_empty() || voters == configured {
-            said.clear();
-            *agreed_since = None;
-            return;
-        }
-        let names = |nodes: &BTreeMap<u64, Member>| {
-            let mut names: Vec<&str> = nodes.values().map(|m| m.name.as_str()).collect();
-            names.sort_unstable();
-            names.join(", ")
-        };
-        let text = format!("members are {}, the configuration names {}", names(&voters), names(&configured));
-        if *said != text {
-            warn!(
-                "cluster {}: {text}; changed once all these nodes have that configuration",
-                self.0.settings.name
-            );
-            *said = text;
-        }
-        if metrics.current_leader != Some(self.0.id) || !self.all_have_this_list() {
-            *agreed_since = None;
-            return;
-        }
-        // Seen twice: not on the first glance at a cluster that is just being reconfigured.
-        if agreed_since.get_or_insert_with(Instant::now).elapsed() < FRESH {
-            return;
-        }
-        *agreed_since = None;
-        for (id, member) in &configured {
-            if !voters.contains_key(id)
-                && let Err(error) = self.0.core.add_learner(*id, member.clone(), false).await
-            {
-                warn!("cluster {}: adding node '{member}': {error}", self.0.settings.name);
-                return;
-            }
-        }
-        let ids: BTreeSet<u64> = configured.keys().copied().collect();
-        match timeout(PROPOSE_WITHIN, self.0.core.change_membership(ids, false)).await {
-            Ok(Ok(_)) => info!("cluster {}: members are now {}", self.0.settings.name, names(&configured)),
-            Ok(Err(error)) => warn!("cluster {}: changing the members: {error}", self.0.settings.name),
-            Err(_) => warn!("cluster {}: changing the members takes long", self.0.settings.name),
-        }
-    }
-
-    /// Whether every other configured node answers, and with the same node list.
-    fn all_have_this_list(&self) -> bool {
-        let ours: BTreeSet<&str> = self.0.settings.nodes.iter().map(|n| n.name.as_str()).collect();
-        let theirs = |h: HelloReply| h.nodes.iter().map(String::as_str).collect::<BTreeSet<_>>() == ours;
-        self.0.peers.iter().all(|peer| peer.reachable() && peer.known().hello.is_some_and(theirs))
     }
 }
 

@@ -81,9 +81,8 @@ impl Handle {
     ) -> Handle {
         let now = now(&clock);
         let board = Arc::new(Board::new(&settings.node, settings.incarnation, now));
-        board.set_peers(peers.iter().map(|p| &**p.name()), now);
         let desk = Arc::new(Desk::new(&settings.node, settings.incarnation, now));
-        desk.set_peers(peers.iter().map(|p| &**p.name()));
+        set_peers(&board, &desk, peers, now);
         let inner = Arc::new(Inner {
             board: board.clone(),
             desk: desk.clone(),
@@ -142,9 +141,10 @@ impl Handle {
     /// Keeps a stream to every peer and lets time pass, until stopped.
     pub(crate) async fn run(self) {
         let mut tasks = JoinSet::new();
-        for peer in self.0.peers.iter() {
-            tasks.spawn(self.0.clone().keep_stream(peer.clone()));
-        }
+        let inner = self.0.clone();
+        tasks.spawn(self.0.peers.clone().each(move |peer| inner.clone().keep_stream(peer)));
+        let mut changed = self.0.peers.changed();
+        set_peers(&self.0.board, &self.0.desk, &self.0.peers, now(&self.0.clock));
         let mut stop = self.0.stop.clone();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -152,6 +152,7 @@ impl Handle {
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = self.0.news.notified() => {}
+                _ = changed.changed() => set_peers(&self.0.board, &self.0.desk, &self.0.peers, now(&self.0.clock)),
                 () = ended(&mut stop) => break,
             }
             self.0.board.tick(now(&self.0.clock));
@@ -228,6 +229,9 @@ impl Inner {
     }
 
     async fn keep_stream(self: Arc<Inner>, peer: Arc<Peer>) {
+        if peer.witness() {
+            return;
+        }
         let mut client = ShareClient::new(peer.line(Lane::Share));
         let mut refusals = 0;
         loop {
@@ -254,6 +258,13 @@ impl Inner {
             sleep(RETRY.mul_f64(jitter)).await;
         }
     }
+}
+
+/// A witness has no servers to probe.
+fn set_peers(board: &Board, desk: &Desk, peers: &Peers, now: Now) {
+    let peers: Vec<Arc<Peer>> = peers.iter().filter(|p| !p.witness()).collect();
+    board.set_peers(peers.iter().map(|p| &**p.name()), now);
+    desk.set_peers(peers.iter().map(|p| &**p.name()));
 }
 
 fn now(clock: &Clock) -> Now {

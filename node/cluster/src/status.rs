@@ -4,9 +4,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
+use phalanx_engine::registry::Stage;
 use phalanx_wire::raft::HelloReply;
 
 use crate::peer::{FRESH, Peers};
+use crate::roster::Roster;
 use crate::{Node, Settings};
 
 /// What a node is in the agreement.
@@ -79,7 +81,13 @@ pub struct Status {
     pub revision: u64,
     /// How many nodes have a vote, as the log says.
     pub voters: usize,
-    /// All nodes in the configuration, in its order.
+    /// What tells the cluster from another of its name; 0 = not founded.
+    pub cluster_id: u64,
+    /// Number of the configuration of members.
+    pub config: u64,
+    /// What a change of members waits for, as the leader says.
+    pub change: Option<String>,
+    /// All nodes: what is agreed, or the configuration before that.
     pub nodes: Vec<NodeStatus>,
 }
 
@@ -98,6 +106,8 @@ pub struct NodeStatus {
     pub witness: bool,
     /// Whether the cluster counts its vote.
     pub voter: bool,
+    /// How far it has come as a member; `None` before the cluster is founded.
+    pub stage: Option<Stage>,
     /// What it is.
     pub state: State,
     /// How long ago it last answered; zero for this node.
@@ -113,17 +123,16 @@ pub struct NodeStatus {
 }
 
 impl Status {
-    /// The name of the node with this id; members that the configuration does not name show as
-    /// numbers.
-    pub(crate) fn name_of(settings: &Settings, id: u64) -> String {
-        let node = settings.nodes.iter().find(|n| crate::node_id(&n.name) == id);
+    /// The name of the node with this id; one that is no member shows as a number.
+    pub(crate) fn name_of(nodes: &[Node], id: u64) -> String {
+        let node = nodes.iter().find(|n| crate::node_id(&n.name) == id);
         node.map_or_else(|| format!("{id:016x}"), |n| n.name.clone())
     }
 }
 
 impl Status {
     /// The state as seen by a node that cannot use its log.
-    pub(crate) fn stopped(settings: &Settings, peers: &Peers, reason: &str) -> Status {
+    pub(crate) fn stopped(settings: &Settings, roster: &Roster, peers: &Peers, reason: &str) -> Status {
         Status {
             cluster: settings.name.clone(),
             node: settings.node.clone(),
@@ -137,21 +146,29 @@ impl Status {
             snapshot: None,
             revision: 0,
             voters: 0,
-            nodes: nodes(settings, peers, &BTreeSet::new(), None),
+            cluster_id: roster.members().cluster_id(),
+            config: roster.members().config(),
+            change: None,
+            nodes: nodes(roster, &settings.node, peers, &BTreeSet::new(), None),
         }
     }
 }
 
 /// The state of each configured node; `own` is what this node would say of itself.
 pub(crate) fn nodes(
-    settings: &Settings,
+    roster: &Roster,
+    me: &str,
     peers: &Peers,
     voters: &BTreeSet<u64>,
     own: Option<HelloReply>,
 ) -> Vec<NodeStatus> {
+    let members = roster.members();
     let of = |node: &Node| {
         let mut status = NodeStatus::unknown(node, voters);
-        let hello = match peers.by_name(&node.name) {
+        status.stage = members.get(&node.name).map(|m| m.stage);
+        let peer = peers.by_name(&node.name);
+        let hello = match peer {
+            None if node.name != me => None,
             None => {
                 (status.local, status.seen, status.state) = (true, Some(Duration::ZERO), State::Stopped);
                 own.clone()
@@ -173,7 +190,7 @@ pub(crate) fn nodes(
         }
         status
     };
-    settings.nodes.iter().map(of).collect()
+    roster.nodes().iter().map(of).collect()
 }
 
 impl NodeStatus {
@@ -187,6 +204,7 @@ impl NodeStatus {
             local: false,
             witness: node.witness,
             voter: voters.contains(&id),
+            stage: None,
             state: State::Unreachable,
             seen: None,
             problem: None,

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use phalanx_engine::replication::{self, Message};
 use phalanx_engine::stick::Tables;
 use phalanx_engine::time::Now;
@@ -29,7 +29,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use crate::identity::Caller;
-use crate::peer::{Lane, Peers};
+use crate::peer::{Lane, Peer, Peers};
 use crate::server::ended;
 
 mod convert;
@@ -55,7 +55,8 @@ struct Inner {
     tables: Arc<Tables>,
     clock: Clock,
     cluster: String,
-    links: BTreeMap<String, Arc<Link>>,
+    peers: Peers,
+    links: RwLock<BTreeMap<String, Arc<Link>>>,
     stop: watch::Receiver<bool>,
 }
 
@@ -95,16 +96,17 @@ impl Handle {
         clock: Clock,
         stop: watch::Receiver<bool>,
     ) -> Handle {
-        let mut links = BTreeMap::new();
-        for name in peers.iter().map(|p| p.name().to_string()) {
-            match replication::Peer::new(tables.clone(), &name) {
-                Ok(peer) => _ = links.insert(name.clone(), Arc::new(Link::new(name, peer))),
-                Err(error) => warn!("cluster {cluster}: node '{name}': stick tables not replicated: {error}"),
+        let cluster = cluster.to_string();
+        let links = RwLock::default();
+        let inner = Arc::new(Inner { tables, clock, cluster, peers: peers.clone(), links, stop });
+        inner.follow();
+        let woken = Arc::downgrade(&inner);
+        inner.tables.add_waker(move || {
+            if let Some(inner) = woken.upgrade() {
+                inner.links.read().values().for_each(|link| link.news.notify_one());
             }
-        }
-        let woken: Vec<_> = links.values().cloned().collect();
-        tables.add_waker(move || woken.iter().for_each(|link| link.news.notify_one()));
-        Handle(Arc::new(Inner { tables, clock, cluster: cluster.to_string(), links, stop }))
+        });
+        Handle(inner)
     }
 
     /// The gRPC service, for the node's port.
@@ -113,20 +115,18 @@ impl Handle {
     }
 
     /// Dials the peers that are ours to dial, and keeps tables swept, until stopped.
-    pub(crate) async fn run(self, peers: Peers) {
+    pub(crate) async fn run(self) {
         let mut tasks = JoinSet::new();
-        for peer in peers.iter().filter(|p| self.0.tables.node() < &**p.name()) {
-            if let Some(link) = self.0.links.get(&**peer.name()) {
-                let line = peer.line(Lane::Sync);
-                tasks.spawn(self.0.clone().dial(link.clone(), PeersClient::new(line)));
-            }
-        }
+        let inner = self.0.clone();
+        tasks.spawn(self.0.peers.clone().each(move |peer| inner.clone().meet(peer)));
+        let mut changed = self.0.peers.changed();
         let mut stop = self.0.stop.clone();
         let mut ticks = interval(SWEEP);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = ticks.tick() => self.0.tables.sweep(self.0.now()),
+                _ = changed.changed() => self.0.follow(),
                 () = ended(&mut stop) => break,
             }
         }
@@ -142,7 +142,7 @@ impl Handle {
             bytes_out: link.bytes_out.load(Relaxed),
             problem: link.problem.lock().clone(),
         };
-        self.0.links.values().map(status).collect()
+        self.0.links.read().values().map(status).collect()
     }
 
     /// A peer that was started has called: it is there to be dialled.
@@ -170,8 +170,8 @@ impl PeersService for Handle {
 
     async fn sync(&self, request: Request<Streaming<Frame>>) -> Result<Response<Self::SyncStream>, Status> {
         let caller = Caller::of(&request)?;
-        let link = self.0.links.get(&*caller.node);
-        let link = link.ok_or_else(|| Status::failed_precondition("not a peer of the stick tables"))?.clone();
+        let link = self.0.links.read().get(&*caller.node).cloned();
+        let link = link.ok_or_else(|| Status::failed_precondition("not a peer of the stick tables"))?;
         let (out, frames) = mpsc::channel(FRAMES);
         let inner = self.0.clone();
         // Ends with the stream, with a newer one of the same peer, or with `stop`.
@@ -221,6 +221,46 @@ impl Inner {
     fn now(&self) -> Now {
         let (mono, unix_us) = self.clock.now();
         Now { mono, unix_us }
+    }
+
+    /// Brings the links in line with the peers: one for each that has tables. What a node that is gone
+    /// has counted stays, as that of a run that has ended.
+    fn follow(&self) {
+        let mut links = self.links.write();
+        let peers: Vec<_> = self.peers.iter().filter(|p| !p.witness()).collect();
+        links.retain(|name, link| {
+            let stays = peers.iter().any(|p| **p.name() == **name);
+            if !stays {
+                // Its driver sees that it is not the newest stream any more.
+                let mut peer = link.peer.lock();
+                link.stream.send_modify(|n| *n += 1);
+                peer.disconnected();
+            }
+            stays
+        });
+        for name in peers.iter().map(|p| p.name().to_string()) {
+            if links.contains_key(&name) {
+                continue;
+            }
+            match replication::Peer::new(self.tables.clone(), &name) {
+                Ok(peer) => _ = links.insert(name.clone(), Arc::new(Link::new(name, peer))),
+                Err(error) => {
+                    warn!("cluster {}: node '{name}': stick tables not replicated: {error}", self.cluster);
+                }
+            }
+        }
+    }
+
+    /// Keeps a stream to a peer that is ours to dial.
+    async fn meet(self: Arc<Inner>, peer: Arc<Peer>) {
+        if peer.witness() || self.tables.node() >= &**peer.name() {
+            return;
+        }
+        self.follow();
+        let link = self.links.read().get(&**peer.name()).cloned();
+        if let Some(link) = link {
+            self.dial(link, PeersClient::new(peer.line(Lane::Sync))).await;
+        }
     }
 
     /// Opens the stream to a peer again and again.

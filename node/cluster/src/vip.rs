@@ -26,6 +26,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use phalanx_engine::lease::{Epoch, Timing};
+use phalanx_engine::membership::Adopted;
+use phalanx_engine::registry::Members;
 use phalanx_wire::cluster::MoveRequest;
 use phalanx_wire::cluster::lease_client::LeaseClient;
 use phalanx_wire::cluster::lease_server::LeaseServer;
@@ -189,6 +191,26 @@ impl Vips {
         self.0.set_behind(reasons);
     }
 
+    /// These are the members from now on.
+    pub(crate) fn follow(&self, members: &Members) {
+        self.0.follow(members);
+    }
+
+    /// A node that leaves the cluster gives up what it holds and takes nothing.
+    pub(crate) fn set_leaving(&self, on: bool) {
+        self.0.set_leaving(on);
+    }
+
+    /// The oldest configuration of members in which this node votes, and since when.
+    pub(crate) fn adopted(&self) -> Adopted {
+        self.0.adopted()
+    }
+
+    /// How many this node holds.
+    pub fn held(&self) -> usize {
+        self.0.held()
+    }
+
     /// In maintenance, a node gives up what it holds and takes nothing.
     pub fn set_maintenance(&self, on: bool) {
         self.0.set_maintenance(on);
@@ -203,18 +225,19 @@ impl Vips {
         let Some(holder) = self.0.holder_of(vip)? else {
             return Err(MoveError(format!("vip '{vip}' has no holder")));
         };
-        let me = self.0.settings.node.clone();
+        let settings = self.0.settings();
+        let me = settings.node.clone();
         if holder == me {
             return self.0.move_here(vip, to, &me).await;
         }
         let unreachable = |why: String| MoveError(format!("node '{holder}', which holds vip '{vip}': {why}"));
-        let endpoint = link::endpoint(&self.0.settings, &holder, self.0.timing).map_err(&unreachable)?;
-        let channel = crate::tls::connect(&self.0.settings, &holder, &endpoint)
+        let endpoint = link::endpoint(&settings, &holder, self.0.timing).map_err(&unreachable)?;
+        let channel = crate::tls::connect(&settings, &holder, &endpoint)
             .await
             .map_err(|_| unreachable("cannot be reached".into()))?;
-        let stamp = crate::identity::Stamp::new(&self.0.settings, &holder).map_err(&unreachable)?;
+        let stamp = crate::identity::Stamp::new(&settings, &holder).map_err(&unreachable)?;
         let request = MoveRequest {
-            cluster: self.0.settings.name.clone(),
+            cluster: settings.name.clone(),
             vip: vip.to_owned(),
             to: to.unwrap_or_default().to_owned(),
             asked_by: me,

@@ -177,6 +177,7 @@ pub(crate) struct ClusterDraft {
     pub(crate) nodes: Vec<ClusterNode>,
     pub(crate) peers: Vec<Peer>,
     pub(crate) data_dir: Option<std::path::PathBuf>,
+    pub(crate) join: bool,
     pub(crate) vips: Vec<Vip>,
     pub(crate) ssl: Option<crate::model::ClusterSsl>,
     /// First words of the lines that were refused.

@@ -130,6 +130,7 @@ impl Parser<'_> {
             nodes: draft.nodes,
             peers: draft.peers,
             data_dir,
+            join: draft.join,
             vips: draft.vips,
             ssl: draft.ssl,
             pos: draft.pos,

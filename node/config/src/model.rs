@@ -860,6 +860,8 @@ pub struct Cluster {
     pub peers: Vec<Peer>,
     /// `data-dir`: the raft log and snapshots.
     pub data_dir: PathBuf,
+    /// `join`: this node founds no cluster, it only joins one.
+    pub join: bool,
     /// `vip` lines.
     pub vips: Vec<Vip>,
     /// `ssl`: the nodes talk TLS with each other.

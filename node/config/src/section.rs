@@ -223,6 +223,7 @@ fn open_cluster(parser: &mut Parser<'_>, words: &[Word]) -> Result<(), Fault> {
         nodes: Vec::new(),
         peers: Vec::new(),
         data_dir: None,
+        join: false,
         vips: Vec::new(),
         ssl: None,
         refused: Vec::new(),

@@ -490,9 +490,10 @@ impl Lease {
             return;
         }
         self.abandon(now);
+        let first = self.group.config == 0;
         self.group = group;
         self.candidacy = None;
-        self.raise = Some(now.mono + self.timing.lease / 2);
+        self.raise = Some(now.mono + if first { Duration::ZERO } else { self.timing.lease / 2 });
         if self.holds() && !self.group.may_hold() {
             let reason = Reason::Unfit(vec!["not a member that may hold it".into()]);
             self.withdraw(reason, None, now);

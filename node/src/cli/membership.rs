@@ -1,10 +1,11 @@
 //! Commands about the other nodes: `show cluster`, `show peers`, `show vip`, `failover vip`.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use phalanx_cluster::haproxy::Handle;
 use phalanx_cluster::vip::{VipStatus, Vips};
-use phalanx_cluster::{Cluster, NodeStatus, Status};
+use phalanx_cluster::{Cluster, NewMember, NodeStatus, Stage, Status};
 use phalanx_config::Level;
 use phalanx_engine::log;
 use serde_json::json;
@@ -35,6 +36,27 @@ pub(super) const KEYWORDS: &[Keyword] = &[
         run: Run::Now(show_vip),
     },
     Keyword {
+        words: &["cluster", "join"],
+        usage: "<node> <addr>:<port> [witness]",
+        text: "take a node into the cluster",
+        level: Level::Admin,
+        run: Run::Later(|call| Box::pin(join(call))),
+    },
+    Keyword {
+        words: &["cluster", "leave"],
+        usage: "<node>",
+        text: "let a node leave the cluster, or forget a dead one",
+        level: Level::Admin,
+        run: Run::Later(|call| Box::pin(leave(call))),
+    },
+    Keyword {
+        words: &["cluster", "replace"],
+        usage: "<old node> <new node> <addr>:<port> [witness]",
+        text: "take a node into the cluster in the place of another",
+        level: Level::Admin,
+        run: Run::Later(|call| Box::pin(replace(call))),
+    },
+    Keyword {
         words: &["failover", "vip"],
         usage: "<vip> [<node>]",
         text: "move a floating IP to another node",
@@ -42,6 +64,9 @@ pub(super) const KEYWORDS: &[Keyword] = &[
         run: Run::Later(|call| Box::pin(failover(call))),
     },
 ];
+
+/// A change of members is answered within this time, done or not.
+const CHANGE_WITHIN: Duration = Duration::from_secs(30);
 
 const NO_CLUSTER: &str = "The configuration has no 'cluster' section.";
 
@@ -75,6 +100,7 @@ fn json_of(status: &Status) -> String {
             "local": n.local,
             "witness": n.witness,
             "voter": n.voter,
+            "stage": n.stage.map(stage),
             "state": n.state.to_string(),
             "seen_ms": n.seen.map(|d| d.as_millis() as u64),
             "problem": n.problem,
@@ -96,6 +122,9 @@ fn json_of(status: &Status) -> String {
         "applied": status.applied,
         "snapshot": status.snapshot,
         "revision": status.revision,
+        "id": (status.cluster_id != 0).then(|| format!("{:016x}", status.cluster_id)),
+        "configuration": status.config,
+        "change": status.change,
         "nodes": nodes,
     })
     .to_string()
@@ -124,6 +153,14 @@ fn table_of(status: &Status) -> String {
             one_line(why)
         );
     }
+    if status.cluster_id != 0 {
+        let _ = writeln!(out, "# members: configuration {}, id {:016x}", status.config, status.cluster_id);
+    } else {
+        let _ = writeln!(out, "# members: this node belongs to no cluster yet");
+    }
+    if let Some(change) = &status.change {
+        let _ = writeln!(out, "# change of members: {}", one_line(change));
+    }
     let header = ["# name", "addr", "state", "votes", "seen", "applied", "version", "problem"];
     let mut rows = vec![header.map(str::to_owned)];
     for n in &status.nodes {
@@ -132,6 +169,8 @@ fn table_of(status: &Status) -> String {
             n.addr.clone(),
             n.state.to_string(),
             match (n.voter, n.witness) {
+                _ if n.stage == Some(Stage::Joining) => "joins".to_owned(),
+                _ if n.stage == Some(Stage::Leaving) => "leaves".to_owned(),
                 (true, true) => "witness".to_owned(),
                 (true, false) => "yes".to_owned(),
                 (false, _) => "no".to_owned(),
@@ -373,6 +412,56 @@ fn vip_json(vip: &VipStatus) -> serde_json::Value {
         "nodes": nodes,
         "moves": moves,
     })
+}
+
+fn stage(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Joining => "joining",
+        Stage::Voter => "member",
+        Stage::Leaving => "leaving",
+    }
+}
+
+async fn join(call: &Call<'_>) -> Answer {
+    take_in(call, "cluster join", None, 0).await
+}
+
+async fn replace(call: &Call<'_>) -> Answer {
+    if call.arg(0).is_empty() {
+        return Answer::error("'cluster replace' expects the node to replace, a new one and its address.");
+    }
+    take_in(call, "cluster replace", Some(call.arg(0).to_owned()), 1).await
+}
+
+/// The arguments from `at` on name the new node.
+async fn take_in(call: &Call<'_>, command: &str, replaces: Option<String>, at: usize) -> Answer {
+    let Some(cluster) = call.ctx.authority.cluster() else { return Answer::error(NO_CLUSTER) };
+    let (name, addr) = (call.arg(at), call.arg(at + 1));
+    if name.is_empty() || addr.is_empty() {
+        return Answer::error(format!("'{command}' expects the name of a node and its address, host:port."));
+    }
+    let witness = match call.arg(at + 2) {
+        "" => false,
+        "witness" => true,
+        other => return Answer::error(format!("'{command}' expects 'witness' or nothing, not '{other}'.")),
+    };
+    let node = NewMember { name: name.to_owned(), addr: addr.to_owned(), witness };
+    answer(cluster.join(node, replaces, CHANGE_WITHIN).await)
+}
+
+async fn leave(call: &Call<'_>) -> Answer {
+    let Some(cluster) = call.ctx.authority.cluster() else { return Answer::error(NO_CLUSTER) };
+    if call.arg(0).is_empty() {
+        return Answer::error("'cluster leave' expects the name of a node.");
+    }
+    answer(cluster.leave(call.arg(0), CHANGE_WITHIN).await)
+}
+
+fn answer(outcome: Result<String, String>) -> Answer {
+    match outcome {
+        Ok(text) => Answer::notice(text),
+        Err(why) => Answer::error(one_line(&why)),
+    }
 }
 
 async fn failover(call: &Call<'_>) -> Answer {

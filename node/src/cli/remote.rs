@@ -226,7 +226,7 @@ impl Elsewhere<'_> {
             let (done, text) = on_behalf(self.ctx, self.words, self.payload, self.level).await;
             return Pieces::whole(done, text);
         }
-        let Some(peer) = cluster.and_then(|c| c.peers().by_name(name).cloned()) else {
+        let Some(peer) = cluster.and_then(|c| c.peers().by_name(name)) else {
             let names = names(self.ctx).join(", ");
             return Pieces::error(format!("No such node '{name}'; the nodes are: {names}."));
         };
@@ -246,7 +246,7 @@ impl Elsewhere<'_> {
             let (head, answered) = oneshot::channel();
             let (pieces, text) = mpsc::channel(PIECES);
             all.left.push(Section { name: name.clone(), head: Some(answered), text });
-            let peer = self.ctx.authority.cluster().and_then(|c| c.peers().by_name(&name).cloned());
+            let peer = self.ctx.authority.cluster().and_then(|c| c.peers().by_name(&name));
             match peer {
                 Some(peer) => {
                     all.tasks.spawn(fetch(peer, self.ask(), head, pieces));

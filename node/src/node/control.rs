@@ -612,5 +612,7 @@ pub(super) fn settings(config: &Config, node: &str, incarnation: u64) -> Option<
         incarnation,
         tls: None,
         haproxys: cluster.peers.iter().filter_map(|p| Some((p.name.clone(), p.addr.clone()?))).collect(),
+        join: cluster.join,
+        cluster_id: Arc::default(),
     })
 }

@@ -24,6 +24,7 @@ use super::types::{
     FORMAT, LogId, Membership, Snapshot, SnapshotData, SnapshotMeta, Types, decode, encode, invalid,
 };
 use crate::identity::fnv1a;
+use crate::roster::Roster;
 
 const FILE: &str = "snapshot";
 const FILE_NEW: &str = "snapshot.new";
@@ -40,6 +41,8 @@ struct Shared {
     dir: PathBuf,
     state: Mutex<State>,
     on_registry: OnRegistry,
+    /// Told of the members before anybody else; `None` in tests of the log alone.
+    roster: Option<Roster>,
     /// Index of the last applied entry plus one.
     next: watch::Sender<u64>,
 }
@@ -56,7 +59,7 @@ impl Machine {
     ///
     /// # Errors
     /// The snapshot cannot be read. What it held is nowhere else on this node, so it is not skipped.
-    pub(crate) fn open(dir: &Path, on_registry: OnRegistry) -> io::Result<Machine> {
+    pub(crate) fn open(dir: &Path, roster: Option<Roster>, on_registry: OnRegistry) -> io::Result<Machine> {
         let mut state = State {
             registry: Arc::default(),
             applied: None,
@@ -69,8 +72,13 @@ impl Machine {
             state.membership = meta.last_membership.clone();
         }
         let next = watch::Sender::new(state.applied.map_or(0, |id| id.index + 1));
-        let machine =
-            Machine(Arc::new(Shared { dir: dir.to_owned(), state: Mutex::new(state), on_registry, next }));
+        let machine = Machine(Arc::new(Shared {
+            dir: dir.to_owned(),
+            state: Mutex::new(state),
+            on_registry,
+            roster,
+            next,
+        }));
         machine.announce();
         Ok(machine)
     }
@@ -128,6 +136,7 @@ impl RaftStateMachine<Types> for Machine {
                 answers.push((responder, reply));
             }
         }
+        self.take_members().await?;
         self.announce();
         for (responder, reply) in answers {
             responder.send(reply);
@@ -153,6 +162,7 @@ impl RaftStateMachine<Types> for Machine {
             state.applied = meta.last_log_id;
             state.membership = meta.last_membership.clone();
         }
+        self.take_members().await?;
         self.announce();
         Ok(())
     }
@@ -164,6 +174,15 @@ impl RaftStateMachine<Types> for Machine {
 }
 
 impl Machine {
+    /// Hands on who belongs to the cluster, which is stored before it counts.
+    async fn take_members(&self) -> io::Result<()> {
+        let registry = self.registry();
+        match &self.0.roster {
+            Some(roster) if registry.members().founded() => roster.take(registry.members()).await,
+            _ => Ok(()),
+        }
+    }
+
     /// Makes this the current snapshot, on the disk first.
     async fn keep(&self, meta: SnapshotMeta, data: SnapshotData) -> io::Result<()> {
         let dir = self.0.dir.clone();

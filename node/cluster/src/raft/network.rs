@@ -49,15 +49,22 @@ impl RaftNetworkFactory<Types> for Network {
     type Network = Link;
 
     async fn new_client(&mut self, target: u64, node: &Member) -> Link {
-        Link { name: node.name.clone(), peer: self.peers.by_id(target).cloned() }
+        Link {
+            name: node.name.clone(),
+            id: target,
+            peers: self.peers.clone(),
+            last: self.peers.by_id(target),
+        }
     }
 }
 
 /// The way to one member of the cluster.
 pub(crate) struct Link {
     name: String,
-    /// `None` for a member that is not in this node's configuration.
-    peer: Option<Arc<Peer>>,
+    id: u64,
+    peers: Peers,
+    /// A node that leaves is no peer any more, but still has to hear of it.
+    last: Option<Arc<Peer>>,
 }
 
 /// Which call.
@@ -74,7 +81,7 @@ impl Link {
         Q: Serialize,
         A: DeserializeOwned,
     {
-        let mut client = client(self.peer()?);
+        let mut client = client(&*self.peer()?);
         let data = Bytes::from(encode(request).map_err(|e| NetworkError::new(&e))?);
         let payload = Payload { data };
         let answer = timeout(ttl, async {
@@ -88,9 +95,10 @@ impl Link {
         Ok(self.answer(answer.await)?)
     }
 
-    fn peer(&self) -> Result<&Arc<Peer>, Unreachable<Types>> {
-        let missing = || io::Error::other(format!("node '{}' is not in the cluster section", self.name));
-        self.peer.as_ref().ok_or_else(|| Unreachable::new(&missing()))
+    fn peer(&self) -> Result<Arc<Peer>, Unreachable<Types>> {
+        let missing = || io::Error::other(format!("node '{}' is no member", self.name));
+        let peer = self.peers.by_id(self.id).or_else(|| self.last.clone());
+        peer.ok_or_else(|| Unreachable::new(&missing()))
     }
 
     fn answer<A: DeserializeOwned, T>(
@@ -151,7 +159,7 @@ impl RaftNetworkV2<Types> for Link {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        let mut client = client(self.peer()?);
+        let mut client = client(&*self.peer()?);
         let head = encode(&(vote, snapshot.meta)).map_err(|e| NetworkError::new(&e))?;
         let first = SnapshotPiece { head: head.into(), data: Bytes::new() };
         let mut rest = snapshot.snapshot;

@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 use super::machine::OnRegistry;
 use super::{Failed, Open, Raft};
 use crate::peer::Peers;
+use crate::roster::Roster;
 use crate::server::ended;
 use crate::{Settings, StartError};
 
@@ -31,6 +32,7 @@ pub(crate) struct Seat(Arc<Inner>);
 struct Inner {
     settings: Arc<Settings>,
     peers: Peers,
+    roster: Roster,
     follower: Arc<Follower>,
     open: Arc<Mutex<Open>>,
     /// Or why there is none.
@@ -62,11 +64,12 @@ impl Seat {
     pub(crate) async fn take(
         settings: Arc<Settings>,
         peers: Peers,
+        roster: Roster,
         on_registry: OnRegistry,
     ) -> Result<Seat, StartError> {
         let follower = Arc::new(Follower { on_registry, newest: Mutex::default() });
         let open = Arc::default();
-        let raft = match start(&settings, &peers, &follower, &open).await {
+        let raft = match start(&settings, &peers, &roster, &follower, &open).await {
             Ok(raft) => Ok(raft),
             Err(Failed::Start(error)) => return Err(error),
             Err(Failed::Disk(reason)) => {
@@ -74,7 +77,7 @@ impl Seat {
                 Err(reason)
             }
         };
-        Ok(Seat(Arc::new(Inner { settings, peers, follower, open, raft: RwLock::new(raft) })))
+        Ok(Seat(Arc::new(Inner { settings, peers, roster, follower, open, raft: RwLock::new(raft) })))
     }
 
     /// The raft of the moment, or why there is none. Not to be kept.
@@ -114,8 +117,8 @@ impl Seat {
                 () = ended(&mut stop) => return,
             }
             pause = (pause * 2).min(AGAIN_LAST);
-            let Inner { settings, peers, follower, open, .. } = &*self.0;
-            match start(settings, peers, follower, open).await {
+            let Inner { settings, peers, roster, follower, open, .. } = &*self.0;
+            match start(settings, peers, roster, follower, open).await {
                 Ok(raft) => {
                     info!("cluster {}: the log is in use again", self.0.settings.name);
                     *self.0.raft.write() = Ok(raft);
@@ -139,10 +142,11 @@ impl Seat {
 async fn start(
     settings: &Arc<Settings>,
     peers: &Peers,
+    roster: &Roster,
     follower: &Arc<Follower>,
     open: &Arc<Mutex<Open>>,
 ) -> Result<Raft, Failed> {
     let follower = follower.clone();
     let on_registry = Box::new(move |registry: &Registry| follower.follow(registry));
-    Raft::start(settings.clone(), peers.clone(), on_registry, open.clone()).await
+    Raft::start(settings.clone(), peers.clone(), roster.clone(), on_registry, open.clone()).await
 }

@@ -15,7 +15,7 @@ impl StoreBuilder<Types, LogStore, Machine, TempDir> for Build {
     async fn build(&self) -> Result<(TempDir, LogStore, Machine), StorageError<Types>> {
         let dir = tempfile::tempdir().unwrap();
         let log = Disk::default().open();
-        let machine = Machine::open(dir.path(), Box::new(|_| {})).unwrap();
+        let machine = Machine::open(dir.path(), None, Box::new(|_| {})).unwrap();
         Ok((dir, log, machine))
     }
 }

@@ -63,7 +63,7 @@ impl Running {
         let addr = settings.this().unwrap().addr.clone();
         let guard = Guard::new(&settings);
         tasks.spawn(crate::server::serve(Arc::new(settings), addr, guard, routes, None, stopped));
-        tasks.spawn(handle.clone().run(peers));
+        tasks.spawn(handle.clone().run());
         Running { handle, stop, tasks, clock }
     }
 

@@ -2,27 +2,30 @@
 //!
 //! Everything under the lock is computation and queueing; nothing there blocks.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 use phalanx_engine::lease::{
     Ballot, Epoch, Fit, Free, Group, Lease, Message, NodeId, Output, Reason, Timing, View, Voter,
 };
+use phalanx_engine::membership::Adopted;
+use phalanx_engine::registry::Members;
 use phalanx_engine::time::Now;
 use phalanx_sys::clock;
 use phalanx_wire::cluster as pb;
 use phalanx_wire::cluster::lease_message::Kind;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::guardian::Guardian;
 use super::hands::{Driver, Hands, Job};
 use super::wire::Names;
 use super::{Announce, Announcer, Move, MoveError, NodeFitness, Options, VipSettings, VipStatus, arp};
-use crate::Settings;
+use crate::{Node, Settings};
 
 /// Moves remembered per VIP.
 const MOVES: usize = 16;
@@ -33,9 +36,12 @@ pub(super) fn move_deadline(timing: Timing) -> Duration {
 }
 
 pub(super) struct Shared {
-    pub(super) settings: Settings,
-    pub(super) names: Names,
-    pub(super) me: NodeId,
+    /// Of this node, with the members as its nodes.
+    settings: ArcSwap<Settings>,
+    names: ArcSwap<Names>,
+    /// Tells of changes of the members.
+    pub(super) changed: watch::Sender<()>,
+    guardian: Option<Arc<Guardian>>,
     pub(super) timing: Timing,
     core: Mutex<Core>,
     wake: Condvar,
@@ -45,10 +51,12 @@ pub(super) struct Shared {
 pub(super) struct Core {
     vips: Vec<One>,
     /// Per node: streams on which it can be told something, the best last.
-    links: Vec<Vec<Link>>,
+    links: BTreeMap<NodeId, Vec<Link>>,
     next_link: u64,
     behind: Vec<String>,
     maintenance: bool,
+    /// It leaves the cluster.
+    leaving: bool,
 }
 
 struct One {
@@ -58,7 +66,7 @@ struct One {
     /// What the driver says is missing here.
     missing: Vec<String>,
     /// What the others said about themselves.
-    fitness: Vec<Option<NodeFitness>>,
+    fitness: BTreeMap<NodeId, NodeFitness>,
     moves: VecDeque<Move>,
     seen: View,
     /// Why this node let go last.
@@ -83,28 +91,15 @@ impl Shared {
         options: Options,
         announcer: Arc<dyn Announcer>,
     ) -> Result<Arc<Shared>, String> {
-        let names = Names::new(settings.nodes.iter().map(|n| n.name.clone()).collect());
-        if names.all().len() > 255 {
-            return Err(format!(
-                "cluster '{}': {} nodes are more than 255",
-                settings.name,
-                names.all().len()
-            ));
-        }
-        let me = names
-            .id(&settings.node)
-            .ok_or_else(|| format!("cluster '{}': no node '{}'", settings.name, settings.node))?;
-        let witness: Vec<bool> = names
-            .all()
-            .iter()
-            .map(|name| settings.nodes.iter().any(|n| n.name == *name && n.witness))
-            .collect();
+        let this = settings.this();
+        let this = this.ok_or_else(|| format!("cluster '{}': no node '{}'", settings.name, settings.node))?;
+        let witness = this.witness;
         let guardian = options
             .guardian
             .clone()
-            .filter(|_| !vips.is_empty() && !witness[usize::from(me.0)])
+            .filter(|_| !vips.is_empty() && !witness)
             .map(|command| Arc::new(Guardian::new(command, settings)));
-        let kernel = arp::Kernel::new(&vips, witness[usize::from(me.0)]);
+        let kernel = arp::Kernel::new(&vips, witness);
         let mut drivers: Vec<Box<dyn Driver>> = Vec::new();
         let mut ones = Vec::new();
         for (i, vip) in vips.into_iter().enumerate() {
@@ -114,27 +109,39 @@ impl Shared {
                 }
                 Announce::Listen => Box::new(super::hands::Listen::new(vip.clone(), announcer.clone())),
             });
-            let prefer = vip.prefer.as_deref().and_then(|name| names.id(name));
-            let voters = names.ids().map(|id| Voter { id, witness: witness[usize::from(id.0)] }).collect();
-            let group = Group { me, incarnation: settings.incarnation, config: 1, voters, prefer };
+            // Nobody has a vote before the members are known.
+            let group = Group {
+                me: NodeId(0),
+                incarnation: settings.incarnation,
+                config: 0,
+                voters: Vec::new(),
+                prefer: None,
+            };
             ones.push(One {
                 lease: Lease::new(group, options.timing, options.seed.wrapping_add(i as u64), now()),
                 settings: vip,
                 hands: Arc::new(Hands::default()),
                 missing: vec!["starting".into()],
-                fitness: vec![None; names.all().len()],
+                fitness: BTreeMap::new(),
                 moves: VecDeque::new(),
                 seen: View::default(),
                 reason: None,
             });
         }
         let hands: Vec<Arc<Hands>> = ones.iter().map(|one| one.hands.clone()).collect();
-        let links = names.ids().map(|_| Vec::new()).collect();
-        let core = Core { vips: ones, links, next_link: 0, behind: Vec::new(), maintenance: false };
+        let core = Core {
+            vips: ones,
+            links: BTreeMap::new(),
+            next_link: 0,
+            behind: Vec::new(),
+            maintenance: false,
+            leaving: false,
+        };
         let shared = Arc::new(Shared {
-            settings: settings.clone(),
-            names,
-            me,
+            settings: ArcSwap::from_pointee(settings.clone()),
+            names: ArcSwap::default(),
+            changed: watch::Sender::new(()),
+            guardian: guardian.clone(),
             timing: options.timing,
             core: Mutex::new(core),
             wake: Condvar::new(),
@@ -146,6 +153,67 @@ impl Shared {
         let clock = shared.clone();
         thread("vip-clock", move || clock.keep_time())?;
         Ok(shared)
+    }
+
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        self.settings.load_full()
+    }
+
+    pub(super) fn names(&self) -> Arc<Names> {
+        self.names.load_full()
+    }
+
+    /// These are the members from now on: leases are counted over those that vote.
+    pub(super) fn follow(&self, members: &Members) {
+        let mut core = self.core.lock();
+        let mut settings = Settings::clone(&self.settings.load());
+        settings.nodes = members
+            .iter()
+            .map(|(name, m)| Node { name: name.to_owned(), addr: m.addr.clone(), witness: m.witness })
+            .collect();
+        let all = members.iter().map(|(name, m)| (name, m.id()));
+        let names = Names::of(all, &settings.node, &self.names.load());
+        let mut voters: Vec<Voter> =
+            members.voters().map(|(_, m)| Voter { id: m.id(), witness: m.witness }).collect();
+        voters.sort_by_key(|v| v.id);
+        // A number that nobody has stands for a node that is no member.
+        let me = names.me().unwrap_or(NodeId(u8::MAX));
+        let known = names.ids();
+        let incarnation = settings.incarnation;
+        let names = Arc::new(names);
+        self.names.store(names.clone());
+        self.settings.store(Arc::new(settings));
+        let now = now();
+        for i in 0..core.vips.len() {
+            let one = &mut core.vips[i];
+            one.fitness.retain(|id, _| known.contains(id));
+            let prefer = one.settings.prefer.as_deref().and_then(|name| names.id(name));
+            let voters = voters.clone();
+            one.lease.reconfigure(Group { me, incarnation, config: members.config(), voters, prefer }, now);
+            self.carry_out(&mut core, i, now);
+            self.refit(&mut core, i);
+        }
+        drop(core);
+        if let Some(guardian) = &self.guardian {
+            guardian.follow(&self.settings().nodes);
+        }
+        self.changed.send_replace(());
+    }
+
+    /// The oldest configuration in which all leases of this node vote, and since when.
+    pub(super) fn adopted(&self) -> Adopted {
+        let core = self.core.lock();
+        let now = now();
+        let adopted = core.vips.iter().map(|one| {
+            let (config, since) = one.lease.floor();
+            Adopted { config, age: now.mono.saturating_sub(since) }
+        });
+        adopted.min_by_key(|a| (a.config, a.age)).unwrap_or_default()
+    }
+
+    /// How many VIPs this node holds.
+    pub(super) fn held(&self) -> usize {
+        self.core.lock().vips.iter().filter(|one| one.lease.held_until().is_some()).count()
     }
 
     /// Lets time pass for the machines, at their deadlines.
@@ -178,11 +246,14 @@ impl Shared {
     fn carry_out(&self, core: &mut Core, i: usize, now: Now) {
         let Core { vips, links, .. } = core;
         let one = &mut vips[i];
+        let names = self.names.load();
         while let Some(output) = one.lease.poll_output() {
             match output {
                 Output::Send { to, message } => {
-                    let message = self.names.message_out(&one.settings.name, message);
-                    send(&mut links[usize::from(to.0)], pb::LeaseMessage { kind: Some(Kind::Vip(message)) });
+                    let message = names.message_out(&one.settings.name, message);
+                    if let Some(links) = links.get_mut(&to) {
+                        send(links, pb::LeaseMessage { kind: Some(Kind::Vip(message)) });
+                    }
                 }
                 Output::Acquired { ballot, until } => one.hands.push(Job::Acquire { ballot, until }),
                 Output::Renewed { ballot, until } => one.hands.push(Job::Renew { ballot, until }),
@@ -208,14 +279,15 @@ impl Shared {
         if view.holder == before.holder && view.epoch == before.epoch {
             return;
         }
-        let name = |id: Option<NodeId>| id.map(|id| self.names.name(id).to_owned());
+        let names = self.names.load();
+        let name = |id: Option<NodeId>| id.map(|id| names.name(id).to_owned());
         let reason = match (one.reason.take(), one.lease.free()) {
             (Some(own), _) => own,
-            (None, Free::Expired(node)) => format!("the lease of {} ran out", self.names.name(node)),
+            (None, Free::Expired(node)) => format!("the lease of {} ran out", names.name(node)),
             (None, Free::Released { by, to: Some(to) }) => {
-                format!("{} moved it to {}", self.names.name(by), self.names.name(to))
+                format!("{} moved it to {}", names.name(by), names.name(to))
             }
-            (None, Free::Released { by, to: None }) => format!("{} let it go", self.names.name(by)),
+            (None, Free::Released { by, to: None }) => format!("{} let it go", names.name(by)),
             (None, Free::Initially) => "nobody held it".to_owned(),
         };
         let epoch = view.epoch.or(before.epoch).unwrap_or_default();
@@ -241,7 +313,7 @@ impl Shared {
     fn reason_text(&self, reason: &Reason) -> String {
         match reason {
             Reason::Lapsed => "no majority renewed the lease".into(),
-            Reason::Moved { to: Some(to) } => format!("planned move to {}", self.names.name(*to)),
+            Reason::Moved { to: Some(to) } => format!("planned move to {}", self.names.load().name(*to)),
             Reason::Moved { to: None } => "planned move".into(),
             Reason::Unfit(reasons) => format!("not eligible: {}", reasons.join(", ")),
             Reason::AnnounceFailed(why) => format!("cannot be announced: {why}"),
@@ -295,6 +367,14 @@ impl Shared {
         }
     }
 
+    pub(super) fn set_leaving(&self, on: bool) {
+        let mut core = self.core.lock();
+        if core.leaving != on {
+            core.leaving = on;
+            (0..core.vips.len()).for_each(|i| self.refit(&mut core, i));
+        }
+    }
+
     pub(super) fn set_maintenance(&self, on: bool) {
         let mut core = self.core.lock();
         core.maintenance = on;
@@ -307,8 +387,13 @@ impl Shared {
         }
         let one = &mut core.vips[i];
         let mut never = one.missing.clone();
-        if one.lease.is_witness() {
+        let settings = self.settings.load();
+        if settings.this().is_some_and(|n| n.witness) {
             never = vec!["witness".into()];
+        } else if one.lease.is_witness() {
+            never.push("no member".into());
+        } else if core.leaving {
+            never.push("leaves the cluster".into());
         } else if core.maintenance {
             never.push("maintenance".into());
         }
@@ -327,7 +412,7 @@ impl Shared {
     /// Tells all peers how fit this node is.
     fn tell_fitness(&self, core: &mut Core) {
         let message = fitness(core);
-        for links in &mut core.links {
+        for links in core.links.values_mut() {
             for link in links {
                 let _ = link.queue.try_send(message.clone());
             }
@@ -339,15 +424,16 @@ impl Shared {
         let mut core = self.core.lock();
         core.next_link += 1;
         let id = core.next_link;
+        let settings = self.settings.load();
         let hello = pb::Hello {
-            cluster: self.settings.name.clone(),
-            node: self.settings.node.clone(),
-            incarnation: self.settings.incarnation,
-            nodes: self.names.all().to_vec(),
+            cluster: settings.name.clone(),
+            node: settings.node.clone(),
+            incarnation: settings.incarnation,
+            nodes: self.names.load().all(),
         };
         let _ = queue.try_send(pb::LeaseMessage { kind: Some(Kind::Hello(hello)) });
         let _ = queue.try_send(fitness(&core));
-        let links = &mut core.links[usize::from(node.0)];
+        let links = core.links.entry(node).or_default();
         links.push(Link { id, outbound, queue });
         // Ours last: it is the one that sends small messages at once.
         links.sort_by_key(|link| (link.outbound, link.id));
@@ -356,27 +442,25 @@ impl Shared {
 
     pub(super) fn link_down(&self, node: NodeId, id: u64) {
         let mut core = self.core.lock();
-        let links = &mut core.links[usize::from(node.0)];
+        let Some(links) = core.links.get_mut(&node) else { return };
         links.retain(|link| link.id != id);
         if links.is_empty() {
+            core.links.remove(&node);
             for one in &mut core.vips {
-                one.fitness[usize::from(node.0)] = None;
+                one.fitness.remove(&node);
             }
         }
     }
 
     /// Takes in what a peer sent.
-    ///
-    /// # Errors
-    /// It counts majorities over other nodes than we do.
-    pub(super) fn receive(&self, from: NodeId, message: pb::LeaseMessage) -> Result<(), String> {
+    pub(super) fn receive(&self, from: NodeId, message: pb::LeaseMessage) {
+        let names = self.names();
         match message.kind {
             Some(Kind::Vip(message)) => {
-                let Some(i) = self.index(&message.vip) else { return Ok(()) };
-                if let Some(message) = self.names.message_in(message) {
+                let Some(i) = self.index(&message.vip) else { return };
+                if let Some(message) = names.message_in(message) {
                     self.decide(i, |lease, now| lease.handle(from, message, now));
                 }
-                Ok(())
             }
             Some(Kind::Fitness(fitness)) => {
                 let mut core = self.core.lock();
@@ -384,36 +468,32 @@ impl Shared {
                     let Some(one) = core.vips.iter_mut().find(|one| one.settings.name == vip.vip) else {
                         continue;
                     };
-                    one.fitness[usize::from(from.0)] = Some(NodeFitness {
-                        node: self.names.name(from).to_owned(),
+                    let fitness = NodeFitness {
+                        node: names.name(from).to_owned(),
                         eligible: vip.eligible,
                         reasons: vip.reasons.into_iter().take(8).collect(),
-                    });
+                    };
+                    one.fitness.insert(from, fitness);
                 }
-                Ok(())
             }
-            Some(Kind::Hello(hello)) if hello.nodes != self.names.all() => Err(format!(
-                "node '{}' counts majorities over {}, this node over {}",
-                self.names.name(from),
-                hello.nodes.join(" "),
-                self.names.all().join(" ")
-            )),
-            _ => Ok(()),
+            // Whose votes count together, each message says for itself.
+            Some(Kind::Hello(_)) | None => {}
         }
     }
 
     /// The guardian of a dead worker took its VIPs off that node.
     pub(super) fn released(&self, from: NodeId, request: pb::ReleasedRequest) {
+        let names = self.names();
         let reason: String = request.reason.chars().filter(|c| !c.is_control()).take(80).collect();
         for vip in request.vips {
-            let (Some(i), Some(ballot)) = (self.index(&vip.vip), self.names.ballot_in(vip.ballot)) else {
+            let (Some(i), Some(ballot)) = (self.index(&vip.vip), names.ballot_in(vip.ballot)) else {
                 continue;
             };
             if ballot.node == from {
-                info!("vip '{}': the guardian of {} took it off: {reason}", vip.vip, self.names.name(from));
+                info!("vip '{}': the guardian of {} took it off: {reason}", vip.vip, names.name(from));
                 let mut core = self.core.lock();
                 if core.vips[i].seen.epoch == Some(ballot.epoch()) {
-                    core.vips[i].reason = Some(format!("{}: {reason}", self.names.name(from)));
+                    core.vips[i].reason = Some(format!("{}: {reason}", names.name(from)));
                 }
                 let now = now();
                 core.vips[i].lease.handle(from, Message::Release { ballot, to: None }, now);
@@ -438,7 +518,8 @@ impl Shared {
             let known: Vec<_> = core.vips.iter().map(|one| one.settings.name.as_str()).collect();
             return Err(MoveError(format!("no vip '{vip}', expects one of: {}", known.join(", "))));
         };
-        Ok(one.lease.view(now()).holder.map(|id| self.names.name(id).to_owned()))
+        let names = self.names.load();
+        Ok(one.lease.view(now()).holder.map(|id| names.name(id).to_owned()))
     }
 
     /// Moves a VIP that this node holds.
@@ -454,7 +535,7 @@ impl Shared {
             let target = self.target(&core.vips[i], to)?;
             (target, core.vips[i].lease.view(now()).epoch.unwrap_or_default())
         };
-        info!("vip '{vip}': planned move to {}, asked by {asked_by}", self.names.name(target));
+        info!("vip '{vip}': planned move to {}, asked by {asked_by}", self.names.load().name(target));
         self.decide(i, |lease, now| lease.resign(Some(target), now))
             .map_err(|why| MoveError(format!("vip '{vip}': {why}")))?;
         let deadline = Instant::now() + move_deadline(self.timing);
@@ -463,7 +544,7 @@ impl Shared {
             if let (Some(holder), Some(new)) = (view.holder, view.epoch)
                 && new > epoch
             {
-                return Ok((self.names.name(holder).to_owned(), new));
+                return Ok((self.names.load().name(holder).to_owned(), new));
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -472,38 +553,44 @@ impl Shared {
 
     fn target(&self, one: &One, to: Option<&str>) -> Result<NodeId, MoveError> {
         let vip = &one.settings.name;
-        let fitness = self.fitness_of(one);
-        let eligible = |id: NodeId| fitness[usize::from(id.0)].eligible;
+        let names = self.names();
+        let fitness: BTreeMap<NodeId, NodeFitness> =
+            names.ids().into_iter().zip(self.fitness_of(one)).collect();
+        let eligible = |id: NodeId| fitness.get(&id).is_some_and(|f| f.eligible);
         if let Some(to) = to {
-            let id = self.names.id(to).ok_or_else(|| {
-                MoveError(format!("no node '{to}', expects one of: {}", self.names.all().join(", ")))
+            let id = names.id(to).ok_or_else(|| {
+                MoveError(format!("no node '{to}', expects one of: {}", names.all().join(", ")))
             })?;
-            if id == self.me {
+            if Some(id) == names.me() {
                 return Err(MoveError(format!("vip '{vip}' is already on node '{to}'")));
             }
             if !eligible(id) {
-                let reasons = fitness[usize::from(id.0)].reasons.join(", ");
+                let reasons = fitness.get(&id).map(|f| f.reasons.join(", ")).unwrap_or_default();
                 return Err(MoveError(format!("node '{to}' is not eligible for vip '{vip}': {reasons}")));
             }
             return Ok(id);
         }
-        let n = self.names.all().len() as u8;
-        let mut after_me =
-            (1..n).map(|k| NodeId(((u16::from(self.me.0) + u16::from(k)) % u16::from(n)) as u8));
-        after_me.find(|id| eligible(*id)).ok_or_else(|| {
-            let others = fitness.iter().filter(|f| f.node != self.settings.node);
+        let me = names.me();
+        // The next in line, and round again.
+        let mut ids: Vec<NodeId> = fitness.keys().copied().filter(|id| Some(*id) != me).collect();
+        let after_me = ids.partition_point(|id| Some(*id) < me);
+        ids.rotate_left(after_me);
+        ids.into_iter().find(|id| eligible(*id)).ok_or_else(|| {
+            let settings = self.settings();
+            let others = fitness.values().filter(|f| f.node != settings.node);
             let why: Vec<_> = others.map(|f| format!("{}: {}", f.node, f.reasons.join(", "))).collect();
             MoveError(format!("no other node is eligible for vip '{vip}' ({})", why.join("; ")))
         })
     }
 
     fn fitness_of(&self, one: &One) -> Vec<NodeFitness> {
-        let fitness = self.names.ids().map(|id| {
-            if id == self.me {
-                return own_fitness(one, self.settings.node.clone());
+        let names = self.names.load();
+        let fitness = names.ids().into_iter().map(|id| {
+            if Some(id) == names.me() {
+                return own_fitness(one, names.name(id).to_owned());
             }
-            one.fitness[usize::from(id.0)].clone().unwrap_or_else(|| NodeFitness {
-                node: self.names.name(id).to_owned(),
+            one.fitness.get(&id).cloned().unwrap_or_else(|| NodeFitness {
+                node: names.name(id).to_owned(),
                 eligible: false,
                 reasons: vec!["not connected".into()],
             })
@@ -524,7 +611,7 @@ impl Shared {
                     Announce::Arp { .. } => "arp",
                     Announce::Listen => "listen",
                 },
-                holder: view.holder.map(|id| self.names.name(id).to_owned()),
+                holder: view.holder.map(|id| self.names.load().name(id).to_owned()),
                 epoch: view.epoch.unwrap_or_default().0,
                 left: view.left,
                 nodes: self.fitness_of(one),

@@ -153,6 +153,8 @@ struct State {
     started_before: bool,
     /// The certificates that the running one was told of.
     told_tls: u64,
+    /// The members now; `None`: as configured.
+    nodes: Option<Vec<Node>>,
     closed: bool,
 }
 
@@ -196,6 +198,15 @@ impl Guardian {
         }
         self.end(&mut state);
         self.ensure(&mut state)
+    }
+
+    /// These are the nodes to tell when the worker dies.
+    pub(super) fn follow(&self, nodes: &[Node]) {
+        let mut state = self.state.lock();
+        state.nodes = Some(nodes.to_vec());
+        if state.running.is_some() && self.tell_all(&state).is_err() {
+            self.end(&mut state);
+        }
     }
 
     /// The VIP is gone from this node. Also ends the listeners in all their duplicates: ours would keep
@@ -260,7 +271,8 @@ impl Guardian {
     fn tell_all(&self, state: &State) -> Result<(), String> {
         let Some((_, stream)) = &state.running else { return Ok(()) };
         let s = &self.settings;
-        let nodes = s.nodes.iter().map(|n| (n.name.clone(), n.addr.clone(), n.witness)).collect();
+        let nodes = state.nodes.as_ref().unwrap_or(&s.nodes).iter();
+        let nodes = nodes.map(|n| (n.name.clone(), n.addr.clone(), n.witness)).collect();
         let setup = Order::Setup {
             cluster: s.name.clone(),
             node: s.node.clone(),

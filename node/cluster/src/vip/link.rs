@@ -4,6 +4,7 @@
 //! renewal. A stream that is silent for some leases is given up and made anew: after a partition, a
 //! fresh connection is up sooner than an old one that waits for its retransmission timer.
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,6 +16,7 @@ use phalanx_wire::cluster as pb;
 use phalanx_wire::cluster::lease_client::LeaseClient;
 use phalanx_wire::cluster::lease_server::Lease as LeaseService;
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
@@ -52,8 +54,24 @@ pub(super) fn start(shared: &Arc<Shared>) -> Result<(), String> {
     thread("vip-links", move || {
         runtime.block_on(async move {
             let mut streams = tokio::task::JoinSet::new();
-            for id in shared.names.ids().filter(|&id| id != shared.me) {
-                streams.spawn(keep_stream(shared.clone(), id));
+            let mut kept: BTreeMap<NodeId, AbortHandle> = BTreeMap::new();
+            let mut changed = shared.changed.subscribe();
+            while !shared.stopping.load(Ordering::Acquire) {
+                let names = shared.names();
+                let ids: Vec<NodeId> = names.ids().into_iter().filter(|id| Some(*id) != names.me()).collect();
+                kept.retain(|id, stream| {
+                    let stays = ids.contains(id);
+                    if !stays {
+                        stream.abort();
+                    }
+                    stays
+                });
+                for id in ids {
+                    kept.entry(id).or_insert_with(|| streams.spawn(keep_stream(shared.clone(), id)));
+                }
+                while streams.try_join_next().is_some() {}
+                // Looks now and then whether the node stops.
+                let _ = timeout(Duration::from_millis(200), changed.changed()).await;
             }
             streams.join_all().await;
         });
@@ -65,7 +83,8 @@ async fn keep_stream(shared: Arc<Shared>, peer: NodeId) {
     let mut told = String::new();
     while !shared.stopping.load(Ordering::Acquire) {
         let ended = talk(&shared, peer, &mut told).await;
-        let name = shared.names.name(peer);
+        let names = shared.names();
+        let name = names.name(peer);
         match ended {
             // That it cannot be reached, the probe of the cluster reports.
             Err(Ended::Gone(why)) => debug!("leases: node '{name}': {why}"),
@@ -76,7 +95,8 @@ async fn keep_stream(shared: Arc<Shared>, peer: NodeId) {
             _ => {}
         }
         // Different on each pair of nodes, so that they do not all knock at once.
-        let stagger = u64::from(shared.me.0) * 7 + u64::from(peer.0) * 3;
+        let me = shared.names().me().map_or(0, |id| id.0);
+        let stagger = u64::from(me) * 7 + u64::from(peer.0) * 3;
         sleep(Duration::from_millis(40 + stagger % 40)).await;
     }
 }
@@ -87,12 +107,14 @@ enum Ended {
 }
 
 async fn talk(shared: &Arc<Shared>, peer: NodeId, told: &mut String) -> Result<(), Ended> {
-    let name = shared.names.name(peer);
+    let names = shared.names();
+    let name = names.name(peer);
+    let settings = shared.settings();
     let gone = |e: &dyn std::fmt::Display| Ended::Gone(e.to_string());
-    let endpoint = endpoint(&shared.settings, name, shared.timing).map_err(Ended::Misfit)?;
-    let stamp = Stamp::new(&shared.settings, name).map_err(Ended::Misfit)?;
+    let endpoint = endpoint(&settings, name, shared.timing).map_err(Ended::Misfit)?;
+    let stamp = Stamp::new(&settings, name).map_err(Ended::Misfit)?;
     let patience = silence(shared.timing);
-    let connecting = tls::connect(&shared.settings, name, &endpoint);
+    let connecting = tls::connect(&settings, name, &endpoint);
     let channel = timeout(patience, connecting).await.map_err(|e| gone(&e))?.map_err(|e| gone(&e))?;
     let (queue, messages) = mpsc::channel(QUEUE);
     let link = Registered { shared, peer, id: shared.link_up(peer, true, queue) };
@@ -114,7 +136,7 @@ async fn talk(shared: &Arc<Shared>, peer: NodeId, told: &mut String) -> Result<(
             Ok(Err(status)) => return Err(gone(&status.message())),
             Ok(Ok(None)) => return Ok(()),
             Ok(Ok(Some(message))) => {
-                link.shared.receive(peer, message).map_err(Ended::Misfit)?;
+                link.shared.receive(peer, message);
                 told.clear();
             }
         }
@@ -146,7 +168,7 @@ impl Service {
 
     fn caller<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
         let caller = Caller::of(request)?;
-        self.shared.names.id(&caller.node).ok_or_else(|| Status::failed_precondition("unknown node"))
+        self.shared.names().id(&caller.node).ok_or_else(|| Status::failed_precondition("unknown node"))
     }
 }
 
@@ -158,6 +180,7 @@ impl LeaseService for Service {
         &self,
         request: Request<Streaming<pb::LeaseMessage>>,
     ) -> Result<Response<Self::TalkStream>, Status> {
+        let caller = Caller::of(&request)?;
         let peer = self.caller(&request)?;
         let mut inbound = request.into_inner();
         let (queue, messages) = mpsc::channel(QUEUE);
@@ -167,21 +190,18 @@ impl LeaseService for Service {
             let link = Registered { shared: &shared, peer, id };
             let patience = silence(shared.timing);
             while !shared.stopping.load(Ordering::Acquire) {
-                let Ok(Ok(Some(message))) = timeout(patience, inbound.message()).await else { return Ok(()) };
-                link.shared.receive(peer, message).map_err(Status::failed_precondition)?;
+                let Ok(Ok(Some(message))) = timeout(patience, inbound.message()).await else { return };
+                // A node that has left is nobody's peer, whatever it still says.
+                if shared.names().id(&caller.node) != Some(peer) {
+                    return;
+                }
+                link.shared.receive(peer, message);
             }
-            Ok(())
         };
         // The task ends with the stream, with its silence, or with the node; the stream ends with the task,
         // because the core lets go of the queue.
-        let (end, ended) = tokio::sync::oneshot::channel();
-        tokio::spawn(async move {
-            if let Err(status) = reading.await {
-                let _ = end.send(status);
-            }
-        });
-        let last = futures_util::stream::once(ended).filter_map(async |end| end.ok().map(Err));
-        Ok(Response::new(Box::pin(ReceiverStream::new(messages).map(Ok).chain(last))))
+        tokio::spawn(reading);
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages).map(Ok))))
     }
 
     async fn released(

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use phalanx_engine::lease::Timing;
+use phalanx_engine::registry::{Command, MemberCommand, NewMember, Registry};
 use phalanx_sys::clock::boottime;
 use phalanx_sys::net::Listen;
 use tokio::runtime::Runtime;
@@ -101,6 +102,11 @@ impl Group {
                 prefer: prefer.map(str::to_owned),
             })
             .collect();
+        let new = |n: &Node| NewMember { name: n.name.clone(), addr: n.addr.clone(), witness: n.witness };
+        let mut registry = Registry::new();
+        let found = MemberCommand::Found { id: 1, nodes: nodes.iter().map(new).collect() };
+        registry.apply(&Command::Member(found));
+        let members = registry.members().clone();
         let start = |(i, node): (usize, &Node)| {
             let settings = Settings {
                 name: "test".into(),
@@ -118,6 +124,7 @@ impl Group {
             let started = Vips::start(&settings, vips.clone(), options, Arc::new(scribe)).unwrap();
             let (stop, stopped) = watch::channel(false);
             let routes = started.add_to(Routes::default());
+            started.follow(&members);
             let guard = Guard::new(&settings);
             runtime.spawn(server::serve(Arc::new(settings), node.addr.clone(), guard, routes, None, stopped));
             Some((started, stop))

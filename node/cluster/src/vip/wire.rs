@@ -1,6 +1,7 @@
 //! Lease messages to protobuf and back. Names on the wire, numbers inside: a name that is not a node
 //! of this cluster makes a message void.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use phalanx_engine::lease::{Ballot, Message, NodeId, Refusal};
@@ -8,30 +9,50 @@ use phalanx_wire::cluster as pb;
 use phalanx_wire::cluster::refused::Why;
 use phalanx_wire::cluster::vip_message::Step;
 
-/// Names of all nodes in alphabetical order: a [`NodeId`] is a place here.
-#[derive(Clone, Debug)]
-pub(super) struct Names(Vec<String>);
+/// Names of the members, and the numbers that they have.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Names {
+    ids: BTreeMap<String, NodeId>,
+    /// Those of nodes that have left too, for messages.
+    names: BTreeMap<NodeId, String>,
+    me: Option<NodeId>,
+}
 
 impl Names {
-    pub(super) fn new(mut names: Vec<String>) -> Names {
-        names.sort();
-        Names(names)
+    /// The members, of which this node is `me`; `before` knew those that have left.
+    pub(super) fn of<'a>(
+        members: impl Iterator<Item = (&'a str, NodeId)>,
+        me: &str,
+        before: &Names,
+    ) -> Names {
+        let ids: BTreeMap<String, NodeId> = members.map(|(name, id)| (name.to_owned(), id)).collect();
+        let mut names = before.names.clone();
+        names.extend(ids.iter().map(|(name, id)| (*id, name.clone())));
+        let me = ids.get(me).copied();
+        Names { ids, names, me }
+    }
+
+    /// This node, when it is a member.
+    pub(super) fn me(&self) -> Option<NodeId> {
+        self.me
     }
 
     pub(super) fn id(&self, name: &str) -> Option<NodeId> {
-        self.0.binary_search_by(|n| n.as_str().cmp(name)).ok().map(|i| NodeId(i as u8))
+        self.ids.get(name).copied()
     }
 
     pub(super) fn name(&self, id: NodeId) -> &str {
-        self.0.get(usize::from(id.0)).map_or("?", String::as_str)
+        self.names.get(&id).map_or("?", String::as_str)
     }
 
-    pub(super) fn all(&self) -> &[String] {
-        &self.0
+    /// Names of the members in alphabetical order.
+    pub(super) fn all(&self) -> Vec<String> {
+        self.ids.keys().cloned().collect()
     }
 
-    pub(super) fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
-        (0..self.0.len() as u8).map(NodeId)
+    /// Numbers of the members in the order of their names.
+    pub(super) fn ids(&self) -> Vec<NodeId> {
+        self.ids.values().copied().collect()
     }
 
     pub(super) fn ballot_out(&self, ballot: Ballot) -> pb::Ballot {
@@ -124,7 +145,8 @@ mod tests {
 
     #[test]
     fn messages_survive_the_wire() {
-        let names = Names::new(vec!["n2".into(), "n1".into()]);
+        let ids = [("n2", NodeId(1)), ("n1", NodeId(0))];
+        let names = Names::of(ids.into_iter(), "n1", &Names::default());
         assert_eq!(names.id("n1"), Some(NodeId(0)));
         let ballot = Ballot { counter: 7, node: NodeId(1), incarnation: 3 };
         let us = Duration::from_micros;

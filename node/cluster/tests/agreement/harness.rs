@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use phalanx_cluster::{Cluster, Node, ProposeError, Settings, StartError, State, Status};
+use phalanx_cluster::{Cluster, NewMember, Node, ProposeError, Settings, StartError, State, Status};
 use phalanx_engine::registry::{Base, Command, Origin, Registry, Reply, Target};
 use phalanx_engine::stick::Tables;
 use phalanx_sys::clock::Clock;
@@ -90,12 +90,40 @@ impl Nodes {
             incarnation: 0,
             tls: None,
             haproxys: Vec::new(),
+            join: false,
+            cluster_id: Arc::default(),
         });
         Nodes { settings: settings.collect(), all: nodes, dirs, running: (0..count).map(|_| None).collect() }
     }
 
     pub(crate) fn rename_cluster(&mut self, i: usize, name: &str) {
         self.settings[i].name = name.into();
+    }
+
+    /// Node `i` founds nothing.
+    pub(crate) fn only_joins(&mut self, i: usize) {
+        self.settings[i].join = true;
+    }
+
+    /// Asks node `at` to take node `i` in.
+    pub(crate) fn join(
+        &self,
+        at: usize,
+        i: usize,
+        witness: bool,
+        replaces: Option<usize>,
+    ) -> Result<String, String> {
+        let Node { name, addr, .. } = self.all[i].clone();
+        let replaces = replaces.map(|old| self.all[old].name.clone());
+        let node = self.node(at);
+        let new = NewMember { name, addr, witness };
+        node.runtime.block_on(node.cluster.join(new, replaces, Duration::from_secs(30)))
+    }
+
+    /// Asks node `at` to let node `i` go.
+    pub(crate) fn leave(&self, at: usize, i: usize) -> Result<String, String> {
+        let node = self.node(at);
+        node.runtime.block_on(node.cluster.leave(&self.all[i].name, Duration::from_secs(30)))
     }
 
     /// Gives the nodes a node list of the first `count`.
@@ -140,7 +168,8 @@ impl Nodes {
     pub(crate) fn start_in(&mut self, i: usize, dir: usize) -> Result<(), StartError> {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         self.settings[i].incarnation = since.as_micros() as u64;
-        let settings = Settings { data_dir: self.dirs[dir].path().to_owned(), ..self.settings[i].clone() };
+        let data_dir = self.dirs[dir].path().to_owned();
+        let settings = Settings { data_dir, cluster_id: Arc::default(), ..self.settings[i].clone() };
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let told = Arc::new(Mutex::new(BTreeSet::new()));
         let deadline = Instant::now() + Duration::from_secs(10);

@@ -128,41 +128,75 @@ fn a_retried_command_takes_effect_once_while_leaders_die() {
 }
 
 #[test]
-fn a_changed_node_list_changes_the_members_once_all_have_it() {
-    let mut nodes = Nodes::new(4);
+fn nodes_join_leave_and_are_replaced_one_by_one() {
+    let mut nodes = Nodes::new(5);
     nodes.list_first(&[0, 1, 2], 3);
     for i in 0..3 {
         nodes.start(i);
     }
     nodes.wait_for_leader(&[0, 1, 2]);
     nodes.propose(0, add("a")).unwrap();
-    let voters = |nodes: &Nodes, i| nodes.voters(i);
-    // One after the other gets the new list, the new node last.
-    nodes.list_first(&[0, 1, 2], 4);
-    for i in 0..3 {
-        nodes.kill(i);
-        nodes.start(i);
-        nodes.wait_for_leader(&[0, 1, 2]);
-        assert_eq!(voters(&nodes, i), 3);
-    }
+
+    // A new node names a member or two, and founds nothing by itself.
     nodes.start(3);
+    let text = nodes.join(1, 3, false, None).unwrap();
+    assert!(text.starts_with("Node 'n4' is a member after ") && text.ends_with("4 nodes vote."), "{text}");
     for i in 0..4 {
-        eventually(SOON, "four voters", || voters(&nodes, i) == 4);
+        eventually(SOON, "four voters", || nodes.voters(i) == 4 && nodes.status(i).nodes.len() >= 4);
         eventually(SOON, "a on every node", || nodes.servers(i).contains("a"));
     }
     nodes.propose_until(3, "b", SOON);
-    // And away again.
-    nodes.list_first(&[0, 1, 2], 3);
-    nodes.kill(3);
-    for i in 0..3 {
-        nodes.kill(i);
-        nodes.start(i);
+    let refused = nodes.join(0, 3, false, None).unwrap_err();
+    assert!(refused.starts_with("Node 'n4' is a member already"), "{refused}");
+
+    // The leader itself leaves.
+    let leader = nodes.wait_for_leader(&[0, 1, 2, 3]);
+    let other = (leader + 1) % 4;
+    let text = nodes.leave(other, leader).unwrap();
+    assert!(text.ends_with("3 nodes vote."), "{text}");
+    nodes.kill(leader);
+    let rest: Vec<usize> = (0..4).filter(|i| *i != leader).collect();
+    for i in &rest {
+        eventually(SOON, "three voters", || nodes.voters(*i) == 3 && nodes.status(*i).nodes.len() == 3);
     }
-    eventually(SOON, "three voters", || {
-        (0..3).all(|i| nodes.status(i).nodes.len() == 3 && nodes.voters(i) == 3)
+
+    // A dead one is replaced; with two of three left, none may leave.
+    nodes.kill(rest[0]);
+    eventually(SOON, "its death is noticed", || {
+        let status = nodes.status(rest[1]);
+        status.nodes.iter().filter(|n| n.state == State::Unreachable).count() == 1
     });
-    nodes.kill(1);
-    nodes.propose_until(0, "c", SOON);
+    let refused = nodes.leave(rest[1], rest[2]).unwrap_err();
+    assert!(refused.contains("which is no majority"), "{refused}");
+    nodes.start(4);
+    let text = nodes.join(rest[1], 4, false, Some(rest[0])).unwrap();
+    assert!(text.starts_with("Node 'n5' has replaced"), "{text}");
+    for i in [rest[1], rest[2], 4] {
+        eventually(SOON, "three voters", || nodes.voters(i) == 3);
+        eventually(SOON, "everything", || nodes.servers(i).is_superset(&names(["a", "b"])));
+    }
+}
+
+#[test]
+fn a_minority_and_a_node_that_is_to_join_found_nothing() {
+    let mut nodes = Nodes::new(3);
+    nodes.only_joins(1);
+    nodes.start(0);
+    nodes.start(1);
+    eventually(SOON, "they see each other", || {
+        (0..2).all(|i| nodes.status(i).nodes.iter().filter(|n| n.seen.is_some()).count() == 2)
+    });
+    assert_eq!((nodes.status(0).cluster_id, nodes.status(1).cluster_id), (0, 0));
+    nodes.kill(0);
+    nodes.start(2);
+    eventually(SOON, "they see each other", || nodes.status(2).nodes[1].seen.is_some());
+    assert_eq!(nodes.status(1).cluster_id, 0);
+    nodes.start(0);
+    nodes.wait_for_leader(&[0, 1, 2]);
+    eventually(SOON, "one id", || {
+        let id = nodes.status(0).cluster_id;
+        id != 0 && (1..3).all(|i| nodes.status(i).cluster_id == id)
+    });
 }
 
 #[test]

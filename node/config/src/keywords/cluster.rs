@@ -28,6 +28,17 @@ pub(crate) const KEYWORDS: &[Keyword] = &[
         },
     ),
     Keyword::new(
+        "join",
+        "",
+        CLUSTER,
+        Arity::Exact(0),
+        "This node founds no cluster; 'cluster join' on a member of one takes it in.",
+        |p, _| {
+            p.cluster().join = true;
+            Ok(())
+        },
+    ),
+    Keyword::new(
         "vip",
         "<name> <address>[/<length>] [interface <if>] [announce arp|listen] [prefer <node>]",
         CLUSTER,

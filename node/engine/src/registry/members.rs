@@ -263,7 +263,8 @@ impl Members {
     }
 
     fn free_seat(&mut self) -> u8 {
-        while self.nodes.values().any(|m| m.seat == self.next_seat) {
+        // The last one stands for a node that is no member.
+        while self.next_seat == u8::MAX || self.nodes.values().any(|m| m.seat == self.next_seat) {
             self.next_seat = self.next_seat.wrapping_add(1);
         }
         let seat = self.next_seat;
