@@ -65,6 +65,7 @@ impl Status {
 #[derive(Debug, Default)]
 pub struct Builder {
     nodes: Option<usize>,
+    witness: usize,
     config: Option<String>,
     netns: bool,
 }
@@ -74,6 +75,13 @@ impl Builder {
     #[must_use]
     pub fn nodes(mut self, nodes: usize) -> Builder {
         self.nodes = Some(nodes);
+        self
+    }
+
+    /// So many more that only vote.
+    #[must_use]
+    pub fn witness(mut self, witness: usize) -> Builder {
+        self.witness = witness;
         self
     }
 
@@ -109,6 +117,9 @@ impl Builder {
         }
         if let Some(nodes) = self.nodes {
             command.arg("--nodes").arg(nodes.to_string());
+        }
+        if self.witness > 0 {
+            command.arg("--witness").arg(self.witness.to_string());
         }
         if let Some(text) = &self.config {
             let file = dir.path().join("own.cfg");

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use phalanx_config::Config;
+use phalanx_sys::process::hostname;
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq)]
@@ -66,6 +67,11 @@ pub(crate) struct Options {
 impl Options {
     /// Puts in what the command line decides, whatever the configuration says.
     pub(crate) fn override_in(&self, config: &mut Config) {
+        let name = self.node.clone().or_else(|| config.global.localpeer.clone()).unwrap_or_else(hostname);
+        if config.cluster.iter().flat_map(|c| &c.nodes).any(|n| n.witness && n.name == name) {
+            // A witness votes and takes no traffic, whatever its configuration has for the others.
+            config.proxies.clear();
+        }
         if self.maxconn.is_some() {
             config.global.maxconn = self.maxconn;
         }

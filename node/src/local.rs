@@ -49,6 +49,9 @@ struct Up {
     /// How many nodes; default: as many as the configuration names, 3 in the built-in one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=9))]
     nodes: Option<u8>,
+    /// How many more nodes that only vote: they hold no virtual address and take no traffic
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=3))]
+    witness: u8,
     /// Configuration of all nodes instead of the built-in deploy/local/phalanx.cfg
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -118,6 +121,39 @@ enum Verb {
         #[arg(long, value_name = "NODE")]
         to: Option<String>,
     },
+    /// Start a new node and take it into the cluster
+    Join {
+        #[command(flatten)]
+        which: Which,
+        /// Name of the new node
+        #[arg(value_name = "NODE")]
+        node: String,
+        /// It only votes
+        #[arg(long)]
+        witness: bool,
+    },
+    /// Let a node leave the cluster, alive or dead, and stop it
+    Leave {
+        #[command(flatten)]
+        which: Which,
+        /// Name of the node
+        #[arg(value_name = "NODE")]
+        node: String,
+    },
+    /// Start a new node and take it into the cluster in the place of another, alive or dead
+    Replace {
+        #[command(flatten)]
+        which: Which,
+        /// Name of the node to replace
+        #[arg(value_name = "OLD")]
+        old: String,
+        /// Name of the new node
+        #[arg(value_name = "NEW")]
+        new: String,
+        /// It only votes
+        #[arg(long)]
+        witness: bool,
+    },
     /// Stop everything
     Down(Which),
     /// Run a program that dies with its parent
@@ -156,6 +192,11 @@ fn carry_out(verb: Verb) -> Result<ExitCode, String> {
         Verb::Partition(Nodes { which, nodes }) => (which, Action::Partition { nodes }),
         Verb::Heal(which) => (which, Action::Heal),
         Verb::Failover { which, vip, to } => (which, Action::Failover { vip, to }),
+        Verb::Join { which, node, witness } => (which, Action::Join { node, replaces: None, witness }),
+        Verb::Replace { which, old, new, witness } => {
+            (which, Action::Join { node: new, replaces: Some(old), witness })
+        }
+        Verb::Leave { which, node } => (which, Action::Leave { node }),
         Verb::Down(which) => return down(&which),
     };
     let Reply { text, .. } = control::ask(&place::existing(which.dir.as_deref())?, &action)?;
@@ -178,11 +219,15 @@ pub(crate) fn runtime_apis(dir: Option<&Path>) -> Result<Vec<String>, String> {
 fn show_status(which: &Which, json: bool) -> Result<ExitCode, String> {
     let dir = place::existing(which.dir.as_deref())?;
     let reply = control::ask(&dir, &Action::Status)?;
+    let reply_text = reply.text;
     let status = reply.status.ok_or("the supervisor sent no status")?;
     if json {
         println!("{}", serde_json::to_string(&status).map_err(|e| e.to_string())?);
     } else {
         print!("{}", view::table(&status));
+        if !reply_text.is_empty() {
+            println!("\n{reply_text}");
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -211,7 +256,14 @@ fn up(up: Up) -> Result<ExitCode, String> {
         supervisor::sweep(&old)?;
         place::create(up.which.dir.as_deref())?;
     }
-    let wanted = layout::Wanted { nodes: up.nodes, config: up.config, netns: up.netns, base: up.base, keep };
+    let wanted = layout::Wanted {
+        nodes: up.nodes,
+        witness: up.witness,
+        config: up.config,
+        netns: up.netns,
+        base: up.base,
+        keep,
+    };
     let prepared = Layout::plan(&dir, &wanted).and_then(|layout| {
         layout.check_free()?;
         layout.save()?;

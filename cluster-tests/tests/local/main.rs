@@ -11,6 +11,7 @@ mod failover;
 mod full_disk;
 mod hash;
 mod layers;
+mod members;
 mod membership;
 mod patterns;
 mod places;

@@ -74,16 +74,9 @@ impl Caller {
     }
 }
 
-/// The versions that this process speaks, the oldest first.
-fn spoken() -> (u32, u32) {
-    static SPOKEN: std::sync::OnceLock<(u32, u32)> = std::sync::OnceLock::new();
-    *SPOKEN.get_or_init(|| {
-        // For tests of upgrades only: what a release of another version would say, as in "3-4".
-        let pretended = std::env::var("PHALANX_TEST_PROTOCOL").ok();
-        let range = pretended.as_deref().and_then(|text| text.split_once('-'));
-        let range = range.and_then(|(oldest, newest)| Some((oldest.parse().ok()?, newest.parse().ok()?)));
-        range.unwrap_or((OLDEST_PROTOCOL, PROTOCOL))
-    })
+/// The versions that a node speaks, the oldest first.
+fn spoken(settings: &Settings) -> (u32, u32) {
+    settings.pretends.unwrap_or((OLDEST_PROTOCOL, PROTOCOL))
 }
 
 /// Versions in words.
@@ -108,7 +101,7 @@ impl Stamp {
     /// A name that cannot be sent as metadata.
     pub(crate) fn new(settings: &Settings, to: &str) -> Result<Stamp, String> {
         let mut map = MetadataMap::new();
-        let (oldest, newest) = spoken();
+        let (oldest, newest) = spoken(settings);
         map.insert(KEY_PROTOCOL, MetadataValue::from(newest));
         map.insert(KEY_OLDEST, MetadataValue::from(oldest));
         map.insert(KEY_INCARNATION, MetadataValue::from(settings.incarnation));
@@ -157,6 +150,7 @@ pub(crate) type OnRun = Box<dyn Fn(&str) + Send + Sync>;
 struct Gate {
     cluster: String,
     node: String,
+    spoken: (u32, u32),
     callers: ArcSwap<Callers>,
     cluster_id: Arc<AtomicU64>,
     tls: Option<Tls>,
@@ -179,6 +173,7 @@ impl Guard {
         let guard = Guard(Arc::new(Gate {
             cluster: settings.name.clone(),
             node: settings.node.clone(),
+            spoken: spoken(settings),
             callers: ArcSwap::default(),
             cluster_id: settings.cluster_id.clone(),
             tls: settings.tls.clone(),
@@ -247,7 +242,7 @@ impl Gate {
             Problem::Stranger(format!("protocol version '{}' is not a number", quote(protocol)))
         })?;
         let oldest = text(metadata, KEY_OLDEST).and_then(|v| v.parse().ok()).unwrap_or(newest);
-        let ours = spoken();
+        let ours = self.spoken;
         if newest < ours.0 || oldest > ours.1 {
             return Err(Problem::Misfit(format!(
                 "node '{from}' speaks protocol {}, node '{}' {}: upgrade the older one by way of a release in between",
@@ -364,6 +359,7 @@ mod tests {
             tls: None,
             haproxys: Vec::new(),
             join: false,
+            pretends: None,
             cluster_id: Arc::default(),
         }
     }

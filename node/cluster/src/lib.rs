@@ -63,6 +63,9 @@ pub struct Settings {
     pub tls: Option<tls::Tls>,
     /// HAProxys that share the stick tables: name and `host:port`.
     pub haproxys: Vec<(String, String)>,
+    /// For tests of upgrades: the versions of the protocol, oldest and newest, that another release would
+    /// speak.
+    pub pretends: Option<(u32, u32)>,
     /// This node never founds a cluster, it only joins one.
     pub join: bool,
     /// What tells the cluster from another of its name; 0 until it is known.

@@ -22,6 +22,8 @@ pub(super) enum Action {
     Partition { nodes: Vec<String> },
     Heal,
     Failover { vip: String, to: Option<String> },
+    Join { node: String, replaces: Option<String>, witness: bool },
+    Leave { node: String },
     Down,
 }
 
@@ -50,7 +52,7 @@ pub(super) fn socket(dir: &Path) -> PathBuf {
 pub(super) fn ask(dir: &Path, action: &Action) -> Result<Reply, String> {
     let mut stream = UnixStream::connect(socket(dir)).map_err(|_| place::not_running(dir))?;
     let exchange = |stream: &mut UnixStream| -> std::io::Result<Reply> {
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         let mut line = serde_json::to_vec(action)?;
         line.push(b'\n');
         stream.write_all(&line)?;

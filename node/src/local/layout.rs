@@ -56,6 +56,7 @@ impl FromStr for Base {
 #[derive(Debug)]
 pub(super) struct Wanted {
     pub nodes: Option<u8>,
+    pub witness: u8,
     pub config: Option<PathBuf>,
     pub netns: bool,
     pub base: Option<Base>,
@@ -88,6 +89,12 @@ pub(super) struct Layout {
 pub(super) struct Member {
     pub name: String,
     pub addr: IpAddr,
+    /// Its number, from 1: part of its address and of the name of a variable.
+    pub number: u8,
+    /// It only votes.
+    pub witness: bool,
+    /// Its own file, when it came later.
+    pub config: Option<PathBuf>,
     /// Where it serves HTTP.
     pub http: Option<String>,
     /// Its Runtime API: address and port, or the path of a unix socket.
@@ -117,13 +124,14 @@ impl Layout {
                         needs it"
                 .into());
         }
-        let names = with_count(&named, count);
+        let names = with_count(&named, count + usize::from(wanted.witness));
         let config = match source {
-            Some(path) if named.is_empty() || names == named => {
+            Some(path) if wanted.witness == 0 && (named.is_empty() || names == named) => {
                 path.canonicalize().map_err(|e| e.to_string())?
             }
             _ => {
                 let text = if names == named { text } else { with_nodes(&text, &names) };
+                let text = with_witnesses(&text, &names[count..]);
                 std::fs::write(&generated, text)
                     .map_err(|e| format!("cannot write '{}': {e}", generated.display()))?;
                 generated
@@ -134,6 +142,9 @@ impl Layout {
         let member = |(i, name): (usize, &String)| Member {
             name: name.clone(),
             addr: base.addr(NODES_AT + i as u8),
+            number: i as u8 + 1,
+            witness: false,
+            config: None,
             http: None,
             cli: None,
             stats: None,
@@ -156,10 +167,11 @@ impl Layout {
 
     /// Finds in the configuration what each node will listen on.
     fn read_config(&mut self) -> Result<(), String> {
-        let text = std::fs::read(&self.config)
-            .map_err(|e| format!("cannot read configuration '{}': {e}", self.config.display()))?;
-        let source = [Source::new(self.config.display().to_string(), text)];
         for index in 0..self.nodes.len() {
+            let file = self.nodes[index].config.as_ref().unwrap_or(&self.config);
+            let text = std::fs::read(file)
+                .map_err(|e| format!("cannot read configuration '{}': {e}", file.display()))?;
+            let source = [Source::new(file.display().to_string(), text)];
             let outcome = phalanx_config::parse(&source, &NodeEnv { vars: self.env(index) });
             let Some(config) = outcome.config else {
                 let lines: Vec<String> =
@@ -172,6 +184,55 @@ impl Layout {
             self.nodes[index].read(&config, &floating);
         }
         Ok(())
+    }
+
+    /// Plans one node more, with a configuration of its own that names the others.
+    pub(super) fn add(&mut self, name: &str, witness: bool) -> Result<usize, String> {
+        if self.network.is_some() {
+            return Err("nodes cannot join a cluster in network namespaces yet".into());
+        }
+        if self.nodes.iter().any(|n| n.name == name) {
+            return Err(format!("there is a node '{name}' already"));
+        }
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_') {
+            return Err(format!("invalid name '{name}', expected letters, digits, '-' and '_'"));
+        }
+        let free = |number: &u8| self.nodes.iter().all(|n| n.number != *number);
+        let meant = name.strip_prefix('n').and_then(|n| n.parse().ok()).filter(|n| (1..=80).contains(n));
+        let number = meant.filter(free).or_else(|| (1..=80).find(free)).ok_or("there are too many nodes")?;
+        let addr = self.base.addr(NODES_AT - 1 + number);
+        let text = std::fs::read_to_string(&self.config)
+            .map_err(|e| format!("cannot read configuration '{}': {e}", self.config.display()))?;
+        let text = with_newcomer(&text, name, &addr.to_string(), witness)
+            .ok_or("the configuration has no 'cluster' section with 'node' lines")?;
+        let config = self.dir.join(format!("{name}.cfg"));
+        std::fs::write(&config, text).map_err(|e| format!("cannot write '{}': {e}", config.display()))?;
+        self.nodes.push(Member {
+            name: name.to_owned(),
+            addr,
+            number,
+            witness: false,
+            config: Some(config),
+            http: None,
+            cli: None,
+            stats: None,
+            grpc: None,
+            listens: Vec::new(),
+        });
+        if let Err(e) = self.read_config() {
+            self.remove(self.nodes.len() - 1);
+            return Err(e);
+        }
+        Ok(self.nodes.len() - 1)
+    }
+
+    /// Forgets a node, and what it had: one of this name that comes later begins anew.
+    pub(super) fn remove(&mut self, index: usize) {
+        let node = self.nodes.remove(index);
+        let _ = std::fs::remove_dir_all(self.dir.join("data").join(&node.name));
+        if let Some(config) = node.config {
+            let _ = std::fs::remove_file(config);
+        }
     }
 
     /// The plan of the cluster in `dir`.
@@ -201,16 +262,18 @@ impl Layout {
             ("CLUSTER_DIR".into(), self.dir.display().to_string()),
         ];
         env.extend(
-            self.nodes.iter().enumerate().map(|(i, n)| (format!("N{}_ADDR", i + 1), n.addr.to_string())),
+            // Those of nodes that have left stay in the configuration of the others.
+            (1..=9).map(|number| (format!("N{number}_ADDR"), self.base.addr(NODES_AT - 1 + number).to_string())),
         );
         env
     }
 
     /// The command that runs a node.
     pub(super) fn node_command(&self, index: usize) -> Vec<OsString> {
-        let name = &self.nodes[index].name;
+        let Member { name, config, .. } = &self.nodes[index];
+        let config = config.as_ref().unwrap_or(&self.config).clone();
         let program: [OsString; 5] =
-            [own_binary().into(), "-f".into(), self.config.clone().into(), "-L".into(), name.into()];
+            [own_binary().into(), "-f".into(), config.into(), "-L".into(), name.into()];
         let prefix = self.network.as_ref().map(|n| n.enter(name)).unwrap_or_default();
         prefix.into_iter().map(OsString::from).chain(program).collect()
     }
@@ -289,8 +352,12 @@ impl Member {
             true => SocketAddr::new(self.addr, addr.port()),
             false => addr,
         };
+        let me = config.cluster.iter().flat_map(|c| &c.nodes).find(|n| n.name == self.name);
+        self.witness = me.is_some_and(|n| n.witness);
         let mut listens = Vec::new();
-        for proxy in config.proxies.iter().filter(|p| !p.disabled && p.kind.is_frontend()) {
+        // A witness takes no traffic.
+        let proxies = config.proxies.iter().filter(|p| !p.disabled && p.kind.is_frontend());
+        for proxy in proxies.filter(|_| !self.witness) {
             listens.extend(proxy.binds.iter().map(|b| (format!("'{}'", proxy.name), b.addr)));
             let fixed = proxy.binds.iter().map(|b| reach(b.addr)).find(|a| !floating.contains(&a.ip()));
             let Some(addr) = fixed else { continue };
@@ -316,7 +383,6 @@ impl Member {
             StatsAddr::Tcp(addr) => Some(("the Runtime API".to_owned(), *addr)),
             StatsAddr::Unix(_) => None,
         }));
-        let me = config.cluster.iter().flat_map(|c| &c.nodes).find(|n| n.name == self.name);
         self.grpc = me.map(|n| n.addr.clone());
         if let Some(addr) = me.and_then(|n| n.addr.parse().ok()) {
             listens.push(("the cluster's port".into(), addr));
@@ -418,6 +484,41 @@ fn with_nodes(text: &str, names: &[String]) -> String {
     out
 }
 
+/// `text` with `witness` on the `node` lines of these names.
+fn with_witnesses(text: &str, names: &[String]) -> String {
+    let mut out = String::new();
+    for (line, node) in node_lines(text) {
+        out.push_str(line);
+        let name = line.split_whitespace().nth(1).unwrap_or_default().trim_matches(['"', '\'']);
+        if node && names.iter().any(|n| n == name) && !line.trim_end().ends_with(" witness") {
+            out.push_str(" witness");
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// `text` for a node that joins: one `node` line more, and `join`.
+fn with_newcomer(text: &str, name: &str, addr: &str, witness: bool) -> Option<String> {
+    let last = node_lines(text).enumerate().filter(|(_, (_, node))| *node).last();
+    let (at, (line, _)) = last?;
+    let port: String = line.chars().rev().take_while(|c| *c != ':').collect();
+    let port: String = port.chars().rev().filter(char::is_ascii_digit).collect();
+    let role = if witness { " witness" } else { "" };
+    let mut out = String::new();
+    for (i, (line, node)) in node_lines(text).enumerate() {
+        let own = line.split_whitespace().nth(1).unwrap_or_default().trim_matches(['"', '\'']) == name;
+        if !(node && own) {
+            out.push_str(line);
+            out.push('\n');
+        }
+        if i == at {
+            out.push_str(&format!("    node {name} \"{addr}:{port}\"{role}\n    join\n"));
+        }
+    }
+    Some(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -446,6 +547,32 @@ mod tests {
     }
 
     #[test]
+    fn witnesses_and_newcomers_get_their_lines() {
+        let text = with_witnesses(TEXT, &names(&["n2"]));
+        assert!(text.contains("node n2 \"${N2_ADDR}:7100\" witness\n") && !text.contains("N1_ADDR}:7100\" w"));
+        let text = with_newcomer(TEXT, "n6", "127.0.0.16", false).unwrap();
+        assert!(text.contains("7100\"\n    node n6 \"127.0.0.16:7100\"\n    join\n    data-dir"), "{text}");
+        let text = with_newcomer(TEXT, "n2", "127.0.0.12", true).unwrap();
+        assert_eq!(node_names(&text), names(&["n1", "n2"]), "{text}");
+    }
+
+    #[test]
+    fn a_node_more_is_planned_and_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let wanted = Wanted { nodes: Some(2), witness: 1, config: None, netns: false, base: None, keep: false };
+        let mut layout = Layout::plan(dir.path(), &wanted).unwrap();
+        let roles: Vec<_> = layout.nodes.iter().map(|n| (n.witness, n.http.is_some())).collect();
+        assert_eq!(roles, [(false, true), (false, true), (true, false)]);
+        let at = layout.add("n6", false).unwrap();
+        assert_eq!(layout.nodes[at].grpc.as_deref(), Some("127.0.0.16:7100"));
+        assert_eq!(layout.nodes[at].http.as_deref(), Some("127.0.0.16:8080"));
+        assert!(layout.add("n6", false).unwrap_err().contains("already"));
+        layout.remove(at);
+        assert_eq!(layout.nodes.len(), 3);
+        assert!(!dir.path().join("n6.cfg").exists());
+    }
+
+    #[test]
     fn a_base_is_a_loopback_prefix() {
         assert_eq!("127.3.9".parse(), Ok(Base([127, 3, 9])));
         for bad in ["127.0", "127.0.0.1", "10.0.0", "127.0.x", "127.0.300"] {
@@ -457,7 +584,7 @@ mod tests {
     fn the_built_in_configuration_says_where_things_are() {
         let dir = tempfile::tempdir().unwrap();
         for nodes in [3, 5] {
-            let wanted = Wanted { nodes: Some(nodes), config: None, netns: false, base: None, keep: false };
+            let wanted = Wanted { nodes: Some(nodes), witness: 0, config: None, netns: false, base: None, keep: false };
             let layout = Layout::plan(dir.path(), &wanted).unwrap();
             assert_eq!(layout.nodes.len(), usize::from(nodes));
             let last = layout.nodes.last().unwrap();

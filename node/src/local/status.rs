@@ -178,7 +178,7 @@ mod tests {
     use crate::local::layout::Wanted;
 
     fn layout(dir: &std::path::Path) -> Layout {
-        let wanted = Wanted { nodes: None, config: None, netns: false, base: None, keep: false };
+        let wanted = Wanted { nodes: None, witness: 0, config: None, netns: false, base: None, keep: false };
         Layout::plan(dir, &wanted).unwrap()
     }
 

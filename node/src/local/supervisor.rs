@@ -27,6 +27,9 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(2);
 /// How long a planned move of an address may take.
 const FAILOVER_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long a change of members may take; a node answers within 30 seconds.
+const CHANGE_LIMIT: Duration = Duration::from_secs(40);
+
 /// How the supervisor shows itself and when it ends.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mode {
@@ -233,7 +236,10 @@ impl Supervisor {
     async fn carry_out(&mut self, action: &Action) -> Result<Reply, String> {
         let mut reply = Reply { started: self.started.is_some(), ..Reply::default() };
         match action {
-            Action::Status => reply.status = Some(self.status().await),
+            Action::Status => {
+                reply.status = Some(self.status().await);
+                reply.text = self.roles();
+            }
             Action::Kill { nodes, guardian } => {
                 for index in self.find(nodes)? {
                     self.running(index)?.kill(*guardian).await?;
@@ -263,9 +269,84 @@ impl Supervisor {
                 self.cut.clear();
             }
             Action::Failover { vip, to } => reply.text = self.failover(vip, to.as_deref()).await?,
+            Action::Join { node, replaces, witness } => {
+                reply.text = self.join(node, replaces.as_deref(), *witness).await?;
+            }
+            Action::Leave { node } => reply.text = self.leave(node).await?,
             Action::Down => {}
         }
         Ok(reply)
+    }
+
+    /// Who only votes, for people.
+    fn roles(&self) -> String {
+        let names: Vec<&str> =
+            self.layout.nodes.iter().filter(|n| n.witness).map(|n| n.name.as_str()).collect();
+        if names.is_empty() { String::new() } else { format!("witness: {}", names.join(", ")) }
+    }
+
+    /// Starts a node and has the others take it in.
+    async fn join(&mut self, name: &str, replaces: Option<&str>, witness: bool) -> Result<String, String> {
+        if let Some(old) = replaces {
+            self.find(&[old.to_owned()])?;
+        }
+        let index = self.layout.add(name, witness)?;
+        self.nodes.push(None);
+        let addr = self.layout.nodes[index].grpc.clone().unwrap_or_default();
+        let role = if witness { " witness" } else { "" };
+        let command = match replaces {
+            Some(old) => format!("cluster replace {old} {name} {addr}{role}"),
+            None => format!("cluster join {name} {addr}{role}"),
+        };
+        let done = match self.start_node(index) {
+            Ok(()) => self.change(&command, &[name, replaces.unwrap_or_default()]).await,
+            Err(e) => Err(e),
+        };
+        match (&done, replaces) {
+            (Ok(_), Some(old)) => {
+                let old = self.find(&[old.to_owned()])?[0];
+                self.forget(old).await;
+            }
+            (Ok(_), None) => {}
+            // It goes on: the node stays, and may still become a member.
+            (Err(text), _) if text.starts_with("After ") => {}
+            (Err(_), _) => self.forget(index).await,
+        }
+        self.layout.save()?;
+        done
+    }
+
+    /// Has the others let a node go, and stops it.
+    async fn leave(&mut self, name: &str) -> Result<String, String> {
+        let index = self.find(&[name.to_owned()])?[0];
+        let text = self.change(&format!("cluster leave {name}"), &[name]).await?;
+        self.forget(index).await;
+        self.layout.save()?;
+        Ok(text)
+    }
+
+    /// Runs a command about members on a node that is none of `others`.
+    async fn change(&mut self, command: &str, others: &[&str]) -> Result<String, String> {
+        let status = self.status().await;
+        let asked = status
+            .nodes
+            .iter()
+            .find(|n| n.state == State::Running && !others.contains(&n.name.as_str()))
+            .and_then(|n| n.cli.clone())
+            .ok_or("no other node is running and reachable")?;
+        let answer = runtime_api::command(&asked, command, CHANGE_LIMIT).await?;
+        let answer = answer.trim().to_owned();
+        let done = ["is a member after", "has replaced", "has left after"];
+        if done.iter().any(|text| answer.contains(text)) { Ok(answer) } else { Err(answer) }
+    }
+
+    async fn forget(&mut self, index: usize) {
+        if let Some(mut running) = self.nodes.remove(index) {
+            running.stop().await;
+        }
+        let name = self.layout.nodes[index].name.clone();
+        self.cut.remove(&name);
+        self.layout.remove(index);
     }
 
     fn partition(&mut self, nodes: &[String]) -> Result<(), String> {

@@ -451,8 +451,17 @@ impl Node {
             text.push_str(&format!("\nNote: the change of {what} takes effect at the next start."));
         }
         self.held.in_force(loaded.sources);
+        for line in self.differences(&config) {
+            text.push_str(&format!("\nNote: {line}."));
+        }
         text.push_str("\nReload done.");
         Ok(text.trim_start().to_owned())
+    }
+
+    /// Where the `cluster` section differs from the members that the nodes have agreed on.
+    fn differences(&self, config: &Config) -> Vec<String> {
+        let (Some(cluster), Some(section)) = (&self.cluster, &config.cluster) else { return Vec::new() };
+        cluster.differences(nodes(section))
     }
 
     /// SIGUSR1: no new connections, those that exist end by themselves.
@@ -519,11 +528,11 @@ pub(crate) fn at_next_start(old: &Config, new: &Config) -> Vec<&'static str> {
 }
 
 /// The `cluster` section, wherever it stands in the file; but for its certificates, which are taken over
-/// at once.
+/// at once, and its nodes: what is agreed counts, and where they differ is told by itself.
 fn whole_cluster(config: &Config) -> Option<model::Cluster> {
     let mut cluster = config.cluster.clone()?;
     cluster.pos = Pos::default();
-    cluster.nodes.iter_mut().for_each(|node| node.pos = Pos::default());
+    (cluster.nodes, cluster.join) = (Vec::new(), false);
     cluster.vips.iter_mut().for_each(|vip| vip.pos = Pos::default());
     cluster.peers.iter_mut().for_each(|peer| peer.pos = Pos::default());
     if let Some(ssl) = &mut cluster.ssl {
@@ -599,20 +608,26 @@ pub(super) fn settings(config: &Config, node: &str, incarnation: u64) -> Option<
         );
         return None;
     }
-    let nodes = cluster.nodes.iter().map(|n| phalanx_cluster::Node {
-        name: n.name.clone(),
-        addr: n.addr.clone(),
-        witness: n.witness,
-    });
     Some(Settings {
         name: cluster.name.clone(),
         node: node.to_owned(),
-        nodes: nodes.collect(),
+        nodes: nodes(cluster),
         data_dir: cluster.data_dir.clone(),
         incarnation,
         tls: None,
         haproxys: cluster.peers.iter().filter_map(|p| Some((p.name.clone(), p.addr.clone()?))).collect(),
         join: cluster.join,
+        pretends: None,
         cluster_id: Arc::default(),
     })
+}
+
+/// The `node` lines of a `cluster` section.
+fn nodes(cluster: &phalanx_config::model::Cluster) -> Vec<phalanx_cluster::Node> {
+    let node = |n: &phalanx_config::model::ClusterNode| phalanx_cluster::Node {
+        name: n.name.clone(),
+        addr: n.addr.clone(),
+        witness: n.witness,
+    };
+    cluster.nodes.iter().map(node).collect()
 }

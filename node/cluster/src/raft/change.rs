@@ -186,6 +186,9 @@ impl Raft {
     /// Why it does not, or what it waits for after `patience`.
     pub(crate) async fn leave(&self, name: &str, patience: Duration) -> Result<String, String> {
         let began = Instant::now();
+        if self.registry().members().founded() && self.registry().members().get(name).is_none() {
+            return Err(self.registry().members().unknown(name));
+        }
         let leaves = self.registry().members().get(name).is_some_and(|m| m.stage == Stage::Leaving);
         if !leaves {
             self.may_leave(name, None)?;

@@ -168,7 +168,7 @@ impl Service {
 
     fn caller<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
         let caller = Caller::of(request)?;
-        self.shared.names().id(&caller.node).ok_or_else(|| Status::failed_precondition("unknown node"))
+        self.shared.names().id(&caller.node).ok_or_else(|| Status::unavailable("not a member, as far as this node knows"))
     }
 }
 

@@ -91,6 +91,7 @@ impl Nodes {
             tls: None,
             haproxys: Vec::new(),
             join: false,
+            pretends: None,
             cluster_id: Arc::default(),
         });
         Nodes { settings: settings.collect(), all: nodes, dirs, running: (0..count).map(|_| None).collect() }
@@ -98,6 +99,11 @@ impl Nodes {
 
     pub(crate) fn rename_cluster(&mut self, i: usize, name: &str) {
         self.settings[i].name = name.into();
+    }
+
+    /// Node `i` speaks these versions of the protocol from its next start on.
+    pub(crate) fn upgrade(&mut self, i: usize, oldest: u32, newest: u32) {
+        self.settings[i].pretends = Some((oldest, newest));
     }
 
     /// Node `i` founds nothing.

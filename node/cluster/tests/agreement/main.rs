@@ -11,7 +11,7 @@ use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use phalanx_cluster::{ProposeError, State};
+use phalanx_cluster::{PROTOCOL, ProposeError, State};
 use phalanx_engine::registry::{Change, Command, Reply};
 
 use self::harness::{Nodes, add, eventually, names};
@@ -175,6 +175,33 @@ fn nodes_join_leave_and_are_replaced_one_by_one() {
         eventually(SOON, "three voters", || nodes.voters(i) == 3);
         eventually(SOON, "everything", || nodes.servers(i).is_superset(&names(["a", "b"])));
     }
+}
+
+#[test]
+fn nodes_of_versions_that_overlap_work_together_while_they_are_upgraded() {
+    let mut nodes = Nodes::new(3);
+    nodes.start_all();
+    nodes.wait_for_leader(&[0, 1, 2]);
+    for i in 0..3 {
+        nodes.propose_until(i, &format!("before{i}"), SOON);
+        nodes.kill(i);
+        nodes.upgrade(i, PROTOCOL, PROTOCOL + 1);
+        nodes.start(i);
+        nodes.propose_until((i + 1) % 3, &format!("meanwhile{i}"), SOON);
+        nodes.propose_until(i, &format!("after{i}"), SOON);
+    }
+    for i in 0..3 {
+        eventually(SOON, "everything everywhere", || nodes.servers(i).len() == 9);
+    }
+    // One that has nothing in common with them is refused in words, and the others go on.
+    nodes.kill(2);
+    nodes.upgrade(2, PROTOCOL + 2, PROTOCOL + 3);
+    nodes.start(2);
+    eventually(SOON, "the misfit is reported", || {
+        let problem = nodes.status(0).nodes[2].problem.clone().unwrap_or_default();
+        problem.contains("speaks protocol versions") && problem.contains("upgrade the older one")
+    });
+    nodes.propose_until(1, "alone", SOON);
 }
 
 #[test]

@@ -272,7 +272,8 @@ impl Members {
         seat
     }
 
-    fn unknown(&self, name: &str) -> String {
+    /// What to say of a name that nobody has.
+    pub fn unknown(&self, name: &str) -> String {
         let known: Vec<&str> = self.nodes.keys().map(String::as_str).collect();
         format!("No node '{name}', there are: {}.", known.join(", "))
     }

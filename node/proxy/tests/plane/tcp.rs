@@ -253,6 +253,7 @@ fn a_gated_address_is_listened_on_only_while_the_gate_is_open() {
         name: "c".into(),
         nodes: vec![],
         peers: vec![],
+        join: false,
         data_dir: Default::default(),
         vips: vec![Vip {
             name: "v".into(),
