@@ -120,6 +120,7 @@ impl Handle {
         let inner = self.0.clone();
         tasks.spawn(self.0.peers.clone().each(move |peer| inner.clone().meet(peer)));
         let mut changed = self.0.peers.changed();
+        self.0.follow();
         let mut stop = self.0.stop.clone();
         let mut ticks = interval(SWEEP);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -147,7 +148,7 @@ impl Handle {
 
     /// A peer that was started has called: it is there to be dialled.
     pub(crate) fn knock(&self, node: &str) {
-        if let Some(link) = self.0.links.get(node) {
+        if let Some(link) = self.0.links.read().get(node) {
             link.knock.notify_one();
         }
     }

@@ -294,7 +294,7 @@ async fn check_all(call: &Call<'_>, cluster: &Cluster, text: &Text) -> Checked {
         let payload = text.text.as_ref().map(|t| t.to_string());
         Ask { words, payload, level: control::Level::Admin, from: String::new() }
     };
-    let peers: Vec<_> = cluster.peers().iter().cloned().collect();
+    let peers: Vec<_> = cluster.peers().iter().collect();
     let others = join_all(peers.iter().map(|peer| async {
         let asked = async {
             let mut reply = control::run(peer, ask()).await?;

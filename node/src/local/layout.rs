@@ -263,7 +263,8 @@ impl Layout {
         ];
         env.extend(
             // Those of nodes that have left stay in the configuration of the others.
-            (1..=9).map(|number| (format!("N{number}_ADDR"), self.base.addr(NODES_AT - 1 + number).to_string())),
+            (1..=9)
+                .map(|number| (format!("N{number}_ADDR"), self.base.addr(NODES_AT - 1 + number).to_string())),
         );
         env
     }
@@ -549,7 +550,9 @@ mod tests {
     #[test]
     fn witnesses_and_newcomers_get_their_lines() {
         let text = with_witnesses(TEXT, &names(&["n2"]));
-        assert!(text.contains("node n2 \"${N2_ADDR}:7100\" witness\n") && !text.contains("N1_ADDR}:7100\" w"));
+        assert!(
+            text.contains("node n2 \"${N2_ADDR}:7100\" witness\n") && !text.contains("N1_ADDR}:7100\" w")
+        );
         let text = with_newcomer(TEXT, "n6", "127.0.0.16", false).unwrap();
         assert!(text.contains("7100\"\n    node n6 \"127.0.0.16:7100\"\n    join\n    data-dir"), "{text}");
         let text = with_newcomer(TEXT, "n2", "127.0.0.12", true).unwrap();
@@ -559,7 +562,8 @@ mod tests {
     #[test]
     fn a_node_more_is_planned_and_forgotten() {
         let dir = tempfile::tempdir().unwrap();
-        let wanted = Wanted { nodes: Some(2), witness: 1, config: None, netns: false, base: None, keep: false };
+        let wanted =
+            Wanted { nodes: Some(2), witness: 1, config: None, netns: false, base: None, keep: false };
         let mut layout = Layout::plan(dir.path(), &wanted).unwrap();
         let roles: Vec<_> = layout.nodes.iter().map(|n| (n.witness, n.http.is_some())).collect();
         assert_eq!(roles, [(false, true), (false, true), (true, false)]);
@@ -584,7 +588,14 @@ mod tests {
     fn the_built_in_configuration_says_where_things_are() {
         let dir = tempfile::tempdir().unwrap();
         for nodes in [3, 5] {
-            let wanted = Wanted { nodes: Some(nodes), witness: 0, config: None, netns: false, base: None, keep: false };
+            let wanted = Wanted {
+                nodes: Some(nodes),
+                witness: 0,
+                config: None,
+                netns: false,
+                base: None,
+                keep: false,
+            };
             let layout = Layout::plan(dir.path(), &wanted).unwrap();
             assert_eq!(layout.nodes.len(), usize::from(nodes));
             let last = layout.nodes.last().unwrap();

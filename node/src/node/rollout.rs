@@ -118,7 +118,7 @@ impl Rollout {
     }
 
     fn peer(&self, name: &str) -> rollout::Peer {
-        let Some(peer) = self.cluster.peers().by_name(name).cloned() else {
+        let Some(peer) = self.cluster.peers().by_name(name) else {
             return rollout::Peer::default();
         };
         let peer: &Peer = &peer;

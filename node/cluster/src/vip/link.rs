@@ -168,7 +168,10 @@ impl Service {
 
     fn caller<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
         let caller = Caller::of(request)?;
-        self.shared.names().id(&caller.node).ok_or_else(|| Status::unavailable("not a member, as far as this node knows"))
+        self.shared
+            .names()
+            .id(&caller.node)
+            .ok_or_else(|| Status::unavailable("not a member, as far as this node knows"))
     }
 }
 
