@@ -10,6 +10,11 @@
 //! time, and only when the step before is [`settled`]; [`MemberCommand::Promote`] and
 //! [`MemberCommand::Remove`] name the configuration that was, and count for no other.
 
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
