@@ -7,18 +7,18 @@
 //! or reads a clock.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 pub use phalanx_config::model::{DataType, KeyType, ServerKey};
 
-pub use self::key::{Input, Key, Scratch};
+pub use self::key::{Input, Key, OwnKey, Scratch};
 pub use self::layout::{Column, Data, Kind, Layout, TYPES, Type, by_name};
 pub use self::lookup::Stuck;
 pub use self::origin::Origin;
 use self::origin::SELF;
-pub use self::runtime::{Cleared, Part, Row, SetError};
+pub use self::runtime::{Cleared, Part, PartKind, Row, SetError};
 use self::shard::Shard;
 use self::tables::Shared;
 pub use self::tables::{Spec, Tables};
@@ -92,6 +92,8 @@ pub struct Table {
     past: AtomicU64,
     /// How far the folding of those has come: shard and entry.
     folded: Mutex<Option<(usize, u32)>>,
+    /// What took its place at a reload that changed what it stores.
+    successor: OnceLock<Arc<Table>>,
     /// `write-to`: where registers that peers send go as well.
     write_to: Mutex<Weak<Table>>,
     /// The `peers` section that shares it; `None`: the cluster.
@@ -125,6 +127,7 @@ impl Table {
             born: now.mono,
             past: AtomicU64::new(0),
             folded: Mutex::new(None),
+            successor: OnceLock::new(),
             write_to: Mutex::default(),
             section: Mutex::new(spec.section.clone()),
             shared: shared.clone(),

@@ -4,14 +4,17 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use phalanx_config::{KeyType, Level};
-use phalanx_engine::stick::{self, Cleared, Data, Input, Key, Kind, Row, Scratch, SetError, Table};
+use phalanx_engine::stick::{
+    self, Cleared, Data, Input, Key, Kind, OwnKey, PartKind, Row, Scratch, SetError, Table,
+};
+use phalanx_engine::time::Now;
 
 use super::keyword::{Answer, Call, Keyword, Run};
 
 pub(super) const KEYWORDS: &[Keyword] = &[
     Keyword {
         words: &["show", "table"],
-        usage: "<table> [<filter>]*",
+        usage: "<table> [detail] [<filter>]*",
         text: "report table usage stats or dump this table's contents (filter: data/key)",
         level: Level::User,
         run: Run::Now(show),
@@ -51,15 +54,16 @@ fn show(call: &Call<'_>) -> Answer {
         Ok(table) => table,
         Err(answer) => return answer,
     };
+    let detail = call.arg(1) == "detail";
     let selection = match Selection::parse(
         &table,
-        &call.args[1..],
+        &call.args[if detail { 2 } else { 1 }..],
         "Optional argument only supports \"data.<store_data_type>\" <operator> <value> and key <key>",
     ) {
         Ok(selection) => selection,
         Err(answer) => return answer,
     };
-    if call.level < Level::Operator && !matches!(selection, Selection::All) {
+    if call.level < Level::Operator && (detail || !matches!(selection, Selection::All)) {
         return Answer::error("Permission denied");
     }
     match selection {
@@ -70,12 +74,17 @@ fn show(call: &Call<'_>) -> Answer {
             if table.show(&key, call.now, |row| entry(&table, &row, &mut lines)) {
                 header(&table, &mut out);
                 out.push_str(&lines);
+                if detail {
+                    parts(&table, &key, call.now, &mut out);
+                }
             }
         }
         Selection::All if call.level < Level::Operator => {
             header(&table, &mut out);
             out.push_str("# contents not dumped due to insufficient privileges\n");
         }
+        Selection::All if detail => dump_detail(&table, &[], call.now, &mut out),
+        Selection::Filters(filters) if detail => dump_detail(&table, &filters, call.now, &mut out),
         Selection::All => {
             header(&table, &mut out);
             table.dump(call.now, |row| entry(&table, &row, &mut out));
@@ -103,10 +112,47 @@ fn header(table: &Table, out: &mut String) {
     );
 }
 
+/// Every entry that fits with each node's part of it. The lines are made first: a part is looked up by
+/// key, which must not happen while the table is being walked.
+fn dump_detail(table: &Table, filters: &[Filter], now: Now, out: &mut String) {
+    header(table, out);
+    let mut entries: Vec<(String, OwnKey)> = Vec::new();
+    table.dump(now, |row| {
+        if filters.iter().all(|f| f.matches(&row)) {
+            let mut line = String::new();
+            entry(table, &row, &mut line);
+            entries.push((line, OwnKey::of(&row.key)));
+        }
+    });
+    for (line, key) in entries {
+        out.push_str(&line);
+        parts(table, &key.borrow(), now, out);
+    }
+}
+
+/// Each node's part of an entry, one a line.
+fn parts(table: &Table, key: &Key<'_>, now: Now, out: &mut String) {
+    for part in table.detail(key, now) {
+        let state = match part.kind {
+            PartKind::Live => "live",
+            PartKind::Dead => "dead",
+            PartKind::Set => "set",
+        };
+        let _ = write!(out, "  node={} run={} state={state}", part.node, part.incarnation);
+        values(table, &part.values, out);
+        out.push('\n');
+    }
+}
+
 fn entry(table: &Table, row: &Row<'_>, out: &mut String) {
     let exp = row.exp.map_or(0, |exp| exp.as_millis());
     let _ = write!(out, "{:#x}: key={} use={} exp={exp} shard=0", row.ptr, Shown(&row.key), row.uses);
-    for (column, value) in table.layout().columns().iter().zip(row.values) {
+    values(table, row.values, out);
+    out.push('\n');
+}
+
+fn values(table: &Table, values: &[u64], out: &mut String) {
+    for (column, value) in table.layout().columns().iter().zip(values) {
         if column.of.kind == Kind::Text {
             let text = table.text(*value);
             let _ = write!(out, " {column}={}", text.as_deref().unwrap_or("-"));
@@ -114,7 +160,6 @@ fn entry(table: &Table, row: &Row<'_>, out: &mut String) {
             let _ = write!(out, " {column}={value}");
         }
     }
-    out.push('\n');
 }
 
 /// A key that cannot break the line it stands in, whatever a client put into it.

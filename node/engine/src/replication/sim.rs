@@ -9,13 +9,14 @@ use phalanx_config::model::{DataType, KeyType};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 use super::*;
-use crate::stick::{Cleared, Key, Spec};
+use crate::stick::{Cleared, Data, Key, PartKind, Spec};
 
 struct Node {
     name: String,
     tables: Arc<Tables>,
     peers: Vec<Option<Peer>>,
-    held: Vec<crate::stick::Tracked>,
+    /// Connections that go on, by key.
+    held: Vec<(u32, crate::stick::Tracked)>,
     /// World time minus its monotonic time, and wall clock skew.
     start: u64,
     skew: i64,
@@ -40,12 +41,18 @@ struct World {
 }
 
 const KEYS: u32 = 24;
+/// Where `http_req_cnt` stands among the values.
+const COUNTS: usize = 2;
 
 impl World {
     fn new(seed: u64, expire: Option<Duration>) -> World {
         let mut rng = SmallRng::seed_from_u64(seed);
-        let store =
-            vec![DataType::HttpReqCnt, DataType::HttpReqRate(Duration::from_secs(2)), DataType::ServerId];
+        let store = vec![
+            DataType::HttpReqCnt,
+            DataType::HttpReqRate(Duration::from_secs(2)),
+            DataType::ServerId,
+            DataType::ConnCur,
+        ];
         let spec = Spec { expire, shared: true, ..Spec::new(KeyType::Integer, 1000, &store) };
         let count = rng.random_range(3..=4);
         let delay = *[0, 1, 5, 40].get(rng.random_range(0..4usize)).unwrap();
@@ -175,7 +182,8 @@ impl World {
             *self.truth.entry((node.name.clone(), node.tables.incarnation(), key)).or_default() += 1;
         }
         if self.rng.random_bool(0.1) {
-            self.nodes[i].held.push(tracked);
+            tracked.conn(now);
+            self.nodes[i].held.push((key, tracked));
         }
     }
 
@@ -257,6 +265,12 @@ impl World {
                 return;
             }
         }
+        let differ = self.differences();
+        panic!("seed {}: tables never converge: {differ}", self.seed);
+    }
+
+    /// The keys that nodes hold differently, with all their slots.
+    fn differences(&self) -> String {
         let mut differ = String::new();
         for key in 0..KEYS {
             let chains: Vec<_> =
@@ -265,7 +279,7 @@ impl World {
                 differ += &format!("key {key}: {chains:#?}\n");
             }
         }
-        panic!("seed {}: tables never converge: {differ}", self.seed);
+        differ
     }
 
     /// Counts by node and key, whatever its run.
@@ -280,8 +294,9 @@ impl World {
     fn parts(&self, i: usize) -> BTreeMap<(String, u64, u32), u64> {
         let mut all = BTreeMap::new();
         for key in 0..KEYS {
-            for part in self.table(i).detail(&Key::Int(key), self.nodes[i].at(self.now)) {
-                all.insert((part.node, part.incarnation, key), part.values[1]);
+            let parts = self.table(i).detail(&Key::Int(key), self.nodes[i].at(self.now));
+            for part in parts.into_iter().filter(|part| part.kind != PartKind::Set) {
+                all.insert((part.node, part.incarnation, key), part.values[COUNTS]);
             }
         }
         all
@@ -385,6 +400,95 @@ fn restarts_fold_what_earlier_runs_counted_exactly_once() {
     }
 }
 
+/// Whatever comes and goes: in the end `conn_cur` is what goes on at the nodes that live and are
+/// reached, on each of them. What a killed node had open is dropped, and no more than that.
+#[test]
+fn conn_cur_is_what_goes_on_at_the_nodes_that_live() {
+    for seed in seeds() {
+        let mut w = World::new(seed, None);
+        for _ in 0..60 {
+            w.trouble(1.0);
+            w.count();
+            let (ms, step) = (w.rng.random_range(1..60), w.rng.random_range(1..20));
+            w.run(ms, step);
+        }
+        w.cut.clear();
+        w.run(9_000, 50);
+        let killed = w.rng.random_range(0..=w.nodes.len());
+        for dead in [None, Some(killed).filter(|&k| k < w.nodes.len())] {
+            for j in (0..w.nodes.len()).filter(|&j| dead.is_some_and(|d| d != j)) {
+                let d = dead.unwrap_or_default();
+                w.cut.insert((d.min(j), d.max(j)));
+                w.drop_stream(d, j);
+            }
+            w.run(7_000, 50);
+            for i in (0..w.nodes.len()).filter(|&i| Some(i) != dead) {
+                for key in 0..KEYS {
+                    let living = w.nodes.iter().enumerate().filter(|(n, _)| Some(*n) != dead);
+                    let open = living.flat_map(|(_, n)| &n.held).filter(|(k, _)| *k == key).count();
+                    let read = w.table(i).value(&Key::Int(key), Data::CONN_CUR, w.nodes[i].at(w.now));
+                    assert_eq!(
+                        read.unwrap_or(0),
+                        open as u64,
+                        "seed {seed}: key {key} on n{i}, dead {dead:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Values that are set and cleared on any node at any time end up the same everywhere; and where all
+/// knew of each other, exactly what was set plus what was counted since.
+#[test]
+fn set_values_converge_and_counts_add_to_them() {
+    for seed in seeds() {
+        let mut w = World::new(seed, Some(Duration::from_secs(300)));
+        for _ in 0..80 {
+            w.trouble(1.0);
+            w.count();
+            if w.rng.random_bool(0.2) {
+                let i = w.rng.random_range(0..w.nodes.len());
+                let (key, n) = (Key::Int(w.rng.random_range(0..KEYS)), w.rng.random_range(0..50));
+                let (t, now) = (w.table(i), w.nodes[i].at(w.now));
+                match w.rng.random_range(0..4) {
+                    0 => _ = t.clear_key(&key, now),
+                    1 if w.rng.random_bool(0.2) => t.clear(now),
+                    _ => t.set(&key, &[(Data::HTTP_REQ_CNT, n)], now).unwrap(),
+                }
+            }
+            let (ms, step) = (w.rng.random_range(1..60), w.rng.random_range(1..20));
+            w.run(ms, step);
+        }
+        w.settle();
+        let read = |w: &World, i: usize, key: u32| {
+            let now = w.nodes[i].at(w.now);
+            w.table(i).value(&Key::Int(key), Data::HTTP_REQ_CNT, now).unwrap_or(0)
+        };
+        for key in 0..KEYS {
+            let seen: BTreeSet<_> = (0..w.nodes.len()).map(|i| read(&w, i, key)).collect();
+            assert_eq!(seen.len(), 1, "seed {seed}: key {key} reads {seen:?}");
+        }
+        for key in 0..KEYS {
+            let i = w.rng.random_range(0..w.nodes.len());
+            let now = w.nodes[i].at(w.now);
+            w.table(i).set(&Key::Int(key), &[(Data::HTTP_REQ_CNT, 1_000)], now).unwrap();
+        }
+        w.truth.clear();
+        for _ in 0..20 {
+            w.count();
+            w.run(20, 10);
+        }
+        w.settle();
+        for key in 0..KEYS {
+            let since: u64 = w.truth.iter().filter(|(at, _)| at.2 == key).map(|(_, n)| n).sum();
+            for i in 0..w.nodes.len() {
+                assert_eq!(read(&w, i, key), 1_000 + since, "seed {seed}: key {key} on n{i}");
+            }
+        }
+    }
+}
+
 /// Where nobody restarts and everybody is reachable in the end, cursors alone must do: no digest ever
 /// has to call for help.
 #[test]
@@ -412,7 +516,8 @@ fn cut_streams_resume_without_a_repair() {
         let now = w.now;
         let digests: BTreeSet<u64> =
             w.nodes.iter().map(|n| n.tables.get("t").unwrap().digest(n.at(now))).collect();
-        assert_eq!(digests.len(), 1, "seed {seed}: not the same a second after the last change");
+        let differ = w.differences();
+        assert_eq!(digests.len(), 1, "seed {seed}: not the same a second after the last change: {differ}");
         let repairs: u64 =
             w.nodes.iter().flat_map(|n| n.peers.iter().flatten()).map(|p| p.totals.repairs).sum();
         assert_eq!(repairs, 0, "seed {seed}");

@@ -12,10 +12,12 @@
 //! Bare numbers are LEB128. Columns come in the sender's order, which it declared with the table.
 //! Reading trusts nothing: a short, long or impossible entry ends the batch with an error.
 
+use std::sync::Arc;
+
 use phalanx_config::model::KeyType;
 use smallvec::SmallVec;
 
-use super::key::Key;
+use super::key::{Key, OwnKey};
 use super::layout::{Column, Data, Kind, Layout};
 use super::origin::{Hlc, SELF};
 use super::rate;
@@ -326,7 +328,7 @@ impl Table {
             let at = shard.find_or_bury(key, hash);
             self.merge_slots(shard, at, news);
             if shard.is_void(at, &self.shared.origins) {
-                shard.drop_slots(at, |slot| slot.role.is_data());
+                shard.drop_others(at);
             } else if self.make_room(shard, expire) {
                 shard.create(key, hash, expire);
             } else {
@@ -440,22 +442,35 @@ fn merge_column(kind: Kind, mine: &mut [u32], theirs: &[u32]) -> bool {
     newer
 }
 
-/// Copies what two tables have in common: a reload changed what the second one stores.
-pub(super) fn carry(old: &Table, new: &Table, now: Now) {
+/// Moves what two tables have in common: a reload changed what the second one stores. Sessions that
+/// track an entry of the first one go on in the second, from the moment on that its shard is moved.
+pub(super) fn carry(old: &Table, new: &Arc<Table>, now: Now) {
     let Some(reading) = Reading::new(old.kind, &columns(&old.layout), &new.layout) else { return };
     let source = Source { reading: &reading, origins: &|origin| Some(origin), late: 0 };
+    let _ = old.successor.set(new.clone());
     for index in 0..old.shards.len() {
-        let mut from = 0;
-        loop {
-            let mut bytes = Vec::new();
-            let cut = old.cut_teach(index, from, None, now, &mut bytes, |_| {});
-            let merged = new.merge(&bytes, &source, now);
-            debug_assert!(merged.is_ok(), "what we encode we can read");
-            if !cut.more {
-                break;
+        // Under one lock, so that no count is made between the copy and the move. Workers that need this
+        // shard wait for some milliseconds at most: 1/64 of a large table.
+        let mut shard = old.enter(index, now);
+        let (mut bytes, mut held) = (Vec::new(), Vec::new());
+        for at in (0..shard.entries.len() as u32).filter(|&at| shard.holds(at)) {
+            encode(&shard, at, |_| true, &old.shared.texts, &mut bytes, &mut |_| {});
+            let uses = shard.entries[at as usize].uses;
+            if uses > 0 {
+                held.push((OwnKey::of(&shard.keys.get(at)), uses));
             }
-            from = cut.reached;
         }
+        let merged = new.merge(&bytes, &source, now);
+        debug_assert!(merged.is_ok(), "what we encode we can read");
+        for (key, uses) in held {
+            // One that found no room, or that stores nothing here, begins anew.
+            if let Some((mut shard, index, at)) = new.obtain(&key.borrow(), now) {
+                (0..uses).for_each(|_| shard.hold(at));
+                new.leave(shard, index, 0);
+            }
+        }
+        shard.moved = true;
+        old.leave(shard, index, 0);
     }
 }
 

@@ -19,15 +19,11 @@ impl Table {
         let origins = self.shared.origins.list();
         let text = |s: u32| {
             let slot = shard.slots[s as usize];
-            let by = &origins[usize::from(slot.origin)];
-            format!(
-                "{:?} {}/{} @{} {:?}",
-                slot.role,
-                by.node,
-                by.incarnation,
-                slot.birth,
-                shard.slot_words(s)
-            )
+            let (by, words) = (&origins[usize::from(slot.origin)], shard.slot_words(s));
+            match slot.role {
+                Role::Cleared => format!("Cleared @{}", slot.birth),
+                role => format!("{role:?} {}/{} @{} {words:?}", by.node, by.incarnation, slot.birth),
+            }
         };
         let mut all: Vec<_> = shard.chain(at).map(text).collect();
         all.sort();

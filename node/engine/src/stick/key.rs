@@ -21,6 +21,35 @@ pub enum Key<'a> {
     Str(&'a [u8]),
 }
 
+/// A key that outlives where it was read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OwnKey {
+    /// One without bytes of its own.
+    Plain(Key<'static>),
+    /// `type string`, `type binary`.
+    Bytes(Box<[u8]>),
+}
+
+impl OwnKey {
+    /// A copy.
+    pub fn of(key: &Key<'_>) -> OwnKey {
+        match *key {
+            Key::V4(n) => OwnKey::Plain(Key::V4(n)),
+            Key::V6(n) => OwnKey::Plain(Key::V6(n)),
+            Key::Int(n) => OwnKey::Plain(Key::Int(n)),
+            Key::Str(bytes) => OwnKey::Bytes(bytes.into()),
+        }
+    }
+
+    /// The key.
+    pub fn borrow(&self) -> Key<'_> {
+        match self {
+            OwnKey::Plain(key) => *key,
+            OwnKey::Bytes(bytes) => Key::Str(bytes),
+        }
+    }
+}
+
 /// A sample value on its way to becoming a key.
 #[derive(Clone, Copy, Debug)]
 pub enum Input<'a> {

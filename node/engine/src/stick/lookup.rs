@@ -80,6 +80,10 @@ impl Table {
     /// table is full and does not purge, or everything in it is tracked.
     pub fn track(self: &Arc<Table>, key: &Key, now: Now) -> Option<Tracked> {
         let (mut shard, index, at) = self.obtain(key, now)?;
+        if shard.moved {
+            self.leave(shard, index, 0);
+            return self.successor.get()?.track(key, now);
+        }
         shard.refresh(at);
         shard.hold(at);
         let woken = if shard.stale(at) { shard.publish(at) } else { 0 };

@@ -86,6 +86,18 @@ impl Shard {
         u64::try_from(sum.max(0)).unwrap_or(u64::MAX)
     }
 
+    /// What one slot adds to an entry; of a register what it holds.
+    pub(crate) fn part(&self, at: u32, s: u32, column: Column, origins: &Origins) -> u64 {
+        let (slot, w) = (self.slots[s as usize], &self.slot_words(s)[column.range()]);
+        match column.of.kind {
+            Kind::Register | Kind::Text => u64::from(w[0]),
+            // A gauge that was set stays what it was set to, whoever lives.
+            Kind::Gauge if slot.role == Role::Set => u64::from(w[0]),
+            _ if slot.role == Role::Set => self.share(slot.origin, w, column, origins),
+            _ => u64::try_from(self.grown(at, s, column, origins).max(0)).unwrap_or(u64::MAX),
+        }
+    }
+
     /// What a slot grew since its base.
     fn grown(&self, at: u32, s: u32, column: Column, origins: &Origins) -> i128 {
         let slot = self.slots[s as usize];

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::layout::{Column, Data, Kind};
 use super::origin::SELF;
+use super::shard::Role;
 use super::{Key, Table, WALK, shard};
 use crate::time::Now;
 
@@ -23,14 +24,27 @@ pub struct Row<'a> {
     pub values: &'a [u64],
 }
 
-/// One node's part of an entry.
+/// What a part of an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PartKind {
+    /// What a run of a node that is heard of has counted.
+    Live,
+    /// What a run that is over, or that is not heard of, has counted: its gauges do not count.
+    Dead,
+    /// What `set` or `clear` left; what nodes had counted then is in no part any more.
+    Set,
+}
+
+/// One node's part of an entry. Parts add up to what the entry shows.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Part {
     /// Name of the node.
     pub node: String,
     /// Which run of it.
     pub incarnation: u64,
-    /// Its values, in the order of [`Table::layout`].
+    /// What it is.
+    pub kind: PartKind,
+    /// Its values, in the order of [`Table::layout`]; of registers what it wrote last.
     pub values: Vec<u64>,
 }
 
@@ -90,15 +104,15 @@ impl Table {
         for s in shard.chain(at) {
             let slot = shard.slots[s as usize];
             let Some(origin) = self.shared.origins.get(slot.origin) else { continue };
-            let words = shard.slot_words(s);
-            let clock = origin.clock(shard.now as u32);
-            let live = origin.lives(shard.now);
-            let read = |c: &Column| shard::value(&words[c.range()], *c, clock, live);
-            parts.push(Part {
-                node: origin.node.clone(),
-                incarnation: origin.incarnation,
-                values: self.layout.columns().iter().map(read).collect(),
-            });
+            let kind = match slot.role {
+                Role::Set => PartKind::Set,
+                role if !role.is_data() => continue,
+                _ if origin.lives(shard.now) => PartKind::Live,
+                _ => PartKind::Dead,
+            };
+            let read = |c: &Column| shard.part(at, s, *c, &self.shared.origins);
+            let values = self.layout.columns().iter().map(read).collect();
+            parts.push(Part { node: origin.node.clone(), incarnation: origin.incarnation, kind, values });
         }
         self.leave(shard, index, 0);
         parts.sort_by(|a, b| (&a.node, a.incarnation).cmp(&(&b.node, b.incarnation)));

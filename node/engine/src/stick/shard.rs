@@ -105,6 +105,8 @@ pub(crate) struct Shard {
     keep_at: u64,
     /// What earlier runs of this node counted goes into its own slots.
     pub(crate) folds: bool,
+    /// What is in it goes on in the table that took this one's place.
+    pub(crate) moved: bool,
     /// Content changes so far.
     pub(crate) changes: u64,
     pub(crate) digest: Option<Digest>,
@@ -147,6 +149,7 @@ impl Shard {
             marked: 0,
             keep_at: 0,
             folds: false,
+            moved: false,
             tombs: 0,
             changes: 0,
             digest: None,
@@ -466,12 +469,18 @@ impl Shard {
         if e.uses > 0 || e.list as usize == TOMBS {
             return;
         }
-        self.drop_slots(at, |slot| slot.role.is_data());
+        self.drop_others(at);
         self.unlink(at);
         self.entries[at as usize].expire = self.now + self.keep();
         self.link(at, TOMBS);
         self.live -= 1;
         self.tombs += 1;
+    }
+
+    /// Drops what others counted in an entry in which nothing counts. The own slot stays: peers may not
+    /// have heard of its last change yet, and it goes on from where it was.
+    pub(crate) fn drop_others(&mut self, at: u32) {
+        self.drop_slots(at, |slot| slot.role.is_data() && slot.origin != SELF);
     }
 
     /// How long a tombstone is kept.

@@ -183,13 +183,13 @@ impl Tables {
                     old.clone()
                 }
                 other => {
-                    let table = Table::new(name, spec, &self.shared, now);
+                    let table = Arc::new(Table::new(name, spec, &self.shared, now));
                     if let Some(old) = other
                         && old.kind == spec.key
                     {
                         codec::carry(old, &table, now);
                     }
-                    Arc::new(table)
+                    table
                 }
             };
             next.insert(name.clone(), table);

@@ -177,6 +177,39 @@ fn reload_keeps_changes_and_drops() {
 }
 
 #[test]
+fn sessions_go_on_in_the_table_that_takes_the_place_of_theirs() {
+    let store = [DataType::ConnCur, DataType::HttpReqCnt];
+    let spec = |store: &[DataType]| Spec { expire: Some(secs(9)), ..Spec::new(KeyType::Ip, 100, store) };
+    let (all, t) = tables(spec(&store));
+    let (a, b, gone) =
+        (t.track(&Key::V4(1), at(1)).unwrap(), t.track(&Key::V4(1), at(1)).unwrap(), Key::V4(2));
+    [&a, &b].into_iter().for_each(|tracked| tracked.conn(at(1)));
+    t.track(&gone, at(1)).unwrap().conn(at(1));
+    let apply = |store: &[DataType], ms| {
+        all.apply(&BTreeMap::from([("t".to_string(), spec(store))]), at(ms));
+        all.get("t").unwrap()
+    };
+    for (ms, more) in [(10, DataType::Gpc0), (20, DataType::ConnCnt)] {
+        let store = [&store[..], &[more]].concat();
+        let t = apply(&store, ms);
+        a.http_req(at(ms));
+        let key = Key::V4(1);
+        assert_eq!(t.value(&key, Data::CONN_CUR, at(ms)), Some(2), "neither lost nor doubled");
+        assert_eq!((t.value(&gone, Data::CONN_CUR, at(ms)), t.trackers(&key, at(ms))), (Some(0), Some(2)));
+        assert_eq!(t.value(&key, Data::HTTP_REQ_CNT, at(ms)), Some(ms / 10));
+        t.check_invariants();
+    }
+    let t = all.get("t").unwrap();
+    drop(a);
+    assert_eq!(t.value(&Key::V4(1), Data::CONN_CUR, at(30)), Some(1));
+    drop(b);
+    assert_eq!(t.trackers(&Key::V4(1), at(30)), Some(0));
+    t.sweep(at(20_000));
+    assert_eq!(t.used(), 0);
+    t.check_invariants();
+}
+
+#[test]
 fn table_agrees_with_a_plain_map_over_random_steps() {
     for seed in 0..40 {
         let mut rng = SmallRng::seed_from_u64(seed);

@@ -6,10 +6,15 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::layout::{Column, Data, Kind};
+use parking_lot::MutexGuard;
+
+use super::Table;
+use super::key::OwnKey;
+use super::layout::{Data, Kind};
 use super::lookup::add;
-use super::{Table, shard};
+use super::shard::{self, Shard};
 use crate::time::Now;
 
 /// An entry that a session tracks (`track-sc0`). While any is held the entry neither expires nor is
@@ -97,40 +102,38 @@ impl Tracked {
     /// Sets a general purpose counter to 0 on the whole cluster (`sc_clr_gpc0`); returns what it was.
     /// `None` when it is not stored.
     pub fn clear(&self, data: Data, now: Now) -> Option<u64> {
-        let column = self.table.layout.column(data)?;
-        let mut shard = self.table.enter(self.shard as usize, now);
-        let was = shard.read(self.entry, column, &self.table.shared.origins);
-        if was > 0 {
-            self.table.put(&mut shard, self.entry, &[(data, 0)], now);
-        }
-        shard.refresh(self.entry);
-        let woken = if was > 0 || shard.stale(self.entry) { shard.publish(self.entry) } else { 0 };
-        self.table.leave(shard, self.shard as usize, woken);
-        Some(was)
+        self.with(now, |table, shard, entry| {
+            let Some(column) = table.layout.column(data) else { return (None, false) };
+            let was = shard.read(entry, column, &table.shared.origins);
+            if was > 0 {
+                table.put(shard, entry, &[(data, 0)], now);
+            }
+            shard.refresh(entry);
+            (Some(was), was > 0 || shard.stale(entry))
+        })?
     }
 
     /// Sets a general purpose tag. `false` when the table does not store it.
     pub fn set_gpt(&self, data: Data, value: u32, now: Now) -> bool {
-        let Some(column) = self.table.layout.column(data).filter(|c| c.of.kind == Kind::Register) else {
-            return false;
-        };
-        let mut shard = self.table.enter(self.shard as usize, now);
-        let hlc = self.table.shared.hlc.tick(now);
-        let slot = shard.own(self.entry, &self.table.shared.origins, || hlc);
-        shard.slot_words_mut(slot)[column.range()].copy_from_slice(&shard::register(value, hlc));
-        shard.refresh(self.entry);
-        let woken = shard.publish(self.entry);
-        self.table.leave(shard, self.shard as usize, woken);
-        true
+        let done = self.with(now, |table, shard, entry| {
+            let column = table.layout.column(data).filter(|c| c.of.kind == Kind::Register);
+            let Some(column) = column else { return (false, false) };
+            let hlc = table.shared.hlc.tick(now);
+            let slot = shard.own(entry, &table.shared.origins, || hlc);
+            shard.slot_words_mut(slot)[column.range()].copy_from_slice(&shard::register(value, hlc));
+            shard.refresh(entry);
+            (true, true)
+        });
+        done.unwrap_or(false)
     }
 
     /// A value, summed over the nodes; `None` when the table does not store it.
     pub fn value(&self, data: impl Into<Data>, now: Now) -> Option<u64> {
-        let column = self.table.layout.column(data)?;
-        let shard = self.table.enter(self.shard as usize, now);
-        let value = shard.read(self.entry, column, &self.table.shared.origins);
-        self.table.leave(shard, self.shard as usize, 0);
-        Some(value)
+        let data = data.into();
+        self.with(now, |table, shard, entry| {
+            let read = |column| shard.read(entry, column, &table.shared.origins);
+            (table.layout.column(data).map(read), false)
+        })?
     }
 
     /// Sessions of this node that track the entry (`sc_trackers`).
@@ -150,40 +153,75 @@ impl Tracked {
         self.count(&[(count, n), (rate, all / factor)], now);
     }
 
+    /// Calls `f` with the entry where it is now; what `f` returns beside its answer tells whether the
+    /// peers have to hear of it.
+    fn with<T>(&self, now: Now, f: impl FnOnce(&Table, &mut Shard, u32) -> (T, bool)) -> Option<T> {
+        let shard = self.table.enter(self.shard as usize, now);
+        if !shard.moved {
+            return Some(act(&self.table, shard, self.shard as usize, self.entry, f));
+        }
+        let key = OwnKey::of(&shard.keys.get(self.entry));
+        self.table.leave(shard, self.shard as usize, 0);
+        let mut table = self.table.successor.get()?;
+        loop {
+            let (shard, index, at) = table.obtain(&key.borrow(), now)?;
+            if !shard.moved {
+                return Some(act(table, shard, index, at, f));
+            }
+            table.leave(shard, index, 0);
+            table = table.successor.get()?;
+        }
+    }
+
     /// Adds to what the table stores of `events`.
     fn count(&self, events: &[(Data, u64)], now: Now) {
-        let (layout, shared) = (&self.table.layout, &self.table.shared);
-        let wanted = |&(data, n): &(Data, u64)| -> Option<(Column, u64)> {
-            Some((layout.column(data)?, n)).filter(|_| n > 0)
-        };
-        let mut shard = self.table.enter(self.shard as usize, now);
-        shard.refresh(self.entry);
-        let mut news = shard.stale(self.entry);
-        for (column, n) in events.iter().filter_map(wanted) {
-            let slot = shard.own(self.entry, &shared.origins, || shared.hlc.tick(now));
-            let tick = shard.now as u32;
-            add(shard.slot_words_mut(slot), column, n, tick);
-            news = true;
-        }
-        let woken = if news { shard.publish(self.entry) } else { 0 };
-        self.table.leave(shard, self.shard as usize, woken);
+        self.with(now, |table, shard, entry| {
+            shard.refresh(entry);
+            let mut news = shard.stale(entry);
+            for &(data, n) in events.iter().filter(|(_, n)| *n > 0) {
+                let Some(column) = table.layout.column(data) else { continue };
+                let slot = shard.own(entry, &table.shared.origins, || table.shared.hlc.tick(now));
+                let tick = shard.now as u32;
+                add(shard.slot_words_mut(slot), column, n, tick);
+                news = true;
+            }
+            ((), news)
+        });
     }
+}
+
+/// Calls `f` on an entry, settles and unlocks.
+fn act<T>(
+    table: &Table,
+    mut shard: MutexGuard<'_, Shard>,
+    index: usize,
+    entry: u32,
+    f: impl FnOnce(&Table, &mut Shard, u32) -> (T, bool),
+) -> T {
+    let (answer, news) = f(table, &mut shard, entry);
+    let woken = if news { shard.publish(entry) } else { 0 };
+    table.leave(shard, index, woken);
+    answer
 }
 
 impl Drop for Tracked {
     fn drop(&mut self) {
-        let mut shard = self.table.shards[self.shard as usize].lock();
-        let gauge = self.table.layout.column(Data::CONN_CUR).filter(|_| self.current.get());
-        if let Some(c) = gauge
-            && let Some(slot) = shard.slot_of(self.entry, super::SELF)
-        {
-            let w = &mut shard.slot_words_mut(slot)[c.range()];
-            (w[0], w[1]) = (w[0].saturating_sub(1), w[1].wrapping_add(1));
-        }
-        shard.release(self.entry);
-        let news = gauge.is_some() || shard.stale(self.entry);
-        let woken = if news { shard.publish(self.entry) } else { 0 };
-        self.table.leave(shard, self.shard as usize, woken);
+        // The shard's own time will do: dropping needs no clock.
+        let now = Now { mono: Duration::ZERO, unix_us: 0 };
+        self.with(now, |table, shard, entry| {
+            let gauge = table.layout.column(Data::CONN_CUR).filter(|_| self.current.get());
+            if let Some(c) = gauge
+                && let Some(slot) = shard.slot_of(entry, super::SELF)
+            {
+                let w = &mut shard.slot_words_mut(slot)[c.range()];
+                (w[0], w[1]) = (w[0].saturating_sub(1), w[1].wrapping_add(1));
+            }
+            // In a table that has taken another's place the entry may have found no room.
+            if shard.entries[entry as usize].uses > 0 {
+                shard.release(entry);
+            }
+            ((), gauge.is_some() || shard.stale(entry))
+        });
     }
 }
 
