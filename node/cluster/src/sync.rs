@@ -136,14 +136,26 @@ impl Handle {
 
     /// Where replication with each peer stands (`show peers`).
     pub fn status(&self) -> Vec<PeerStatus> {
-        let now = self.0.now();
-        let status = |link: &Arc<Link>| PeerStatus {
-            sync: link.peer.lock().status(now),
-            bytes_in: link.bytes_in.load(Relaxed),
-            bytes_out: link.bytes_out.load(Relaxed),
-            problem: link.problem.lock().clone(),
+        let status = |link: &Arc<Link>| {
+            let now = self.0.now();
+            let mut sync = link.peer.lock().status(now);
+            // Without the peer's lock: it would hold up the stream for as long as that takes.
+            sync.add_digests(&self.0.tables, now);
+            PeerStatus {
+                sync,
+                bytes_in: link.bytes_in.load(Relaxed),
+                bytes_out: link.bytes_out.load(Relaxed),
+                problem: link.problem.lock().clone(),
+            }
         };
         self.0.links.read().values().map(status).collect()
+    }
+
+    /// How many peers there are, and how many of them have a stream.
+    pub fn peer_counts(&self) -> (u32, u32) {
+        let links = self.0.links.read();
+        let connected = links.values().filter(|link| link.peer.lock().is_connected()).count();
+        (links.len() as u32, connected as u32)
     }
 
     /// A peer that was started has called: it is there to be dialled.

@@ -73,9 +73,7 @@ const NO_CLUSTER: &str = "The configuration has no 'cluster' section.";
 /// Peers that stick tables are replicated with, and how many of them are connected.
 pub(super) fn peer_counts(ctx: &Context) -> (u32, u32) {
     let Some(cluster) = ctx.authority.cluster() else { return (0, 0) };
-    let peers = cluster.sync().status();
-    let connected = peers.iter().filter(|p| p.sync.state != "down").count();
-    (peers.len() as u32, connected as u32)
+    cluster.sync().peer_counts()
 }
 
 fn show_cluster(call: &Call<'_>) -> Answer {

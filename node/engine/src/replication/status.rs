@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Peer, Totals};
+use crate::stick::Tables;
 use crate::time::Now;
 
 /// Where replication with one peer stands (`show peers`).
@@ -43,8 +44,23 @@ pub struct TableStatus {
     pub matched: bool,
 }
 
+impl Status {
+    /// Puts in the digests of the tables as they are now.
+    pub fn add_digests(&mut self, tables: &Tables, now: Now) {
+        for status in &mut self.tables {
+            status.digest = tables.get(&status.name).map_or(0, |table| table.digest(now));
+        }
+    }
+}
+
 impl Peer {
-    /// A snapshot for people. `digests` costs a walk over changed parts of the tables.
+    /// Whether there is a stream to the peer.
+    pub fn is_connected(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// A snapshot for people, but for the digests, which cost a walk over what has changed in the tables:
+    /// see [`Status::add_digests`].
     pub fn status(&self, now: Now) -> Status {
         let mut status = Status {
             name: self.name.clone(),
@@ -63,7 +79,7 @@ impl Peer {
             status.tables.push(TableStatus {
                 name: table.name().to_string(),
                 lag_updates: lag,
-                digest: table.digest(now),
+                digest: 0,
                 remote_digest: theirs.and_then(|t| t.digest),
                 learned: table.is_learned(),
                 matched: theirs.is_some_and(|t| t.into.is_some()),
