@@ -72,6 +72,8 @@ defaults
 frontend fe
     bind 127.0.0.1:20000
     maxconn 100
+    acl mapped path,map_beg(DIR/m.map) -m found
+    acl net src -f DIR/l.acl
     default_backend be
 backend be
     balance roundrobin
@@ -122,6 +124,48 @@ const CALLS: &[Call] = &[
     call("get weight be/s1\n"),
     call("get weight be/s2\n"),
     call("get weight be/s3\n"),
+    // Maps and ACLs.
+    call("show map\n"),
+    call("show map DIR/m.map\n"),
+    call("show acl DIR/l.acl\n"),
+    call("show map nope\n"),
+    call("get map DIR/m.map /abcd\n"),
+    call("get map DIR/m.map x\n"),
+    call("get acl DIR/l.acl 10.1.2.3\n"),
+    call("get map\n"),
+    call("add map DIR/m.map\n"),
+    call("add map DIR/m.map k\n"),
+    call("add map DIR/m.map knew v new words\n"),
+    call("add map nope a b\n"),
+    call("add map DIR/m.map knew second\n"),
+    call("set map DIR/m.map knew xx\n"),
+    call("set map DIR/m.map nokey v\n"),
+    call("set map DIR/m.map knew\n"),
+    call("set map DIR/m.map #0x1 v\n"),
+    call("show map DIR/m.map\n"),
+    call("del map DIR/m.map knew\n"),
+    call("del map DIR/m.map knew\n"),
+    call("del map DIR/m.map\n"),
+    call("add acl DIR/l.acl foo\n"),
+    call("add acl DIR/l.acl 9.9.9.9\n"),
+    call("add acl DIR/l.acl\n"),
+    call("add acl DIR/m.map x\n"),
+    call("add map DIR/m.map <<\n/p1 pay load\n/p2 q\n\n"),
+    call("add map DIR/m.map <<\n/p3\n\n"),
+    call("prepare map DIR/m.map\n"),
+    call("prepare map nope\n"),
+    call("add map @1 DIR/m.map /n new\n"),
+    call("show map @1 DIR/m.map\n"),
+    call("show map @7 DIR/m.map\n"),
+    call("commit map DIR/m.map\n"),
+    call("commit map @9 DIR/m.map\n"),
+    call("show map DIR/m.map\n"),
+    call("commit map @1 DIR/m.map\n"),
+    call("show map\n"),
+    call("show map DIR/m.map\n"),
+    call("clear map\n"),
+    call("clear acl DIR/l.acl\n"),
+    call("show acl DIR/l.acl\n"),
     // Weights.
     call("set weight be/s1\n"),
     call("set weight be/s1 x\n"),
@@ -335,6 +379,8 @@ fn runtime_api_answers_as_haproxy_does() {
     }
     let sides = BOTH.map(|kind| {
         let mut side = Side::new(kind);
+        side.file("m.map", "key1 value one\nkey2 v2\nkey1 again\nkey3\n/a v1\n/abc v2\n");
+        side.file("l.acl", "10.1.0.0/16\n# none\n192.0.2.1\n");
         let checked = TcpListener::bind(side.at(30_004)).expect("an address of its own");
         side.run(CONFIG);
         (side, checked)

@@ -74,6 +74,11 @@ impl Side {
         self.dir.path().join("sock").display().to_string()
     }
 
+    /// Puts a file into its directory.
+    pub(crate) fn file(&self, name: &str, text: &str) {
+        std::fs::write(self.dir.path().join(name), text).expect("a file of its own");
+    }
+
     /// Starts the program on a configuration that has `stats socket DIR/sock`.
     pub(crate) fn run(&mut self, config: &str) {
         self.run_as("", config);
