@@ -24,6 +24,7 @@ pub mod pattern;
 pub mod peers;
 pub mod permits;
 pub mod plan;
+mod planted;
 pub mod queue;
 pub mod registry;
 pub mod replication;

@@ -17,6 +17,7 @@ use std::time::Duration;
 pub use self::message::{Batch, Define, Had, Hello, Message, VERSION};
 use self::session::{Lesson, Mine, Session, Theirs};
 pub use self::status::{Status, TableStatus};
+use crate::planted::{self, Fault};
 use crate::stick::codec::{self, Reading, Source};
 use crate::stick::origin::{Hlc, SELF};
 use crate::stick::{Table, Tables};
@@ -375,7 +376,7 @@ impl Peer {
         if session.origins.len() <= id {
             session.origins.resize(id + 1, None);
         }
-        session.origins[id] = origin;
+        session.origins[id] = if planted::is(Fault::RelayAsOwn) { session.origins[0] } else { origin };
         Ok(())
     }
 
@@ -386,7 +387,8 @@ impl Peer {
         if let Some((table, reading)) = &theirs.into {
             let origins = |id: u16| session.origins.get(usize::from(id)).copied().flatten();
             let source = Source { reading, origins: &origins, late };
-            let merged = table.merge(&batch.entries, &source, now);
+            let lost = planted::is(Fault::AckBeforeMerge) && batch.number % 5 == 4;
+            let merged = if lost { Ok(0) } else { table.merge(&batch.entries, &source, now) };
             let merged = merged.map_err(|_| Error::Protocol("a batch that does not read"))?;
             self.totals.entries_in += merged as u64;
             if let Some(received) = self.received.get_mut(&theirs.name)
@@ -417,6 +419,11 @@ impl Peer {
         if let (true, false, Some(table)) = (scratch, past, &mine.table) {
             mine.acked = table.positions();
             table.attach(self.index, &[], true);
+        }
+        if planted::is(Fault::TeachNothing) {
+            let table = name.to_string();
+            session.queue.push_back(Message::Taught { table, complete: true, past });
+            return Ok(());
         }
         session.teach.push_back(Lesson { table: id as u32, shard: 0, from: 0, runs });
         Ok(())
@@ -541,7 +548,10 @@ impl Peer {
             let shards = table.shard_count();
             let had = session.had.iter().find(|h| h.table == table.name() && h.epoch == table.epoch());
             let acked = had.filter(|h| h.shards.len() == shards).map(|h| h.shards.clone());
-            let acked = acked.unwrap_or_else(|| vec![0; shards]);
+            let mut acked = acked.unwrap_or_else(|| vec![0; shards]);
+            if planted::is(Fault::ResumeTooFar) {
+                acked.iter_mut().for_each(|at| *at += 3);
+            }
             let floor = table.floor();
             let (key, key_len) = message::key_code(table.key_type());
             table.attach(self.index, &acked, false);

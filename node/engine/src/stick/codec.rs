@@ -24,6 +24,7 @@ use super::rate;
 use super::shard::{NIL, Role, Shard, Slot, get64, hlc, put64};
 use super::texts::{self, Texts};
 use super::{Table, WALK};
+use crate::planted::{self, Fault};
 use crate::time::Now;
 
 /// The peer's bytes are not entries of this table.
@@ -296,6 +297,7 @@ impl Table {
         let expire = match (shard.shape.ttl, entry.life) {
             (None, _) => u64::MAX,
             (Some(_), None) => shard.horizon(),
+            (Some(_), Some(_)) if planted::is(Fault::LifeAnew) => shard.horizon(),
             (Some(ttl), Some(left)) => shard.now + left.min(ttl),
         };
         if news.slots.is_empty() || expire <= shard.now {
@@ -362,6 +364,7 @@ impl Table {
         let mut voids = false;
         for slot in entry.slots {
             match slot.role {
+                Role::Cleared if planted::is(Fault::ForgetCleared) => {}
                 Role::Cleared => changed |= shard.raise_cleared(at, slot.birth),
                 Role::Base | Role::Set => voids = true,
                 _ if shard.is_voided(at, slot.origin, origins) => {}
@@ -429,7 +432,12 @@ impl Table {
 
 /// Takes `theirs` if it is a later state of what one origin writes. Returns whether anything changed.
 fn merge_column(kind: Kind, mine: &mut [u32], theirs: &[u32]) -> bool {
+    if planted::is(Fault::AddInPlaceOfMax) && kind == Kind::Counter {
+        mine[0] += theirs[0];
+        return theirs[0] > 0;
+    }
     let newer = match kind {
+        _ if planted::is(Fault::TakeOlderStates) && kind == Kind::Counter => true,
         Kind::Counter => theirs[0] > mine[0],
         Kind::Counter64 => get64(theirs) > get64(mine),
         Kind::Gauge => theirs[1].wrapping_sub(mine[1]) as i32 > 0,

@@ -17,6 +17,7 @@ use super::origin::{Origins, SELF};
 use super::rate;
 pub(crate) use super::reset::Role;
 use super::rows::{Rows, Words};
+use crate::planted::{self, Fault};
 
 pub(crate) const NIL: u32 = u32::MAX;
 const WHEEL: usize = 64;
@@ -560,6 +561,10 @@ impl Shard {
         let slot = self.add_slot(at, SELF, role, birth());
         if self.folds {
             self.absorb(at, slot, origins);
+            if planted::is(Fault::FoldTwice) {
+                let twice: Vec<u32> = self.slot_words(slot).iter().map(|w| w * 2).collect();
+                self.slot_words_mut(slot)[..1].copy_from_slice(&twice[..1]);
+            }
         }
         slot
     }
@@ -609,6 +614,7 @@ impl Shard {
             }
             let hlc = hlc(&self.slot_words(s)[column.range()]);
             let later = latest.is_none_or(|(last, by)| {
+                let hlc = if planted::is(Fault::RegisterByPlace) { 0 } else { hlc };
                 hlc > last || hlc == last && beats(origins, slot.origin, self.slots[by as usize].origin)
             });
             if hlc != 0 && later {
@@ -624,7 +630,8 @@ impl Shard {
     /// that were caught up until now.
     pub(crate) fn publish(&mut self, at: u32) -> u32 {
         self.changes += 1;
-        if !self.shape.shared {
+        let logged = self.entries[at as usize].seq != 0;
+        if !self.shape.shared || logged && planted::is(Fault::PublishOnce) {
             return 0;
         }
         if self.updates.tail != at || self.entries[at as usize].seq == 0 {
@@ -798,7 +805,8 @@ pub(crate) fn register(value: u32, hlc: u64) -> [u32; 3] {
 }
 
 fn lives(origins: &Origins, origin: u16, now: u64) -> bool {
-    origins.list().get(usize::from(origin)).is_some_and(|o| o.lives(now))
+    let list = origins.list();
+    list.get(usize::from(origin)).is_some_and(|o| o.lives(now) || planted::is(Fault::GaugeOfTheDead))
 }
 
 pub(crate) fn clock(origins: &Origins, origin: u16, now: u32) -> u32 {
