@@ -171,7 +171,7 @@ fn another_version_of_the_protocol() {
     }
     stream.write_all(&frame(1, 0x5, 1, &block)).unwrap();
     until("it is reported", SOON, || {
-        !lines(&n1, &["WARN", "'n2'", "protocol version 99 is not "]).is_empty()
+        !lines(&n1, &["WARN", "node 'n2' speaks protocol version 99, node 'n1' "]).is_empty()
     });
     place.forwards(1);
 }

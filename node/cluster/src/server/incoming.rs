@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt, stream};
@@ -47,6 +47,9 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Addresses whose problems are remembered, and problems of one address: each is told once.
 const STRANGERS: usize = 64;
 const REPORTED: usize = 8;
+
+/// What was told of an address is told again if it comes after so long, and good connections before.
+const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// First byte of a TLS record with a handshake; HTTP/2 begins with `P`.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -89,8 +92,8 @@ struct Door {
     tls: Option<Tls>,
     haproxys: Option<haproxy::Handle>,
     greeted: FuturesUnordered<Greeting>,
-    /// What was told of each address since it last did well.
-    told: BTreeMap<IpAddr, Vec<String>>,
+    /// What was told of each address since it last did well, and when the last of it.
+    told: BTreeMap<IpAddr, (Instant, Vec<String>)>,
 }
 
 /// Why a connection is not let in.
@@ -138,7 +141,10 @@ impl Door {
     }
 
     fn did_well(&mut self, from: IpAddr, connection: &Connection) {
-        if connection.line.fits && self.told.remove(&from).is_some() {
+        // Not at once: whoever sends now this and now that would be told of each time.
+        let is_old = |(at, _): &(Instant, Vec<String>)| at.elapsed() > REMEMBERED;
+        if connection.line.fits && self.told.get(&from).is_some_and(is_old) {
+            self.told.remove(&from);
             info!("cluster {}: connections from {from} are accepted again", self.cluster);
         }
     }
@@ -147,7 +153,8 @@ impl Door {
         if self.told.len() >= STRANGERS && !self.told.contains_key(&from) {
             self.told.pop_first();
         }
-        let told = self.told.entry(from).or_default();
+        let (at, told) = self.told.entry(from).or_insert_with(|| (Instant::now(), Vec::new()));
+        *at = Instant::now();
         if told.len() < REPORTED && !told.contains(&why) {
             warn!("cluster {}: connection from {from} refused: {why}", self.cluster);
             told.push(why);

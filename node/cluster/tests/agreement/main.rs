@@ -137,6 +137,7 @@ fn nodes_join_leave_and_are_replaced_one_by_one() {
     nodes.wait_for_leader(&[0, 1, 2]);
     nodes.propose(0, add("a")).unwrap();
 
+    eventually(SOON, "the cluster is founded", || (0..3).all(|i| nodes.status(i).cluster_id != 0));
     // A new node names a member or two, and founds nothing by itself.
     nodes.start(3);
     let text = nodes.join(1, 3, false, None).unwrap();

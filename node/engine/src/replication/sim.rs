@@ -346,7 +346,7 @@ fn seeds() -> std::ops::Range<u64> {
     let parsed = asked.as_deref().and_then(|s| s.split_once("..")).map(|(a, b)| (a.parse(), b.parse()));
     match parsed {
         Some((Ok(a), Ok(b))) => a..b,
-        _ => 0..50,
+        _ => 0..1000,
     }
 }
 
@@ -394,6 +394,9 @@ fn restarts_fold_what_earlier_runs_counted_exactly_once_of(seed: u64) {
             w.run(ms, step);
         }
     }
+    w.settle();
+    // Every peer must have been asked before the last run folds.
+    w.run(20_000, 50);
     w.settle();
     w.check_conserved();
     for i in 0..w.nodes.len() {

@@ -4,6 +4,7 @@ use phalanx_config::model::{Balance, Proxy, ServerOptions};
 
 use crate::backend::{Ask, Choice, Slot};
 use crate::counters::Worker;
+use crate::registry::frontends::{Accepts, FrontendBase, FrontendChange, FrontendCommand};
 use crate::registry::{Admin, Base, Change, Command, Origin, Reply, Target, Weight};
 use crate::server::{self, Server};
 use crate::testing::{at, config, section, server as line, servers};
@@ -246,14 +247,23 @@ fn sessions_are_listed_and_told_to_end() {
 }
 
 #[test]
-fn a_frontend_that_was_shut_down_comes_back_with_a_reload_and_a_disabled_one_does_not() {
+fn a_reload_leaves_frontends_as_commands_made_them() {
     let mut front = section(Balance::RoundRobin, servers(&[ServerOptions::default()]));
     front.kind = phalanx_config::ProxyKind::Listen;
     let state = state(front.clone());
-    for (before, after) in [(Status::Stopped, Status::Open), (Status::Paused, Status::Paused)] {
+    let mut registry = Registry::new();
+    let both = [
+        (Accepts::Paused, Status::Paused),
+        (Accepts::Stopped, Status::Stopped),
+        (Accepts::Open, Status::Open),
+    ];
+    for (accepts, after) in both {
         let frontend = state.plan().frontend("b").unwrap().clone();
-        frontend.set_status(before);
-        let _ = state.load(config(front.clone()), at(1));
+        let (name, base) = ("b".to_string(), FrontendBase::of(&front));
+        let change = FrontendChange::Accepts(accepts);
+        let _ = registry.apply(&Command::Frontend(FrontendCommand { name, base, change }));
+        let _ = state.reconcile(&registry, at(1));
+        let _ = state.load(config(front.clone()), at(2));
         assert!(Arc::ptr_eq(&frontend, state.plan().frontend("b").unwrap()));
         assert_eq!(frontend.status(), after);
     }
