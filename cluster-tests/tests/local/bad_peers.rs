@@ -100,6 +100,7 @@ fn junk_in_the_place_of_a_peer_and_junk_that_comes_in() {
         }
     });
     let mut n1 = place.n1(&place.grpc(2));
+    until("it listens to its peers", SOON, || !lines(&n1, &["listening on", &place.grpc(1)]).is_empty());
     let junk: [&[u8]; 5] = [
         b"GET / HTTP/1.1\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
@@ -152,6 +153,7 @@ fn another_version_of_the_protocol() {
     });
     let mut n1 = place.n1(&place.grpc(2));
     warned_once(&place, &mut n1, 1, &["WARN", "refuses us: protocol version 7 is not 99"]);
+    until("it listens to its peers", SOON, || !lines(&n1, &["listening on", &place.grpc(1)]).is_empty());
     // And the other way round.
     let mut stream = TcpStream::connect(place.grpc(1)).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
