@@ -18,6 +18,7 @@ fn kill_of_each_node_in_turn_under_load_moves_the_address() {
     let load = Load::start(&vip, "/", 4, Duration::from_secs(2));
     let mut killed = Vec::new();
     for node in cluster.names() {
+        cluster.wait_for_holder(Duration::from_secs(10));
         let before = cluster.status();
         let held = before.holder() == Some(&node);
         let epoch = before.vips[0].epoch;

@@ -220,6 +220,16 @@ impl Raft {
         }
     }
 
+    /// Whether those who vote in raft are those who are agreed on: until then, what the change took away
+    /// still counts in majorities. A node that has no vote itself may never hear of it.
+    fn votes_follow(&self) -> bool {
+        let registry = self.registry();
+        let agreed: BTreeSet<u64> = registry.members().voters().map(|(name, _)| node_id(name)).collect();
+        let metrics = self.metrics();
+        let configs = metrics.membership_config.membership().get_joint_config();
+        !agreed.contains(&self.0.id) || matches!(&configs[..], [only] if *only == agreed)
+    }
+
     async fn wait_for(
         &self,
         what: &str,
@@ -227,7 +237,7 @@ impl Raft {
         patience: Duration,
         done: impl Fn(&Members) -> bool,
     ) -> Result<(), String> {
-        while !done(self.registry().members()) {
+        while !done(self.registry().members()) || !self.votes_follow() {
             if began.elapsed() >= patience {
                 let waits = self.status().change.unwrap_or_else(|| "the leader is at it".to_owned());
                 return Err(format!(
