@@ -128,6 +128,10 @@ fn a_dead_node_is_replaced_and_a_wiped_one_comes_back() {
     sum += count(&cluster, &three, "bob", 3);
     all_count(&cluster, &three, "bob", sum);
 
+    until("nothing is under way", SOON, || {
+        let all: Vec<_> = three.iter().map(|n| agreed(&cluster, n)).collect();
+        all.iter().all(|json| json["change"].is_null() && json["applied"] == all[0]["last_log"])
+    });
     // The disk of a member is lost.
     cluster.must(&["kill", "n2"]);
     std::fs::remove_dir_all(cluster.dir().join("data/n2")).unwrap();
