@@ -5,7 +5,7 @@
 //! where a session is recognised by its first byte. Both sides dial, and of two sessions of a pair the
 //! later one stays, as the protocol has it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -33,8 +33,6 @@ const WITHIN: Duration = Duration::from_secs(5);
 const PAUSE: std::ops::Range<u64> = 50..2050;
 /// Changes are gathered for so long before they are sent.
 const GATHER: Duration = Duration::from_millis(1);
-/// Received and not yet handled: beyond it no more is read.
-const HELD: usize = 1 << 20;
 /// Sessions of strangers that may be in their handshake at once.
 const GREETING: usize = 64;
 
@@ -49,7 +47,7 @@ pub struct Settings {
     pub bind: Option<String>,
     /// The others: name and `host:port`.
     pub peers: Vec<(String, String)>,
-    /// What comes is handled so much later: the other nodes of a cluster must have told their part of
+    /// What comes is learned so much later: the other nodes of a cluster must have told their part of
     /// it before, or it would count as the HAProxy's own.
     pub delay: Duration,
 }
@@ -115,7 +113,8 @@ impl Handle {
         let mut links = BTreeMap::new();
         let learned = Arc::new(Learned::default());
         for (name, addr) in &settings.peers {
-            match Peer::new(tables.clone(), learned.clone(), settings.section.as_deref(), name) {
+            let section = settings.section.as_deref();
+            match Peer::new(tables.clone(), learned.clone(), section, name, settings.delay) {
                 Ok(peer) => _ = links.insert(name.clone(), Arc::new(Link::new(name, addr, peer))),
                 Err(error) => warn!("peer '{name}': stick tables not shared: {error}"),
             }
@@ -339,25 +338,21 @@ impl Inner {
 
     async fn carry(&self, link: &Link, mine: u64, stream: TcpStream, input: Vec<u8>) -> String {
         let (mut reader, mut writer) = stream.into_split();
-        let mut held = VecDeque::from([(Instant::now(), input)]);
-        let mut held_bytes = 0;
+        let mut input = input;
         let mut out: Vec<u8> = Vec::new();
         let mut bytes = vec![0; 32 << 10];
         let mut gathering: Option<Instant> = None;
         loop {
-            while held.front().is_some_and(|(due, _)| *due <= Instant::now()) {
-                let Some((_, bytes)) = held.pop_front() else { break };
-                held_bytes -= bytes.len().min(held_bytes);
-                if let Err(end) = self.heard(link, mine, &bytes) {
-                    // The peer is told why, if it still listens.
-                    let mut last = Vec::new();
-                    link.peer.lock().poll_output(&mut last, self.now());
-                    let _ = writer.try_write(&last);
-                    return end;
-                }
+            if let Err(end) = self.heard(link, mine, &input) {
+                // The peer is told why, if it still listens.
+                let mut last = Vec::new();
+                link.peer.lock().poll_output(&mut last, self.now());
+                let _ = writer.try_write(&last);
+                return end;
             }
+            input.clear();
             gathering = gathering.filter(|due| *due > Instant::now());
-            let wake = {
+            let (due, full) = {
                 self.tables.rearm();
                 let (mut peer, now) = (link.peer.lock(), self.now());
                 if *link.session.borrow() != mine {
@@ -369,16 +364,15 @@ impl Inner {
                 if out.is_empty() && gathering.is_none() {
                     peer.poll_output(&mut out, now);
                 }
-                Instant::now() + peer.next_poll(now).saturating_sub(now.mono).max(GATHER)
+                let wake = peer.next_poll(now).saturating_sub(now.mono).max(GATHER);
+                (Instant::now() + wake, peer.is_full())
             };
-            let due = held.front().map_or(wake, |(due, _)| wake.min(*due));
             tokio::select! {
-                read = reader.read(&mut bytes), if held_bytes < HELD => match read {
+                read = reader.read(&mut bytes), if !full => match read {
                     Ok(0) => return "closed by the peer".to_string(),
                     Ok(n) => {
                         link.bytes_in.fetch_add(n as u64, Relaxed);
-                        held_bytes += n;
-                        held.push_back((Instant::now() + self.settings.delay, bytes[..n].to_vec()));
+                        input.extend_from_slice(&bytes[..n]);
                     }
                     Err(error) => return error.to_string(),
                 },

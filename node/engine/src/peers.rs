@@ -10,7 +10,8 @@
 //! A [`Peer`] lives as long as the configuration names it; the I/O shell does the handshake
 //! ([`handshake`]), then calls [`Peer::connected`], feeds bytes ([`Peer::receive`]), sends what
 //! [`Peer::poll_output`] gives, and calls [`Peer::disconnected`]. Entries that were learned from any
-//! HAProxy are not sent to HAProxys: they tell each other themselves ([`Learned`]).
+//! HAProxy are not sent to HAProxys: they tell each other themselves ([`Learned`]). Nor is a HAProxy
+//! ever sent less than it has just said ([`heard`]): its last writer wins.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,12 +19,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use self::heard::{Heard, Sent};
 use self::wire::{CONTROL, Control, Define, ERROR, Field, Malformed, Message, Reader, Shape, kind};
 use crate::stick::foreign::{Lesson, Value};
 use crate::stick::{Table, Tables};
 use crate::time::Now;
 
 pub mod handshake;
+mod heard;
 #[cfg(test)]
 mod tests;
 pub mod wire;
@@ -38,6 +41,8 @@ const RESYNC: Duration = Duration::from_secs(5);
 const FLIGHTS: usize = 512;
 /// Output is cut at this size.
 const BURST: usize = 64 << 10;
+/// Lessons that may wait for their time; beyond it no more is to be read.
+const MAX_WAITING: usize = 1 << 16;
 /// Entries that are marked as learned and not yet passed by a session.
 const MAX_LEARNED: usize = 1 << 20;
 
@@ -121,6 +126,10 @@ pub struct Peer {
     name: String,
     index: usize,
     mine: Vec<Mine>,
+    /// What comes is learned so much later: the other nodes must have told their part of it before, or
+    /// it would count as the HAProxy's own.
+    delay: Duration,
+    heard: Heard,
     session: Option<Session>,
     totals: Totals,
     warnings: VecDeque<String>,
@@ -145,6 +154,7 @@ struct Session {
     at: Option<u64>,
     dirty: Vec<u64>,
     flights: VecDeque<Flight>,
+    waiting: VecDeque<(Duration, Waiting)>,
     teach: Option<Teach>,
     /// Their dictionary of `server_key` texts.
     dictionary: HashMap<u64, Arc<str>>,
@@ -158,7 +168,26 @@ struct Theirs {
     define: Define,
     into: Option<Into>,
     update: u32,
-    unacked: bool,
+    /// The last update that was handled and not acknowledged yet.
+    unacked: Option<u32>,
+}
+
+/// What came and is handled when its time has come, in order.
+enum Waiting {
+    Update {
+        of: u64,
+        update: u32,
+        learn: Option<Arrived>,
+    },
+    /// The end of a resync.
+    Taught(u8),
+}
+
+struct Arrived {
+    table: Arc<Table>,
+    key: Arc<[u8]>,
+    life: Option<u64>,
+    values: Vec<(usize, Value)>,
 }
 
 struct Into {
@@ -182,7 +211,8 @@ struct Teach {
 }
 
 impl Peer {
-    /// The HAProxy called `name`, of a `peers` section or (`None`) of the cluster, not connected.
+    /// The HAProxy called `name`, of a `peers` section or (`None`) of the cluster, not connected;
+    /// what it says is learned after `delay`.
     ///
     /// # Errors
     /// When there are more peers than a table can feed; says so.
@@ -191,6 +221,7 @@ impl Peer {
         learned: Arc<Learned>,
         section: Option<&str>,
         name: &str,
+        delay: Duration,
     ) -> Result<Peer, String> {
         let index = tables.peer_index(&format!("{}/{name}", section.unwrap_or_default()));
         let index = index.ok_or_else(|| format!("more than {} peers", crate::stick::MAX_PEERS))?;
@@ -201,6 +232,8 @@ impl Peer {
             name: name.to_string(),
             index,
             mine: Vec::new(),
+            delay,
+            heard: Heard::default(),
             session: None,
             totals: Totals::default(),
             warnings: VecDeque::new(),
@@ -240,6 +273,7 @@ impl Peer {
             at: None,
             dirty: Vec::new(),
             flights: VecDeque::new(),
+            waiting: VecDeque::new(),
             teach: None,
             dictionary: HashMap::new(),
             asked: None,
@@ -268,7 +302,46 @@ impl Peer {
 
     /// When [`Peer::poll_output`] may have something without anything having happened.
     pub fn next_poll(&self, now: Now) -> Duration {
-        self.session.as_ref().map_or(now.mono + HEARTBEAT, |s| s.spoke + HEARTBEAT)
+        let Some(session) = &self.session else { return now.mono + HEARTBEAT };
+        let beat = session.spoke + HEARTBEAT;
+        session.waiting.front().map_or(beat, |(due, _)| beat.min(*due))
+    }
+
+    /// Whether so much waits for its time that no more is to be read now.
+    pub fn is_full(&self) -> bool {
+        self.session.as_ref().is_some_and(|s| s.waiting.len() >= MAX_WAITING)
+    }
+
+    /// Handles what has waited long enough.
+    pub fn handle_timeout(&mut self, role: Role, now: Now) {
+        let Some(session) = &mut self.session else { return };
+        let mut handled = false;
+        while session.waiting.front().is_some_and(|(due, _)| *due <= now.mono) {
+            let Some((_, waiting)) = session.waiting.pop_front() else { break };
+            handled = true;
+            match waiting {
+                Waiting::Update { of, update, learn } => {
+                    if let Some(theirs) = session.theirs.get_mut(&of) {
+                        theirs.unacked = Some(update);
+                    }
+                    if let Some(arrived) = learn.filter(|_| role == Role::Learner) {
+                        let lesson = Lesson { life: arrived.life, values: &arrived.values };
+                        if let Some(mark) = arrived.table.learn(&arrived.key, &lesson, now) {
+                            self.learned.mark(arrived.table.epoch(), mark.shard, mark.entry, mark.seq);
+                        }
+                    }
+                }
+                Waiting::Taught(kind) => {
+                    session.output.extend_from_slice(&[CONTROL, Control::ResyncConfirm as u8]);
+                    if kind == 1 && session.asked.take().is_some() {
+                        self.mine.iter().for_each(|mine| mine.table.set_taught());
+                    }
+                }
+            }
+        }
+        if handled {
+            session.acknowledge();
+        }
     }
 
     /// Bytes came.
@@ -286,7 +359,7 @@ impl Peer {
             match wire::cut(&input[used..]) {
                 Ok(Some((message, len))) => {
                     used += len;
-                    outcome = self.handle(message, role, now);
+                    outcome = self.handle(message, now);
                 }
                 Ok(None) => break,
                 Err(what) => outcome = Err(what.into()),
@@ -298,42 +371,35 @@ impl Peer {
         if matches!(outcome, Err(Error::Protocol(_))) {
             session.output.extend_from_slice(&[ERROR, 0]);
         }
-        session.acknowledge();
+        self.handle_timeout(role, now);
         outcome
     }
 
-    fn handle(&mut self, message: Message, role: Role, now: Now) -> Result<(), Error> {
+    fn handle(&mut self, message: Message, now: Now) -> Result<(), Error> {
         match message {
             Message::Short(CONTROL, kind) => {
-                self.handle_control(kind);
+                self.handle_control(kind, now);
                 Ok(())
             }
             Message::Short(ERROR, 1) => Err(Error::Refused("message above its limit")),
             Message::Short(ERROR, _) => Err(Error::Refused("protocol error")),
             // Later versions may say more; what is not known is skipped, as its length is.
             Message::Short(..) | Message::Other => Ok(()),
-            Message::Table(kind, body) => self.handle_table(kind, body, role, now),
+            Message::Table(kind, body) => self.handle_table(kind, body, now),
         }
     }
 
-    fn handle_control(&mut self, kind: u8) {
+    fn handle_control(&mut self, kind: u8, now: Now) {
         let Some(session) = &mut self.session else { return };
         match kind {
             0 => session.teach = Some(Teach::default()),
-            1 | 2 => {
-                session.output.extend_from_slice(&[CONTROL, Control::ResyncConfirm as u8]);
-                if kind == 1 && session.asked.take().is_some() {
-                    for mine in &self.mine {
-                        mine.table.set_taught();
-                    }
-                }
-            }
+            1 | 2 => session.waiting.push_back((now.mono + self.delay, Waiting::Taught(kind))),
             4 => self.totals.heartbeats.1 += 1,
             _ => {}
         }
     }
 
-    fn handle_table(&mut self, kind: u8, body: &[u8], role: Role, now: Now) -> Result<(), Error> {
+    fn handle_table(&mut self, kind: u8, body: &[u8], now: Now) -> Result<(), Error> {
         match kind {
             kind::DEFINE => self.handle_define(body),
             kind::SWITCH => {
@@ -353,7 +419,7 @@ impl Peer {
                 Ok(())
             }
             kind::UPDATE | kind::INCREMENTAL | kind::UPDATE_TIMED | kind::INCREMENTAL_TIMED => {
-                self.handle_update(kind, body, role, now)
+                self.handle_update(kind, body, now)
             }
             _ => Ok(()),
         }
@@ -375,7 +441,7 @@ impl Peer {
             return Ok(());
         }
         let (into, problem) = resolve(&self.tables, self.section.as_deref(), &define);
-        session.theirs.insert(id, Theirs { define, into, update: 0, unacked: false });
+        session.theirs.insert(id, Theirs { define, into, update: 0, unacked: None });
         if let Some(problem) = problem {
             self.warn(problem);
         }
@@ -394,15 +460,16 @@ impl Peer {
         session.flights.retain(|f| !done(f));
     }
 
-    fn handle_update(&mut self, kind: u8, body: &[u8], role: Role, now: Now) -> Result<(), Error> {
+    fn handle_update(&mut self, kind: u8, body: &[u8], now: Now) -> Result<(), Error> {
         let Some(session) = &mut self.session else { return Ok(()) };
-        let Some(theirs) = session.at.and_then(|at| session.theirs.get_mut(&at)) else { return Ok(()) };
+        let Some(of) = session.at else { return Ok(()) };
+        let Some(theirs) = session.theirs.get_mut(&of) else { return Ok(()) };
         let short = Malformed("an update that does not read");
         let mut input = Reader(body);
         let incremental = matches!(kind, kind::INCREMENTAL | kind::INCREMENTAL_TIMED);
         theirs.update =
             if incremental { theirs.update.wrapping_add(1) } else { input.word().ok_or(short)? };
-        theirs.unacked = true;
+        let update = theirs.update;
         let timed = matches!(kind, kind::UPDATE_TIMED | kind::INCREMENTAL_TIMED);
         let life = if timed { Some(u64::from(input.word().ok_or(short)?)) } else { None };
         self.totals.updates_in += 1;
@@ -427,14 +494,14 @@ impl Peer {
                 place += 1;
             }
         }
-        let Some(into) = &theirs.into else { return Ok(()) };
-        if role == Role::Bystander {
-            return Ok(());
+        let learn = theirs.into.as_ref().map(|into| {
+            let (table, key) = (into.table.clone(), Arc::from(key));
+            Arrived { table, key, life, values }
+        });
+        if let Some(arrived) = learn.as_ref().filter(|_| !self.delay.is_zero()) {
+            note(&mut self.heard, arrived, now);
         }
-        let lesson = Lesson { life, values: &values };
-        if let Some(mark) = into.table.learn(key, &lesson, now) {
-            self.learned.mark(into.table.epoch(), mark.shard, mark.entry, mark.seq);
-        }
+        session.waiting.push_back((now.mono + self.delay, Waiting::Update { of, update, learn }));
         Ok(())
     }
 
@@ -476,8 +543,13 @@ impl Peer {
             let shard = session.dirty[id].trailing_zeros();
             let epoch = mine.table.epoch();
             let mut entries = Vec::new();
+            let periods = periods(&mine.table);
             let cut = mine.table.cut_sums(self.index, shard as usize, now, |entry| {
-                if !self.learned.is_marked(epoch, shard, entry.at, entry.seq) {
+                if self.learned.is_marked(epoch, shard, entry.at, entry.seq) {
+                    return;
+                }
+                let sent = self.heard.correct(epoch, entry.key, entry.values, &periods, now.mono);
+                if let Some(entry) = corrected(&sent, entry) {
                     let first = entries.is_empty();
                     mine.update = mine.update.wrapping_add(1);
                     let kind = if first { kind::UPDATE } else { kind::INCREMENTAL };
@@ -518,7 +590,10 @@ impl Peer {
         };
         let (id, shard, from) = (teach.table, teach.shard, teach.from);
         let mut entries = Vec::new();
+        let (epoch, periods) = (mine.table.epoch(), periods(&mine.table));
         let cut = mine.table.cut_all_sums(shard, from, now, |entry| {
+            let sent = self.heard.correct(epoch, entry.key, entry.values, &periods, now.mono);
+            let Some(entry) = corrected(&sent, entry) else { return };
             let first = entries.is_empty();
             let kind = if first { kind::UPDATE_TIMED } else { kind::INCREMENTAL_TIMED };
             // Taught entries are not numbered: the number is that of the last update, as HAProxy acks it.
@@ -580,10 +655,10 @@ impl Session {
     /// Acknowledges what has come.
     fn acknowledge(&mut self) {
         for (id, theirs) in &mut self.theirs {
-            if std::mem::take(&mut theirs.unacked) {
+            if let Some(update) = theirs.unacked.take() {
                 wire::put_message(&mut self.output, kind::ACK, &mut self.scratch, |out| {
                     wire::put_number(out, *id);
-                    out.extend_from_slice(&theirs.update.to_be_bytes());
+                    out.extend_from_slice(&update.to_be_bytes());
                 });
             }
         }
@@ -636,6 +711,38 @@ fn resolve(tables: &Tables, section: Option<&str>, define: &Define) -> (Option<I
         }
     }
     (Some(Into { table, places }), None)
+}
+
+/// Remembers what a HAProxy has of a key, beside what the sums here are.
+fn note(heard: &mut Heard, arrived: &Arrived, now: Now) {
+    let table = &arrived.table;
+    let have = table.foreign_sums(&arrived.key, now);
+    let value = |column: crate::stick::foreign::ForeignColumn| {
+        let (_, value) = arrived.values.iter().find(|(place, _)| *place == column.place)?;
+        Some(if column.register { value.clone().register() } else { value.clone() })
+    };
+    let values = table.foreign_columns().into_iter().map(value).collect();
+    let mut key = Vec::with_capacity(arrived.key.len() + 2);
+    // As it stands on the wire, where a string follows its length.
+    if table.foreign_key().0 == 6 {
+        wire::put_number(&mut key, arrived.key.len() as u64);
+    }
+    key.extend_from_slice(&arrived.key);
+    heard.note(table.epoch(), key.into(), values, &have, now.mono);
+}
+
+/// The periods of the columns that travel.
+fn periods(table: &Table) -> Vec<u32> {
+    table.foreign_columns().iter().map(|column| column.period).collect()
+}
+
+/// An entry with the values that may be sent, if any is to be.
+fn corrected<'a>(sent: &'a Sent, entry: Entry<'a>) -> Option<Entry<'a>> {
+    match sent {
+        Sent::Same => Some(entry),
+        Sent::Instead(values) => Some(Entry { values, ..entry }),
+        Sent::Nothing => None,
+    }
 }
 
 /// Reads one value; `Some(None)` when there is none.
@@ -699,7 +806,7 @@ fn put_update(
         out.extend_from_slice(entry.key);
         for value in entry.values {
             match value {
-                Value::Number(n) => wire::put_number(out, *n),
+                Value::Number(n) | Value::Register(n) => wire::put_number(out, *n),
                 Value::Rate { age, current, previous } => {
                     wire::put_number(out, u64::from(*age));
                     wire::put_number(out, u64::from(*current));

@@ -45,7 +45,7 @@ fn node(name: &str) -> Arc<Tables> {
 }
 
 fn peer(tables: &Arc<Tables>, name: &str) -> Peer {
-    Peer::new(tables.clone(), Arc::default(), Some("p"), name).unwrap()
+    Peer::new(tables.clone(), Arc::default(), Some("p"), name, Duration::ZERO).unwrap()
 }
 
 fn hex(text: &str) -> Vec<u8> {
@@ -219,6 +219,54 @@ fn a_new_session_goes_on_where_the_peer_acknowledged() {
     assert_eq!(of_a.totals().updates_out, 1001, "one change");
     assert_eq!(value(&b, &Key::V4(7), Data::GPC0, now), Some(2));
     assert!(of_a.totals().taught_out >= taught);
+}
+
+/// A node that hears of it through another one lags behind what HAProxy has told it.
+#[test]
+fn haproxy_is_never_sent_less_than_it_has_just_said() {
+    let now = at(1_000);
+    let (h, n) = (node("h"), node("n"));
+    let mut of_h = peer(&h, "n");
+    let delay = Duration::from_millis(100);
+    let mut of_n = Peer::new(n.clone(), Arc::default(), Some("p"), "h", delay).unwrap();
+    of_h.connected(now);
+    of_n.connected(now);
+    exchange(&mut of_h, &mut of_n, now);
+    let count = |tables: &Arc<Tables>, data, times| {
+        tables.get("t").unwrap().track(&KEY, now).unwrap().inc(data, times, now);
+    };
+    count(&n, Data::GPC0, 1);
+    exchange(&mut of_h, &mut of_n, now);
+    count(&h, Data::GPC0, 4);
+    let said = out(&mut of_h, now);
+    of_n.receive(&said, Role::Bystander, now).unwrap();
+    assert_eq!(value(&n, &KEY, Data::GPC0, now), Some(1), "it is not for this node to take it");
+    let before = of_n.totals().updates_out;
+
+    // A late update and a late teaching of the same say nothing.
+    n.get("t").unwrap().set(&KEY, &[], now).unwrap();
+    let bytes = out(&mut of_n, now);
+    of_h.receive(&bytes, Role::Learner, now).unwrap();
+    of_n.receive(&[CONTROL, Control::ResyncRequest as u8], Role::Bystander, now).unwrap();
+    let taught = of_n.totals().taught_out;
+    out(&mut of_n, now);
+    assert_eq!((of_n.totals().updates_out, of_n.totals().taught_out), (before, taught));
+    // Of something new, what HAProxy had counted goes along.
+    let wire = {
+        n.get("t").unwrap().set(&KEY, &[(Data::BYTES_IN_CNT, 700)], now).unwrap();
+        out(&mut of_n, now)
+    };
+    let mut witness = peer(&node("w"), "n");
+    witness.connected(now);
+    witness.receive(&wire, Role::Learner, now).unwrap();
+    assert_eq!(value(&witness.tables, &KEY, Data::BYTES_IN_CNT, now), Some(700));
+    assert_eq!(value(&witness.tables, &KEY, Data::GPC0, now), Some(5));
+    // Nothing is acknowledged before its time.
+    assert_eq!(of_n.next_poll(now), now.mono + delay);
+    let later = at(1_100);
+    of_n.handle_timeout(Role::Learner, later);
+    assert_eq!(value(&n, &KEY, Data::GPC0, later), Some(5), "whose turn it is says so then");
+    assert!(out(&mut of_n, later).windows(2).any(|w| w == [10, 132]));
 }
 
 #[test]

@@ -20,8 +20,10 @@ const CUT: u32 = 128;
 /// A value as it travels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Value {
-    /// A counter, a tag or an id.
+    /// A counter.
     Number(u64),
+    /// A tag or an id: the last one written counts.
+    Register(u64),
     /// A sliding window.
     Rate {
         /// Milliseconds since the current window began.
@@ -35,6 +37,55 @@ pub(crate) enum Value {
     Text(Arc<str>),
 }
 
+impl Value {
+    /// A number as that of a register.
+    pub(crate) fn register(self) -> Value {
+        match self {
+            Value::Number(n) => Value::Register(n),
+            other => other,
+        }
+    }
+
+    /// What it is so many milliseconds later.
+    pub(crate) fn aged(&self, since: u32) -> Value {
+        match self {
+            Value::Rate { age, current, previous } => {
+                Value::Rate { age: age.saturating_add(since), current: *current, previous: *previous }
+            }
+            other => other.clone(),
+        }
+    }
+
+    /// Whether somebody who has this value needs `ours`, that was `then` when they said so: `None` if
+    /// it does; else whether this value is ahead of `ours`.
+    pub(crate) fn supersedes(&self, ours: &Value, then: Option<&Value>, period: u32) -> Option<bool> {
+        match (self, ours) {
+            (Value::Number(theirs), Value::Number(n)) => match then {
+                // Lowered here since then.
+                Some(Value::Number(then)) if n < then => None,
+                _ => (n <= theirs).then_some(n < theirs),
+            },
+            (Value::Rate { .. }, Value::Rate { .. }) => {
+                let (theirs, n) = (self.reading(period), ours.reading(period));
+                (n <= theirs).then_some(n < theirs)
+            }
+            _ if self == ours => Some(false),
+            // As it was then: theirs is the later one, if it is a value at all.
+            _ => (then == Some(ours) && *self != Value::Register(0)).then_some(true),
+        }
+    }
+
+    /// Events per period of a window.
+    fn reading(&self, period: u32) -> u64 {
+        let Value::Rate { age, current, previous } = self else { return 0 };
+        // Its age may be anything that a peer has sent.
+        if *age / 2 > period {
+            return 0;
+        }
+        rate::read(&[0u32.wrapping_sub(*age), *current, *previous], 0, period.max(1))
+    }
+}
+
 /// A column that travels.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ForeignColumn {
@@ -44,6 +95,8 @@ pub(crate) struct ForeignColumn {
     pub(crate) period: u32,
     /// Its place among the table's columns.
     pub(crate) place: usize,
+    /// The last one written counts.
+    pub(crate) register: bool,
 }
 
 /// An entry that came.
@@ -78,7 +131,13 @@ impl Table {
     /// The columns that travel: all but gauges.
     pub(crate) fn foreign_columns(&self) -> Vec<ForeignColumn> {
         let columns = self.layout.columns().iter().enumerate().filter(|(_, c)| c.of.kind != Kind::Gauge);
-        columns.map(|(place, c)| ForeignColumn { bit: c.of.bit, period: c.period, place }).collect()
+        let travels = |(place, c): (usize, &Column)| ForeignColumn {
+            bit: c.of.bit,
+            period: c.period,
+            place,
+            register: c.of.kind == Kind::Register,
+        };
+        columns.map(travels).collect()
     }
 
     /// The next entries of one shard that this node has changed, for a peer that is no node. As
@@ -143,6 +202,7 @@ impl Table {
                 let text = self.shared.texts.get(shard.read(at, *c, &self.shared.origins) as u32);
                 Value::Text(text.unwrap_or_else(|| "".into()))
             }
+            Kind::Register => Value::Register(shard.read(at, *c, &self.shared.origins)),
             _ => Value::Number(shard.read(at, *c, &self.shared.origins)),
         };
         let columns = self.layout.columns().iter().filter(|c| c.of.kind != Kind::Gauge);
@@ -187,19 +247,36 @@ impl Table {
         Value::Rate { age, current, previous }
     }
 
-    /// Takes what a peer that is no node has of a key, given by its bytes on the wire: this node's part of
-    /// every counter grows until the sum is no less than the peer's, and its registers become the peer's.
-    /// Returns where it went, if it changed anything.
-    pub(crate) fn learn(&self, key: &[u8], lesson: &Lesson, now: Now) -> Option<Mark> {
+    /// The key that these bytes on the wire are, if it may be in this table.
+    fn foreign_bytes<'a>(&self, key: &'a [u8]) -> Option<Key<'a>> {
         let key = match self.kind {
             KeyType::Ip => Key::V4(Ipv4Addr::from(<[u8; 4]>::try_from(key).ok()?).to_bits()),
             KeyType::Integer => Key::Int(u32::from_be_bytes(key.try_into().ok()?)),
             KeyType::Ipv6 => Key::V6(Ipv6Addr::from(<[u8; 16]>::try_from(key).ok()?).to_bits()),
             KeyType::String(_) | KeyType::Binary(_) => Key::Str(key),
         };
-        if !key.fits(self.kind) || lesson.life == Some(0) {
-            return None;
+        key.fits(self.kind).then_some(key)
+    }
+
+    /// The sums of a key, given by its bytes on the wire, in the order of [`Table::foreign_columns`];
+    /// none if there is no entry.
+    pub(crate) fn foreign_sums(&self, key: &[u8], now: Now) -> Vec<Value> {
+        let Some(key) = self.foreign_bytes(key) else { return Vec::new() };
+        let Some((index, hash)) = self.locate(&key) else { return Vec::new() };
+        let mut shard = self.enter(index, now);
+        let mut sums = Vec::new();
+        if let Some(at) = shard.lookup(&key, hash) {
+            self.foreign(&shard, at, &mut |entry: Entry| sums = entry.values.to_vec());
         }
+        self.leave(shard, index, 0);
+        sums
+    }
+
+    /// Takes what a peer that is no node has of a key, given by its bytes on the wire: this node's part of
+    /// every counter grows until the sum is no less than the peer's, and its registers become the peer's.
+    /// Returns where it went, if it changed anything.
+    pub(crate) fn learn(&self, key: &[u8], lesson: &Lesson, now: Now) -> Option<Mark> {
+        let key = self.foreign_bytes(key).filter(|_| lesson.life != Some(0))?;
         let (mut shard, index, at) = self.obtain(&key, now)?;
         let fresh = shard.entries[at as usize].seq == 0 && shard.slot_of(at, SELF).is_none();
         match (lesson.life, shard.shape.ttl) {
@@ -247,7 +324,7 @@ impl Table {
                     lookup::add(words, column, read - have, tick);
                 }
             }
-            (Kind::Register, Value::Number(n)) if *n != have && *n != 0 => {
+            (Kind::Register, Value::Number(n) | Value::Register(n)) if *n != have && *n != 0 => {
                 let (id, hlc) = (u32::try_from(*n).unwrap_or(u32::MAX), self.shared.hlc.tick(now));
                 let slot = own(shard);
                 shard.slot_words_mut(slot)[column.range()].copy_from_slice(&shard::register(id, hlc));
