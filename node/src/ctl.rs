@@ -44,7 +44,11 @@ The socket is -S, else a 'stats socket' of -f, else $PHALANX_SOCKET, else a node
 cluster, else /run/phalanx/admin.sock, /run/haproxy/admin.sock or that of /etc/haproxy/haproxy.cfg.
 
   phalanx ctl show info               phalanx ctl @n2 show stat        phalanx ctl '@all show info'
-  phalanx ctl config check FILE       phalanx ctl config push FILE     phalanx ctl show config status";
+  phalanx ctl config check FILE       phalanx ctl config push FILE     phalanx ctl show config status
+  phalanx ctl config diff FILE        phalanx ctl config diff 3 4      (an epoch, or between two)
+
+The exit code is 0 when the command was carried out, 1 when it was refused, 2 on trouble; that of
+config diff is diff's: 0 equal, 1 different, 2 trouble.";
 
 /// Where sockets are by custom.
 const CUSTOMARY: [&str; 4] = [
@@ -67,8 +71,7 @@ const MAX_LINE: u64 = 1 << 20;
 pub(crate) fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     let options = Options::parse_from(std::iter::once("phalanx ctl".into()).chain(args));
     match carry_out(&options) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
+        Ok(code) => ExitCode::from(code),
         Err(why) => {
             eprintln!("phalanx ctl: {why}");
             ExitCode::from(2)
@@ -76,29 +79,48 @@ pub(crate) fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Whether the command was carried out.
-fn carry_out(options: &Options) -> Result<bool, String> {
+/// The exit code.
+fn carry_out(options: &Options) -> Result<u8, String> {
     let request = request(&options.words)?;
     let (place, mut stream) = connect(options)?;
     let failed = |e: io::Error| format!("socket '{place}': {e}");
     stream.write_all(request.as_bytes()).map_err(failed)?;
     let mut reader = BufReader::new(stream);
-    print(&mut reader, &mut io::stdout().lock()).map_err(failed)
+    let printed = print(&mut reader, &mut io::stdout().lock()).map_err(failed)?;
+    Ok(match (command(&words(&options.words)), printed) {
+        (["config", "diff", ..], Printed { done: false, .. }) => 2,
+        (["config", "diff", ..], Printed { said, .. }) => said.into(),
+        (_, Printed { done, .. }) => (!done).into(),
+    })
 }
 
-/// What is sent: the words as one line, and the file that `config push` names as its payload.
-fn request(words: &[String]) -> Result<String, String> {
+fn words(words: &[String]) -> Vec<&str> {
+    words.iter().flat_map(|word| word.split_ascii_whitespace()).collect()
+}
+
+/// The words of a command without the prefix that says where it runs.
+fn command<'a, 'w>(words: &'a [&'w str]) -> &'a [&'w str] {
+    match words.split_first() {
+        Some((first, rest)) if first.starts_with('@') || *first == "local" => rest,
+        _ => words,
+    }
+}
+
+/// What is sent: the words as one line, and the file that `config push`, `check` or `diff` names as its
+/// payload.
+fn request(given: &[String]) -> Result<String, String> {
     const SEVERITY: &str = "set severity-output number; ";
-    let line = words.join(" ");
+    let line = given.join(" ");
     if line.contains('\n') {
         return Err("a command is one line".to_owned());
     }
-    let split: Vec<&str> = line.split_ascii_whitespace().collect();
-    let command = match split.split_first() {
-        Some((first, rest)) if first.starts_with('@') || *first == "local" => rest,
-        _ => &split,
-    };
-    let ["config", "push" | "check", file] = command else { return Ok(format!("{SEVERITY}{line}\n")) };
+    let split = words(given);
+    let plain = || Ok(format!("{SEVERITY}{line}\n"));
+    let ["config", verb @ ("push" | "check" | "diff"), file] = command(&split) else { return plain() };
+    // A number is an epoch, unless there is such a file.
+    if *verb == "diff" && file.parse::<u64>().is_ok() && !Path::new(file).exists() {
+        return plain();
+    }
     let text = if *file == "-" {
         io::read_to_string(io::stdin()).map_err(|e| format!("standard input: {e}"))?
     } else {
@@ -112,9 +134,18 @@ fn request(words: &[String]) -> Result<String, String> {
     Ok(format!("{SEVERITY}{line} <<{end}\n{text}{newline}{end}\n"))
 }
 
-/// Prints an answer without the marks that were asked for; whether nothing in it was refused.
-fn print(answer: &mut impl BufRead, out: &mut impl Write) -> io::Result<bool> {
-    let mut done = true;
+/// What an answer was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Printed {
+    /// Nothing in it was refused.
+    done: bool,
+    /// There was any text.
+    said: bool,
+}
+
+/// Prints an answer without the marks that were asked for.
+fn print(answer: &mut impl BufRead, out: &mut impl Write) -> io::Result<Printed> {
+    let (mut done, mut said) = (true, false);
     // The answer to the severity comes first, and is empty.
     let (mut begins, mut first, mut gap) = (true, true, false);
     let mut line = Vec::new();
@@ -122,7 +153,7 @@ fn print(answer: &mut impl BufRead, out: &mut impl Write) -> io::Result<bool> {
         line.clear();
         if answer.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
             out.flush()?;
-            return Ok(done);
+            return Ok(Printed { done, said });
         }
         if line == b"\n" {
             gap = !std::mem::take(&mut first);
@@ -147,6 +178,7 @@ fn print(answer: &mut impl BufRead, out: &mut impl Write) -> io::Result<bool> {
             let heading = String::from_utf8_lossy(text);
             done &= !heading.contains(": refused") && !heading.contains(": unreachable: ");
         }
+        said = true;
         out.write_all(text)?;
     }
 }
@@ -240,7 +272,8 @@ mod tests {
     fn shown(answer: &str) -> (String, bool) {
         let mut out = Vec::new();
         let done = print(&mut answer.as_bytes(), &mut out).unwrap();
-        (String::from_utf8(out).unwrap(), done)
+        assert_eq!(done.said, !out.is_empty());
+        (String::from_utf8(out).unwrap(), done.done)
     }
 
     #[test]
@@ -279,6 +312,9 @@ mod tests {
         );
         assert!(request(&words(&format!("@n2 config check {name}"))).unwrap().contains(" <<ENDD\n"));
         assert_eq!(request(&words("show info")).unwrap(), "set severity-output number; show info\n");
+        assert!(request(&words(&format!("config diff {name}"))).unwrap().contains(" <<ENDD\n"));
+        assert!(request(&words("config diff 3")).unwrap().ends_with("; config diff 3\n"));
+        assert!(request(&words("config diff 3 4")).unwrap().ends_with("; config diff 3 4\n"));
         assert!(request(&words("config push /nosuch/file")).unwrap_err().contains("'/nosuch/file'"));
         assert!(request(&["a\nb".to_owned()]).is_err());
     }

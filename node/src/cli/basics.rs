@@ -45,8 +45,8 @@ pub(super) const KEYWORDS: &[Keyword] = &[
     },
     Keyword {
         words: &["@<node>"],
-        usage: "<command>",
-        text: "run a command on another node",
+        usage: "[<command>]",
+        text: "run a command on another node, or all from now on",
         level: Level::User,
         run: Run::Now(|_| Answer::error("Put the name of a node behind '@'.")),
     },

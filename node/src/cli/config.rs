@@ -58,6 +58,13 @@ pub(super) const KEYWORDS: &[Keyword] = &[
         run: Run::Later(|call| Box::pin(check_node(call))),
     },
     Keyword {
+        words: &["config", "diff"],
+        usage: "[<epoch> [<epoch>]] | [<name>] <<",
+        text: "show what a configuration or an epoch would change",
+        level: Level::Admin,
+        run: Run::Later(|call| Box::pin(diff(call))),
+    },
+    Keyword {
         words: &["config", "push"],
         usage: "[<name>] <<",
         text: "put a configuration in force on all nodes, or on none",
@@ -370,6 +377,71 @@ async fn check(call: &Call<'_>) -> Answer {
             let fit = checked.fit.join(", ");
             Answer::info(format!("{}\nConfiguration is valid on: {fit}.", checked.notes()))
         }
+    }
+}
+
+/// Lines around a change.
+const CONTEXT: usize = 3;
+
+/// How long a difference may be looked for; beyond it a longer one is shown.
+const DIFF_WITHIN: Duration = Duration::from_secs(2);
+
+/// From the configuration in force to the one given, or between two epochs; nothing where they are equal.
+async fn diff(call: &Call<'_>) -> Answer {
+    let in_force = || (in_force_label(call), text_in_force(call));
+    let sides = match (call.payload, call.arg(0), call.arg(1)) {
+        (Some(_), _, _) => given(call).map(|text| {
+            let new = text.text.as_deref().unwrap_or_default().to_owned();
+            (in_force(), (text.name, new))
+        }),
+        (None, "", _) => Err(Answer::error("An epoch is expected, or a configuration behind '<<'.")),
+        (None, epoch, "") => of_epoch(call, epoch).map(|new| (in_force(), new)),
+        (None, old, new) => of_epoch(call, old).and_then(|old| Ok((old, of_epoch(call, new)?))),
+    };
+    let (old, new) = match sides {
+        Ok(sides) => sides,
+        Err(answer) => return answer,
+    };
+    let found = tokio::task::spawn_blocking(move || unified(&old, &new)).await;
+    match found {
+        Ok(found) if found.is_empty() => Answer::done(),
+        Ok(found) => Answer::dump(found),
+        Err(e) => Answer::error(e.to_string()),
+    }
+}
+
+/// What `diff -u` shows of two texts with their labels.
+fn unified(old: &(String, String), new: &(String, String)) -> String {
+    let diff = similar::TextDiff::configure().timeout(DIFF_WITHIN).diff_lines(&old.1, &new.1);
+    diff.unified_diff().context_radius(CONTEXT).header(&old.0, &new.0).to_string()
+}
+
+fn in_force_label(call: &Call<'_>) -> String {
+    let record = call.ctx.held.record();
+    match record.text {
+        Some(_) => format!("epoch {} ({}), in force", record.runs, record.name),
+        None => "this node's own files, in force".to_owned(),
+    }
+}
+
+fn text_in_force(call: &Call<'_>) -> String {
+    let sources = call.ctx.held.sources();
+    sources.iter().map(|source| String::from_utf8_lossy(&source.text).into_owned()).collect()
+}
+
+/// The text of an epoch and a label for it.
+fn of_epoch(call: &Call<'_>, number: &str) -> Result<(String, String), Answer> {
+    let registry = call.ctx.authority.registry();
+    let epoch = number.parse().ok().and_then(|n| registry.epochs().epoch(n));
+    let own = call.ctx.held.record().text.is_none();
+    match epoch {
+        Some(Epoch { number, name, text: Some(text), .. }) => {
+            Ok((format!("epoch {number} ({name})"), text.to_string()))
+        }
+        // Each node's own files: known while they are in force.
+        _ if own && (number == "0" || epoch.is_some()) => Ok((in_force_label(call), text_in_force(call))),
+        Some(_) => Err(Answer::error(format!("Epoch {number} is each node's own files, which do not run."))),
+        None => Err(Answer::error(format!("No epoch '{number}' is remembered; see 'config history'."))),
     }
 }
 

@@ -177,6 +177,21 @@ pub(super) fn starts_with(words: &[String], with: &[&str]) -> bool {
     words.len() >= with.len() && words.iter().zip(with).all(|(a, b)| a == b)
 }
 
+/// Whether a command is about the connection that it comes on, and so is never another node's.
+pub(super) fn concerns_connection(words: &[String]) -> bool {
+    const THESE: &[&[&str]] = &[
+        &["help"],
+        &["prompt"],
+        &["quit"],
+        &["operator"],
+        &["user"],
+        &["show", "cli", "level"],
+        &["set", "timeout"],
+        &["set", "severity-output"],
+    ];
+    find(words).is_some_and(|keyword| THESE.contains(&keyword.words))
+}
+
 /// How long the payload of the last command of a line may be, where that is not the usual.
 pub(super) fn payload_limit(line: &str) -> Option<usize> {
     let commands = super::words::split(line);

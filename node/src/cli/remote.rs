@@ -6,6 +6,9 @@
 //! a second one in front. Texts are passed on in pieces as they come, in the order of the nodes, and
 //! no faster than the client reads.
 //!
+//! A bare `@NODE` or `@all` is where the commands of the connection run from then on, and `@` ends that,
+//! as in HAProxy's master CLI; what concerns the connection itself stays here.
+//!
 //! What another node may do here is bounded by the level of the session that asks there, and never
 //! leads on to a third node.
 
@@ -48,6 +51,23 @@ pub(super) fn place(words: &[String]) -> (Place, &[String]) {
         },
         None => (Place::Here, words),
     }
+}
+
+/// Where commands run after a prefix that stood alone.
+pub(super) fn switched(ctx: &Context, to: Place) -> Result<Place, String> {
+    let Place::Node(name) = &to else { return Ok(to) };
+    let names = names(ctx);
+    if names.contains(name) {
+        return Ok(to);
+    }
+    match name.as_str() {
+        "" | "local" => Ok(Place::Here),
+        _ => Err(no_such_node(name, &names)),
+    }
+}
+
+fn no_such_node(name: &str, names: &[String]) -> String {
+    format!("No such node '{name}'; the nodes are: {}.", names.join(", "))
 }
 
 /// Commands that reach the other nodes by another way than a [proposal](super::Authority::propose),
@@ -227,8 +247,7 @@ impl Elsewhere<'_> {
             return Pieces::whole(done, text);
         }
         let Some(peer) = cluster.and_then(|c| c.peers().by_name(name)) else {
-            let names = names(self.ctx).join(", ");
-            return Pieces::error(format!("No such node '{name}'; the nodes are: {names}."));
+            return Pieces::error(no_such_node(name, &names(self.ctx)));
         };
         match control::run(&peer, self.ask()).await {
             Ok(reply) => Pieces { severity: severity_of(reply.done), text: Text::From(reply) },

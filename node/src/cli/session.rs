@@ -37,6 +37,8 @@ pub(super) struct Session<'c> {
     level: Level,
     timeout: Duration,
     severity: SeverityOutput,
+    /// Where commands without a prefix run.
+    at: Place,
 }
 
 /// Why a connection ends.
@@ -63,6 +65,7 @@ impl<'c> Session<'c> {
             level,
             timeout,
             severity: SeverityOutput::None,
+            at: Place::Here,
         }
     }
 
@@ -121,6 +124,19 @@ impl<'c> Session<'c> {
         for (index, words) in commands.iter().enumerate() {
             let payload = payload.filter(|_| index == last);
             let (place, words) = remote::place(words);
+            if words.is_empty() && matches!(place, Place::Node(_) | Place::All) {
+                let answer = match remote::switched(self.ctx, place) {
+                    Ok(at) => {
+                        self.at = at;
+                        Answer::done()
+                    }
+                    Err(why) => Answer::error(why),
+                };
+                self.answer(answer).await?;
+                continue;
+            }
+            let here = place != Place::Here || keyword::concerns_connection(words);
+            let place = if here { place } else { self.at.clone() };
             let elsewhere = Elsewhere { ctx: self.ctx, words, payload, level: self.level };
             let answer = match place {
                 Place::Here => remote::here(self.ctx, words, payload, self.level).await,
@@ -205,6 +221,11 @@ impl<'c> Session<'c> {
                 let (days, rest) = (up / 86_400, up % 86_400);
                 let (hours, minutes) = (rest / 3600, rest / 60 % 60);
                 out.push_str(&format!("[{days}:{hours:02}:{minutes:02}:{:02}]", up % 60));
+            }
+            match &self.at {
+                Place::Node(name) => out.push_str(name),
+                Place::All => out.push_str("all"),
+                Place::Here | Place::Local => {}
             }
             out.push_str("> ");
         }

@@ -264,8 +264,10 @@ fn prefixes_name_the_node_and_keep_the_level() {
         ("@n1 echo a", "a\n\n"),
         ("@n2 echo a", "No such node 'n2'; the nodes are: n1.\n\n"),
         ("@ echo a", "'@' expects the name of a node behind it, or 'all'.\n\n"),
-        ("@n1", "'@n1' expects a command behind it.\n\n"),
-        ("@all", "'@all' expects a command behind it.\n\n"),
+        ("local", "'local' expects a command behind it.\n\n"),
+        ("@n1; echo a; @; echo b", "\na\n\n\nb\n\n"),
+        ("@all; echo a; @local; echo b", "\n@n1: ok\na\n\n\nb\n\n"),
+        ("@n2; echo a", "No such node 'n2'; the nodes are: n1.\n\na\n\n"),
         ("@all echo @b", "@n1: ok\n@@b\n\n"),
         ("@all set weight x/y 1", "@n1: refused\nNo such backend.\n\n"),
         (
@@ -284,6 +286,10 @@ fn prefixes_name_the_node_and_keep_the_level() {
     assert_eq!(
         api.raw(b"prompt\n@all echo a\n@n1 echo b <<\nx\n\nquit\n"),
         "\n> @n1: ok\na\n\n> + + b\n\n> "
+    );
+    assert_eq!(
+        api.raw(b"prompt\n@n1\nset severity-output none\necho a\n@all\necho a\n@\necho b\nquit\n"),
+        "\n> \nn1> \nn1> a\n\nn1> \nall> @n1: ok\na\n\nall> \n> b\n\n> "
     );
     let user = Api::start(phalanx_config::Level::User);
     assert_eq!(user.ask("@n1 disable server webservers/s1"), "Permission denied\n\n");
