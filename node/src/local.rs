@@ -6,6 +6,7 @@
 //! the program itself, `phalanx -f FILE -L NAME`, with its addresses in the environment: nothing
 //! here knows more about a node than its configuration and its Runtime API tell.
 
+mod certificates;
 mod control;
 mod layout;
 mod netns;
@@ -61,6 +62,9 @@ struct Up {
     /// A network namespace for each node, on a bridge, and the virtual address by ARP (needs root)
     #[arg(long)]
     netns: bool,
+    /// Nodes talk TLS with each other: a certificate for each, signed by a CA of the cluster's own
+    #[arg(long)]
+    tls: bool,
     /// First three numbers of the addresses: nodes get .11, .12, …, the virtual address .100
     #[arg(long, value_name = "A.B.C", hide = true)]
     base: Option<layout::Base>,
@@ -263,6 +267,7 @@ fn up(up: Up) -> Result<ExitCode, String> {
         netns: up.netns,
         base: up.base,
         keep,
+        tls: up.tls,
     };
     let prepared = Layout::plan(&dir, &wanted).and_then(|layout| {
         layout.check_free()?;

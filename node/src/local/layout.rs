@@ -13,6 +13,7 @@ use std::str::FromStr;
 use phalanx_config::{Config, Env, Mode, Source, StatsAddr};
 use serde::{Deserialize, Serialize};
 
+use super::certificates;
 use super::netns::Network;
 use super::process::own_binary;
 
@@ -61,6 +62,7 @@ pub(super) struct Wanted {
     pub netns: bool,
     pub base: Option<Base>,
     pub keep: bool,
+    pub tls: bool,
 }
 
 /// A planned cluster.
@@ -125,19 +127,22 @@ impl Layout {
                 .into());
         }
         let names = with_count(&named, count + usize::from(wanted.witness));
+        let tls = wanted.tls || certificates::exist(dir);
         let config = match source {
-            Some(path) if wanted.witness == 0 && (named.is_empty() || names == named) => {
+            Some(path) if !tls && wanted.witness == 0 && (named.is_empty() || names == named) => {
                 path.canonicalize().map_err(|e| e.to_string())?
             }
             _ => {
                 let text = if names == named { text } else { with_nodes(&text, &names) };
                 let text = with_witnesses(&text, &names[count..]);
+                let text = if tls { with_tls(&text)? } else { text };
                 std::fs::write(&generated, text)
                     .map_err(|e| format!("cannot write '{}': {e}", generated.display()))?;
                 generated
             }
         };
-        let network = wanted.netns.then(|| Network::plan(dir, &names)).transpose()?;
+        let stations = || names.iter().cloned().zip(NODES_AT..).collect();
+        let network = wanted.netns.then(|| Network::plan(dir, stations())).transpose()?;
         let base = network.as_ref().map(|n| n.base).or(wanted.base).unwrap_or(Base([127, 0, 0]));
         let member = |(i, name): (usize, &String)| Member {
             name: name.clone(),
@@ -161,6 +166,10 @@ impl Layout {
             nodes: names.iter().enumerate().map(member).collect(),
             vips: Vec::new(),
         };
+        if tls {
+            certificates::create(dir)?;
+            layout.nodes.iter().try_for_each(|node| certificates::issue(dir, &node.name, node.addr))?;
+        }
         layout.read_config()?;
         Ok(layout)
     }
@@ -188,9 +197,6 @@ impl Layout {
 
     /// Plans one node more, with a configuration of its own that names the others.
     pub(super) fn add(&mut self, name: &str, witness: bool) -> Result<usize, String> {
-        if self.network.is_some() {
-            return Err("nodes cannot join a cluster in network namespaces yet".into());
-        }
         if self.nodes.iter().any(|n| n.name == name) {
             return Err(format!("there is a node '{name}' already"));
         }
@@ -219,11 +225,20 @@ impl Layout {
             grpc: None,
             listens: Vec::new(),
         });
-        if let Err(e) = self.read_config() {
+        let prepared = self.prepare(name, addr, NODES_AT - 1 + number).and_then(|()| self.read_config());
+        if let Err(e) = prepared {
             self.remove(self.nodes.len() - 1);
             return Err(e);
         }
         Ok(self.nodes.len() - 1)
+    }
+
+    /// Makes what a node more needs: its certificate, its namespace.
+    fn prepare(&mut self, name: &str, addr: IpAddr, last: u8) -> Result<(), String> {
+        if certificates::exist(&self.dir) {
+            certificates::issue(&self.dir, name, addr)?;
+        }
+        self.network.as_mut().map_or(Ok(()), |network| network.join(name, last))
     }
 
     /// Forgets a node, and what it had: one of this name that comes later begins anew.
@@ -232,6 +247,10 @@ impl Layout {
         let _ = std::fs::remove_dir_all(self.dir.join("data").join(&node.name));
         if let Some(config) = node.config {
             let _ = std::fs::remove_file(config);
+        }
+        certificates::forget(&self.dir, &node.name);
+        if let Some(network) = &mut self.network {
+            network.leave(&node.name);
         }
     }
 
@@ -422,8 +441,18 @@ impl Env for NodeEnv {
     }
 }
 
-const SECTIONS: [&str; 8] =
-    ["global", "defaults", "frontend", "backend", "listen", "cluster", "peers", "userlist"];
+const SECTIONS: [&str; 10] = [
+    "global",
+    "defaults",
+    "frontend",
+    "backend",
+    "listen",
+    "cluster",
+    "peers",
+    "userlist",
+    "resolvers",
+    "consul",
+];
 
 /// Each line of `text` with whether it is a `node` line of a `cluster` section.
 fn node_lines(text: &str) -> impl Iterator<Item = (&str, bool)> {
@@ -499,6 +528,42 @@ fn with_witnesses(text: &str, names: &[String]) -> String {
     out
 }
 
+/// `text` with the line of its `cluster` section that names the certificates of the cluster's directory.
+fn with_tls(text: &str) -> Result<String, String> {
+    let first = |line: &str| line.split_whitespace().next().map(str::to_owned).unwrap_or_default();
+    let mut section = String::new();
+    let mut ssl = text.lines().filter(|line| {
+        let word = first(line);
+        if SECTIONS.contains(&word.as_str()) {
+            section.clone_from(&word);
+        }
+        section == "cluster" && word == "ssl"
+    });
+    match ssl.next() {
+        Some(line) if line.trim() == TLS_LINE => return Ok(text.to_owned()),
+        Some(_) => {
+            return Err("the configuration has an 'ssl' line in its 'cluster' section already: without \
+                        '--tls' it is used"
+                .into());
+        }
+        None => {}
+    }
+    let at = text.lines().position(|line| first(line) == "cluster");
+    let at = at.ok_or("'--tls' needs a configuration with a 'cluster' section")?;
+    let mut out = String::new();
+    for (i, line) in text.lines().enumerate() {
+        out.push_str(line);
+        out.push('\n');
+        if i == at {
+            out.push_str(&format!("    {TLS_LINE}\n"));
+        }
+    }
+    Ok(out)
+}
+
+/// Where [`certificates`] puts them.
+const TLS_LINE: &str = "ssl crt \"${CLUSTER_DIR}/tls/${NODE}.pem\" ca-file \"${CLUSTER_DIR}/tls/ca.pem\"";
+
 /// `text` for a node that joins: one `node` line more, and `join`.
 fn with_newcomer(text: &str, name: &str, addr: &str, witness: bool) -> Option<String> {
     let last = node_lines(text).enumerate().filter(|(_, (_, node))| *node).last();
@@ -562,8 +627,15 @@ mod tests {
     #[test]
     fn a_node_more_is_planned_and_forgotten() {
         let dir = tempfile::tempdir().unwrap();
-        let wanted =
-            Wanted { nodes: Some(2), witness: 1, config: None, netns: false, base: None, keep: false };
+        let wanted = Wanted {
+            nodes: Some(2),
+            witness: 1,
+            config: None,
+            netns: false,
+            base: None,
+            keep: false,
+            tls: false,
+        };
         let mut layout = Layout::plan(dir.path(), &wanted).unwrap();
         let roles: Vec<_> = layout.nodes.iter().map(|n| (n.witness, n.http.is_some())).collect();
         assert_eq!(roles, [(false, true), (false, true), (true, false)]);
@@ -574,6 +646,39 @@ mod tests {
         layout.remove(at);
         assert_eq!(layout.nodes.len(), 3);
         assert!(!dir.path().join("n6.cfg").exists());
+    }
+
+    #[test]
+    fn with_tls_every_node_has_a_certificate_of_the_clusters_ca() {
+        let dir = tempfile::tempdir().unwrap();
+        let wanted = Wanted {
+            nodes: Some(2),
+            witness: 0,
+            config: None,
+            netns: false,
+            base: None,
+            keep: true,
+            tls: true,
+        };
+        let layout = Layout::plan(dir.path(), &wanted).unwrap();
+        let text = std::fs::read_to_string(&layout.config).unwrap();
+        assert!(text.contains(&format!("cluster local\n    {TLS_LINE}\n")), "{text}");
+        let ca = std::fs::read(dir.path().join("tls/ca.pem")).unwrap();
+        // Once more in the same directory: the same authority, whatever was asked for.
+        let mut layout = Layout::plan(dir.path(), &Wanted { tls: false, ..wanted }).unwrap();
+        assert_eq!(std::fs::read(dir.path().join("tls/ca.pem")).unwrap(), ca);
+        assert_eq!(std::fs::read_to_string(&layout.config).unwrap(), text);
+        let at = layout.add("n5", false).unwrap();
+        for node in ["n1", "n2", "n5"] {
+            let crt = std::fs::read(dir.path().join(format!("tls/{node}.pem"))).unwrap();
+            let files = phalanx_cluster::tls::Files { crt, ca: Some(ca.clone()), verify: true };
+            assert!(phalanx_cluster::tls::Tls::new(files).is_ok());
+        }
+        layout.remove(at);
+        assert!(!dir.path().join("tls/n5.pem").exists());
+        let other = TEXT.replace("    data-dir /d", "    ssl crt /x ca-file /y");
+        assert!(with_tls(&other).unwrap_err().contains("already"));
+        assert!(with_tls("global\n").is_err());
     }
 
     #[test]
@@ -595,6 +700,7 @@ mod tests {
                 netns: false,
                 base: None,
                 keep: false,
+                tls: false,
             };
             let layout = Layout::plan(dir.path(), &wanted).unwrap();
             assert_eq!(layout.nodes.len(), usize::from(nodes));

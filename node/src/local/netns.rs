@@ -18,7 +18,6 @@ use super::layout::Base;
 /// Last numbers of the addresses of the hub, the client and the machine itself; the nodes follow
 /// the layout.
 const HUB_AT: u8 = 1;
-const FIRST_NODE_AT: u8 = 11;
 const CLIENT_AT: u8 = 200;
 const MACHINE_AT: u8 = 254;
 /// Address that no interface has: where a partition sends packets.
@@ -31,12 +30,13 @@ pub(super) struct Network {
     tag: String,
     /// First three numbers of its addresses.
     pub base: Base,
-    nodes: Vec<String>,
+    /// Names of the nodes, and the last numbers of their addresses.
+    nodes: Vec<(String, u8)>,
 }
 
 impl Network {
     /// Plans names and addresses that no other cluster uses.
-    pub(super) fn plan(dir: &Path, nodes: &[String]) -> Result<Network, String> {
+    pub(super) fn plan(dir: &Path, nodes: Vec<(String, u8)>) -> Result<Network, String> {
         if phalanx_sys::process::effective_uid() != 0 {
             return Err("--netns needs root: it makes network namespaces".into());
         }
@@ -48,7 +48,7 @@ impl Network {
             .map(|i| Base([10, 213, (hash as u8).wrapping_add(i)]))
             .find(|b| !taken.contains(&format!(" 10.213.{}.", b.0[2])))
             .ok_or("no free network in 10.213.0.0/16")?;
-        Ok(Network { tag: format!("phx{:06x}", hash >> 40), base: free, nodes: nodes.to_vec() })
+        Ok(Network { tag: format!("phx{:06x}", hash >> 40), base: free, nodes })
     }
 
     /// Words before a command that is to run in a node's namespace.
@@ -80,19 +80,37 @@ impl Network {
                 self.base.addr(HUB_AT)
             ),
         )?;
-        for (index, (name, addr)) in self.stations().enumerate() {
-            let (namespace, port) = (self.namespace(name), format!("p{index}"));
-            ip(&[
-                "link", "add", &port, "netns", &hub, "type", "veth", "peer", "name", "eth0", "netns",
-                &namespace,
-            ])?;
-            batch(&namespace, &format!("link set lo up\naddr add {addr}/24 dev eth0\nlink set eth0 up\n"))?;
-            batch(&hub, &format!("link set {port} master br0 up\n"))?;
+        for (name, last) in self.stations() {
+            self.connect(name, last)?;
         }
         ip(&["link", "add", &self.tag, "type", "veth", "peer", "name", "machine", "netns", &hub])?;
         ip(&["addr", "add", &format!("{}/24", self.base.addr(MACHINE_AT)), "dev", &self.tag])?;
         ip(&["link", "set", &self.tag, "up"])?;
         batch(&hub, "link set machine master br0 up\n")
+    }
+
+    /// Connects a station's namespace with the bridge.
+    fn connect(&self, name: &str, last: u8) -> Result<(), String> {
+        let (hub, namespace) = (self.namespace(HUB), self.namespace(name));
+        let (port, addr) = (format!("p{last}"), self.base.addr(last));
+        ip(&[
+            "link", "add", &port, "netns", &hub, "type", "veth", "peer", "name", "eth0", "netns", &namespace,
+        ])?;
+        batch(&namespace, &format!("link set lo up\naddr add {addr}/24 dev eth0\nlink set eth0 up\n"))?;
+        batch(&hub, &format!("link set {port} master br0 up\n"))
+    }
+
+    /// Makes a namespace for one node more.
+    pub(super) fn join(&mut self, name: &str, last: u8) -> Result<(), String> {
+        ip(&["netns", "add", &self.namespace(name)])?;
+        self.nodes.push((name.to_owned(), last));
+        self.connect(name, last).inspect_err(|_| self.leave(name))
+    }
+
+    /// Removes the namespace of a node, if it has one.
+    pub(super) fn leave(&mut self, name: &str) {
+        self.nodes.retain(|(node, _)| node != name);
+        let _ = ip(&["netns", "del", &self.namespace(name)]);
     }
 
     /// Removes everything, whatever part of it is there.
@@ -127,11 +145,11 @@ impl Network {
     }
 
     fn node_addrs(&self) -> impl Iterator<Item = (&str, IpAddr)> {
-        self.nodes.iter().zip(FIRST_NODE_AT..).map(|(name, last)| (name.as_str(), self.base.addr(last)))
+        self.nodes.iter().map(|(name, last)| (name.as_str(), self.base.addr(*last)))
     }
 
-    fn stations(&self) -> impl Iterator<Item = (&str, IpAddr)> {
-        self.node_addrs().chain([(CLIENT, self.base.addr(CLIENT_AT))])
+    fn stations(&self) -> impl Iterator<Item = (&str, u8)> {
+        self.nodes.iter().map(|(name, last)| (name.as_str(), *last)).chain([(CLIENT, CLIENT_AT)])
     }
 }
 

@@ -178,7 +178,15 @@ mod tests {
     use crate::local::layout::Wanted;
 
     fn layout(dir: &std::path::Path) -> Layout {
-        let wanted = Wanted { nodes: None, witness: 0, config: None, netns: false, base: None, keep: false };
+        let wanted = Wanted {
+            nodes: None,
+            witness: 0,
+            config: None,
+            netns: false,
+            base: None,
+            keep: false,
+            tls: false,
+        };
         Layout::plan(dir, &wanted).unwrap()
     }
 

@@ -291,6 +291,9 @@ impl Supervisor {
             self.find(&[old.to_owned()])?;
         }
         let index = self.layout.add(name, witness)?;
+        if let (Some(network), false) = (&self.layout.network, self.cut.is_empty()) {
+            network.partition(&self.cut)?;
+        }
         self.nodes.push(None);
         let addr = self.layout.nodes[index].grpc.clone().unwrap_or_default();
         let role = if witness { " witness" } else { "" };
