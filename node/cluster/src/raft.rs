@@ -25,8 +25,9 @@ use tracing::{debug, info, warn};
 
 use self::change::Progress;
 use self::log::LogStore;
+use self::lost::Asked;
 use self::machine::Machine;
-use self::network::Network;
+use self::network::{Network, Witness};
 use self::types::{LogId, Member, Types, Vote, decode, encode};
 use crate::identity::node_id;
 use crate::peer::{FRESH, Peer, Peers};
@@ -36,6 +37,7 @@ use crate::{Settings, StartError};
 
 pub(crate) mod change;
 mod log;
+mod lost;
 pub(crate) mod machine;
 mod network;
 pub(crate) mod seat;
@@ -173,7 +175,8 @@ impl Raft {
         let machine = Machine::open(&settings.data_dir, Some(roster.clone()), on_registry).map_err(io)?;
         let config = config(&settings).validate().map_err(|e| bad(e.to_string()))?;
         let id = node_id(&settings.node);
-        let network = Network { peers: peers.clone() };
+        let witness = Witness::default();
+        let network = Network { peers: peers.clone(), witness: witness.clone() };
         let core = Core::new(id, Arc::new(config), network, log.clone(), machine.clone());
         let core = core.await.map_err(|e| bad(e.to_string()))?;
         let (progress, taught) = (tokio::sync::Mutex::default(), AtomicU64::new(UNTAUGHT));
@@ -190,7 +193,11 @@ impl Raft {
             taught,
             since: Instant::now(),
         };
-        Ok(Raft(Arc::new(inner)))
+        let inner = Arc::new(inner);
+        let weak = Arc::downgrade(&inner);
+        // Set once, just here.
+        let _ = witness.set(Box::new(move || weak.upgrade().map(|inner| Raft(inner).standing())));
+        Ok(Raft(inner))
     }
 
     /// The registry as this node knows it.
@@ -414,22 +421,28 @@ impl Raft {
                 ServerState::Leader => self.waits(Some(self.0.id)).unwrap_or_default(),
                 _ => String::new(),
             },
+            last_term: self.0.log.last().map_or(0, |id| id.leader_id.term),
+            whole: self.0.log.proven(),
         }
     }
 
     /// Whether this node's vote counts. Not if its log may have lost what it once confirmed: a disk
     /// was replaced, and the cluster has committed commands that it does not have. Then it votes
-    /// again once a leader has taught it, see [`Raft::note_taught`].
-    async fn may_vote_for(&self, candidate: u64) -> Result<(), String> {
+    /// again once a leader has taught it, see [`Raft::note_taught`], or if what the candidate says of
+    /// the others shows that nothing can be missing, see [`lost::may_vote`].
+    async fn may_vote_for(&self, candidate: u64, asked: Asked, standing: &[u8]) -> Result<(), String> {
         if self.0.log.proven() {
             return Ok(());
         }
         let node = &self.0.settings.node;
-        if self.0.peers.by_id(candidate).and_then(|p| p.known().hello).is_none() {
-            return Err(format!("node '{node}' does not know yet whom it would vote for"));
-        }
-        if self.cluster_has_committed() {
-            return Err(format!("node '{node}' has lost its log and does not vote before it is taught"));
+        let known = self.0.peers.by_id(candidate).is_some_and(|p| p.known().hello.is_some());
+        if self.cluster_has_committed() || !known {
+            let standing = decode(standing).map_err(|_| {
+                format!("node '{node}' has lost its log, or does not know yet whom it would vote for")
+            })?;
+            return lost::may_vote(self.0.id, self.0.since.elapsed(), asked, &standing).map_err(|why| {
+                format!("node '{node}' has lost its log and does not vote before it is taught: {why}")
+            });
         }
         // The first start of all: from here on the log has all that this node confirms.
         self.0.log.prove().await.map_err(|e| e.to_string())

@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 use tonic::transport::Endpoint;
 use tracing::{info, warn};
 
+use super::lost::{End, Said, Standing, Voter};
 use super::types::Member;
 use super::{Metrics, PROPOSE_WITHIN, ProposeError, Raft};
 use crate::identity::node_id;
@@ -220,14 +221,16 @@ impl Raft {
         }
     }
 
-    /// Whether those who vote in raft are those who are agreed on: until then, what the change took away
-    /// still counts in majorities. A node that has no vote itself may never hear of it.
+    /// Whether those who vote in raft are those who are agreed on, and a majority of them knows it: until
+    /// then, what the change took away still counts in majorities. A node that has no vote itself may
+    /// never hear of it.
     fn votes_follow(&self) -> bool {
         let registry = self.registry();
         let agreed: BTreeSet<u64> = registry.members().voters().map(|(name, _)| node_id(name)).collect();
         let metrics = self.metrics();
         let configs = metrics.membership_config.membership().get_joint_config();
-        !agreed.contains(&self.0.id) || matches!(&configs[..], [only] if *only == agreed)
+        let committed = *metrics.membership_config.log_id() <= metrics.local_committed;
+        !agreed.contains(&self.0.id) || (committed && matches!(&configs[..], [only] if *only == agreed))
     }
 
     async fn wait_for(
@@ -302,6 +305,39 @@ impl View for Seen<'_> {
 }
 
 impl Raft {
+    /// How this node knows the other voters to stand, for one that has lost its disk and is asked for its
+    /// vote.
+    pub(super) fn standing(&self) -> Standing {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        let registry = self.registry();
+        let members = registry.members();
+        let leaves = |name: &str| {
+            members.founded()
+                && (members.get(name).is_none_or(|m| m.stage == Stage::Leaving)
+                    || members.iter().any(|(_, m)| m.replaces.as_deref() == Some(name)))
+        };
+        let voter = |id: u64| {
+            let name = membership.get_node(&id).map(|m| m.name.clone()).unwrap_or_default();
+            let peer = self.0.peers.by_id(id).filter(|p| p.reachable());
+            let said = peer.and_then(|p| {
+                let known = p.known();
+                let (hello, seen) = (known.hello?, known.seen?);
+                Some(Said {
+                    ago_ms: u64::try_from(seen.elapsed().as_millis()).unwrap_or(u64::MAX),
+                    whole: hello.whole,
+                    leads: hello.state == "leader",
+                    term: hello.term,
+                    last: End { term: hello.last_term, next: hello.next_log },
+                })
+            });
+            Voter { id, leaves: leaves(&name), name, said }
+        };
+        let others = membership.voter_ids().filter(|id| *id != self.0.id);
+        let others = others.collect::<BTreeSet<u64>>().into_iter().map(voter).collect();
+        Standing { whole: self.0.log.proven(), others }
+    }
+
     /// What a change of members waits for, as the leader says.
     pub(super) fn waits(&self, leader: Option<u64>) -> Option<String> {
         if leader == Some(self.0.id) {

@@ -100,6 +100,12 @@ impl LogStore {
         self.copy.read().proven
     }
 
+    /// Its last entry, on the disk or about to be.
+    pub(crate) fn last(&self) -> Option<LogId> {
+        let copy = self.copy.read();
+        copy.log.last_key_value().map(|(_, entry)| entry.log_id()).or(copy.purged)
+    }
+
     /// Stores that it has.
     pub(crate) async fn prove(&self) -> io::Result<()> {
         self.meta("proven", &true).await?;
@@ -143,9 +149,8 @@ impl RaftLogStorage<Types> for LogStore {
     type LogReader = LogStore;
 
     async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
-        let copy = self.copy.read();
-        let last = copy.log.last_key_value().map(|(_, entry)| entry.log_id());
-        Ok(LogState { last_purged_log_id: copy.purged, last_log_id: last.or(copy.purged) })
+        let (last, purged) = (self.last(), self.copy.read().purged);
+        Ok(LogState { last_purged_log_id: purged, last_log_id: last })
     }
 
     async fn get_log_reader(&mut self) -> LogStore {

@@ -5,7 +5,7 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use tonic::{Response, Status};
 
+use super::lost::Standing;
 use super::types::{Member, Snapshot, SnapshotData, Types, Vote, decode, encode};
 use crate::peer::{Lane, Line, Peer, Peers};
 
@@ -43,7 +44,11 @@ pub(super) fn client(peer: &Peer) -> RaftClient<Line> {
 /// Makes a [`Link`] per member.
 pub(crate) struct Network {
     pub(crate) peers: Peers,
+    pub(crate) witness: Witness,
 }
+
+/// How this node knows the others to stand; there is nobody to ask before raft has started.
+pub(crate) type Witness = Arc<OnceLock<Box<dyn Fn() -> Option<Standing> + Send + Sync>>>;
 
 impl RaftNetworkFactory<Types> for Network {
     type Network = Link;
@@ -53,6 +58,7 @@ impl RaftNetworkFactory<Types> for Network {
             name: node.name.clone(),
             id: target,
             peers: self.peers.clone(),
+            witness: self.witness.clone(),
             last: self.peers.by_id(target),
         }
     }
@@ -63,6 +69,7 @@ pub(crate) struct Link {
     name: String,
     id: u64,
     peers: Peers,
+    witness: Witness,
     /// A node that leaves is no peer any more, but still has to hear of it.
     last: Option<Arc<Peer>>,
 }
@@ -83,7 +90,10 @@ impl Link {
     {
         let mut client = client(&*self.peer()?);
         let data = Bytes::from(encode(request).map_err(|e| NetworkError::new(&e))?);
-        let payload = Payload { data };
+        let asks = matches!(call, Call::Vote | Call::PreVote);
+        let standing = if asks { self.witness.get().and_then(|standing| standing()) } else { None };
+        let standing = standing.map(|s| encode(&s)).transpose().map_err(|e| NetworkError::new(&e))?;
+        let payload = Payload { data, standing: standing.unwrap_or_default().into() };
         let answer = timeout(ttl, async {
             match call {
                 Call::Append => client.append(payload).await,

@@ -3,7 +3,7 @@
 //! Called by the other nodes through the guard. Whatever they send is decoded with care; an answer
 //! that cannot be given is a status, never a panic.
 
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
 use phalanx_engine::registry::Request as Command;
 use phalanx_wire::raft::propose_reply::Outcome;
 use phalanx_wire::raft::raft_server::{self, RaftServer};
@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::lost::{Asked, End};
 use super::network::MAX_MESSAGE;
 use super::seat::Seat;
 use super::types::{Snapshot, SnapshotMeta, Types, Vote, decode, encode};
@@ -34,6 +35,17 @@ impl Service {
     /// `Aborted` tells a peer that the node is there, but takes no part.
     fn raft(&self) -> Result<Raft, Status> {
         self.0.raft().map_err(|why| Status::aborted(format!("it cannot use its log: {why}")))
+    }
+
+    /// The request for a vote, if this node's vote counts.
+    async fn may_vote(&self, request: Request<Payload>) -> Result<VoteRequest<Types>, Status> {
+        let candidate = Caller::of(&request)?.id;
+        let Payload { data, standing } = request.into_inner();
+        let vote: VoteRequest<Types> = decode(&data).map_err(malformed)?;
+        let last = vote.last_log_id.map(|id| End { term: id.leader_id.term, next: id.index + 1 });
+        let asked = Asked { term: vote.vote.leader_id.term, last: last.unwrap_or_default() };
+        self.raft()?.may_vote_for(candidate, asked, &standing).await.map_err(Status::unavailable)?;
+        Ok(vote)
     }
 }
 
@@ -56,13 +68,13 @@ impl raft_server::Raft for Service {
     }
 
     async fn vote(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
-        self.raft()?.may_vote_for(Caller::of(&request)?.id).await.map_err(Status::unavailable)?;
-        answer(self.raft()?.core().vote(read(request)?).await)
+        let request = self.may_vote(request).await?;
+        answer(self.raft()?.core().vote(request).await)
     }
 
     async fn pre_vote(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
-        self.raft()?.may_vote_for(Caller::of(&request)?.id).await.map_err(Status::unavailable)?;
-        answer(self.raft()?.core().pre_vote(read(request)?).await)
+        let request = self.may_vote(request).await?;
+        answer(self.raft()?.core().pre_vote(request).await)
     }
 
     async fn transfer_leader(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
@@ -111,7 +123,7 @@ fn read<T: DeserializeOwned>(request: Request<Payload>) -> Result<T, Status> {
 fn answer<T: Serialize, E: std::fmt::Display>(result: Result<T, E>) -> Result<Response<Payload>, Status> {
     let value = result.map_err(|error| Status::unavailable(error.to_string()))?;
     let data = encode(&value).map_err(malformed)?.into();
-    Ok(Response::new(Payload { data }))
+    Ok(Response::new(Payload { data, ..Payload::default() }))
 }
 
 fn malformed(error: std::io::Error) -> Status {

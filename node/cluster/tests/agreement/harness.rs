@@ -14,6 +14,8 @@ use phalanx_sys::clock::Clock;
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
+pub(crate) const SOON: Duration = Duration::from_secs(15);
+
 /// Polls until `done`, which must become true before `within` is over.
 pub(crate) fn eventually(within: Duration, what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + within;
@@ -124,6 +126,16 @@ impl Nodes {
         let node = self.node(at);
         let new = NewMember { name, addr, witness };
         node.runtime.block_on(node.cluster.join(new, replaces, Duration::from_secs(30)))
+    }
+
+    /// As [`Nodes::join`], without waiting for the answer.
+    pub(crate) fn begin_join(&self, at: usize, i: usize, replaces: Option<usize>) {
+        let Node { name, addr, .. } = self.all[i].clone();
+        let replaces = replaces.map(|old| self.all[old].name.clone());
+        let new = NewMember { name, addr, witness: false };
+        let node = self.node(at);
+        let cluster = node.cluster.clone();
+        node.runtime.spawn(async move { println!("{:?}", cluster.join(new, replaces, SOON).await) });
     }
 
     /// Asks node `at` to let node `i` go.

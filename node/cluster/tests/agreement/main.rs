@@ -9,14 +9,15 @@ mod harness;
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use phalanx_cluster::{PROTOCOL, ProposeError, State};
 use phalanx_engine::registry::{Change, Command, Reply};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 
-use self::harness::{Nodes, add, eventually, names};
-
-const SOON: Duration = Duration::from_secs(15);
+use self::harness::{Nodes, SOON, add, eventually, names};
 
 #[test]
 fn commands_are_taken_on_any_node_and_seen_on_all() {
@@ -380,4 +381,81 @@ fn a_data_directory_of_another_node_is_refused() {
         error.contains("it belongs to node 'n2' of cluster 'prod', not to node 'n1' of cluster 'prod'"),
         "{error}"
     );
+}
+
+/// A seed of a test's random choices: `SEED`, or a fresh one; printed, so that a failure shows it.
+fn seed() -> u64 {
+    let seed =
+        std::env::var("SEED").map_or_else(|_| rand::random(), |s| s.parse().expect("SEED is a number"));
+    println!("SEED={seed}");
+    seed
+}
+
+/// Three nodes, of which one is dead and being replaced, and another loses its disk at some moment of
+/// that: of the three that voted one is left that knows anything.
+fn a_member_is_wiped_while_another_is_replaced(moment: Duration, leads: bool) {
+    let mut nodes = Nodes::new(4);
+    nodes.list_first(&[0, 1, 2], 3);
+    for i in 0..3 {
+        nodes.start(i);
+    }
+    nodes.wait_for_leader(&[0, 1, 2]);
+    nodes.propose(0, add("a")).unwrap();
+    eventually(SOON, "the cluster is founded", || (0..3).all(|i| nodes.status(i).cluster_id != 0));
+    nodes.kill(2);
+    nodes.start(3);
+    let leader = nodes.wait_for_leader(&[0, 1]);
+    let victim = if leads { leader } else { 1 - leader };
+    let stays = 1 - victim;
+    nodes.propose_until(stays, "b", SOON);
+    nodes.begin_join(stays, 3, Some(2));
+    eventually(SOON, "the node that stays knows of it", || {
+        nodes.registry(stays).members().get("n4").is_some()
+    });
+    // Any moment will do.
+    thread::sleep(moment);
+    nodes.kill(victim);
+    nodes.wipe(victim);
+    nodes.start(victim);
+    let three = [stays, victim, 3];
+    let within = Duration::from_secs(30);
+    for i in three {
+        eventually(within, "the change is carried out", || {
+            let registry = nodes.registry(i);
+            let members: BTreeSet<_> = registry.members().voters().map(|(name, _)| name.to_owned()).collect();
+            members == names(["n1", "n2", "n4"]) && nodes.voters(i) == 3
+        });
+        eventually(within, "all that was acknowledged", || nodes.servers(i).is_superset(&names(["a", "b"])));
+        nodes.propose_until(i, &format!("c{i}"), within);
+    }
+    // And it bears the loss of any one, when all know that it is done.
+    eventually(within, "all have the same", || {
+        let all = three.map(|i| nodes.status(i));
+        all.iter().all(|s| s.committed == all[0].last_log && s.applied == s.last_log)
+    });
+    nodes.kill(stays);
+    nodes.propose_until(victim, "d", within);
+}
+
+#[test]
+fn a_member_wiped_during_a_change_comes_back() {
+    let mut random = SmallRng::seed_from_u64(seed());
+    for leads in [true, random.random()] {
+        let moment = Duration::from_millis(random.random_range(0..2500));
+        println!("wiped after {moment:?}, leads: {leads}");
+        a_member_is_wiped_while_another_is_replaced(moment, leads);
+    }
+}
+
+#[test]
+fn of_two_nodes_one_that_lost_its_disk_lets_the_other_lead() {
+    let mut nodes = Nodes::new(2);
+    nodes.start_all();
+    let leader = nodes.wait_for_leader(&[0, 1]);
+    nodes.propose(0, add("a")).unwrap();
+    nodes.kill(leader);
+    nodes.wipe(leader);
+    nodes.start(leader);
+    eventually(SOON, "the empty node has everything", || nodes.servers(leader).contains("a"));
+    nodes.propose_until(leader, "b", SOON);
 }
