@@ -235,7 +235,7 @@ fn a_cluster_with_everything() {
     assert_eq!(app.stick_rules[0].table, "app");
     let fe = proxy(&config, "fe");
     let track = |rules: &[Rule]| match &rules[0].action {
-        Action::Track(track) => (track.table.clone(), track.expr.text.clone()),
+        Action::Track(track) => (track.table.name().to_owned(), track.expr.text.clone()),
         other => panic!("{other:?}"),
     };
     assert_eq!(track(&fe.rules.tcp_connection).0, "counts");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Expr, Format, PatternUse, Pos, Regex, Variable};
+use super::{Expr, Format, Link, PatternUse, Pos, Regex, Variable};
 use crate::pattern::Method;
 
 /// An ACL: one name, tests of which any may be true.
@@ -58,7 +58,7 @@ pub struct UseBackend {
 #[derive(Clone, Debug, PartialEq)]
 pub enum BackendName {
     /// It exists.
-    Fixed(String),
+    Fixed(Link),
     /// Looked up when a request is there; the next rule if there is no such backend.
     Dynamic(Format),
 }
@@ -67,7 +67,7 @@ pub enum BackendName {
 #[derive(Clone, Debug, PartialEq)]
 pub struct UseServer {
     /// A server of the backend.
-    pub server: String,
+    pub server: Link,
     /// When.
     pub condition: Option<Condition>,
 }
@@ -169,8 +169,8 @@ pub struct TrackRule {
     pub counter: u8,
     /// The key.
     pub expr: Expr,
-    /// Name of the proxy whose table is used.
-    pub table: String,
+    /// The proxy whose table is used.
+    pub table: Link,
 }
 
 /// A change of what a tracked entry counts.

@@ -112,12 +112,12 @@ fn one<'a>(converter: &'a Converter, value: Value<'a>, at: &Context<'a>) -> Opti
             at.memory_of(name).unset(name);
             value
         }
-        InTable(name) => {
-            let table = counter::table(at, Some(name))?;
+        InTable(link) => {
+            let table = counter::table(at, link.as_ref())?;
             Value::Bool(counter::contains(&value, table, at.now))
         }
-        TableValue(name, what, default) => {
-            counter::of_key(&value, counter::table(at, Some(name))?, *what, *default, at.now)?
+        TableValue(link, what, default) => {
+            counter::of_key(&value, counter::table(at, link.as_ref())?, *what, *default, at.now)?
         }
         Map(map) => look_up(map, &value, at)?,
     })
