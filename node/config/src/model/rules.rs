@@ -232,6 +232,9 @@ pub enum HeaderEdit {
     ReplaceValue(Regex, Format),
 }
 
+/// Header fields that no rule changes: what says where a message ends is the proxy's to say.
+pub const FRAMING: [&str; 4] = ["content-length", "transfer-encoding", "connection", "upgrade"];
+
 /// How `del-header -m` compares names.
 #[derive(Clone, Debug, PartialEq)]
 pub enum NameMatch {

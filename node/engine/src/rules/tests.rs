@@ -196,6 +196,7 @@ fn fetches_and_converters() {
         ("path,url_dec", Some("/a/B c")),
         ("str(a+b),url_dec(1)", Some("a b")),
         ("str(%zz),url_dec", None),
+        ("str(%+5),url_dec", None),
         ("str(a b/c),url_enc", Some("a%20b%2Fc")),
         ("query,param(y)", Some("Two")),
         ("query,param(q)", None),
@@ -339,6 +340,7 @@ fn edits_change_what_later_rules_see() {
         " http-request set-header x-new \"%[path,upper] %{+Q}[src] %% %HM\"\n http-request set-path /n%[path]\n\
          http-request replace-value x-s ^(l.*)$ <\\1>\n http-request replace-path /n/(.*) /m/\\1\n\
          http-request set-query q=1\n http-request del-header x-i -m beg\n\
+         http-request del-header ^(co|transfer-) -m reg\n\
          http-request set-header x-evil %[req.hdr(x-s,1)]",
     );
     let (mut head, mut text) = (node.head.clone(), Vec::new());
@@ -364,6 +366,8 @@ fn edits_change_what_later_rules_see() {
     assert_eq!(last(b"x-s"), "<last>, Er");
     assert_eq!((last(b"x-int"), last(b"x-ip")), ("-".into(), "-".into()));
     assert_eq!(last(b"x-evil"), "a");
+    let kept = (last(b"cookie"), last(b"content-length"));
+    assert_eq!(kept, ("-".into(), "7".into()), "no rule takes away where the body ends");
 }
 
 #[test]

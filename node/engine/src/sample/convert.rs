@@ -242,7 +242,7 @@ fn url_decode(text: &[u8], plus: bool) -> Option<Vec<u8>> {
                 out.push(b);
             }
             b'%' => {
-                let digits = text.get(at + 1..at + 3)?;
+                let digits = text.get(at + 1..at + 3).filter(|d| d.iter().all(u8::is_ascii_hexdigit))?;
                 out.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
                 at += 2;
             }

@@ -5,7 +5,7 @@ use crate::expr;
 use crate::known;
 use crate::line::Fault;
 use crate::model::{
-    Action, Change, CounterAction, Format, HeaderAction, HeaderEdit, Link, NameMatch, PatternAction,
+    Action, Change, CounterAction, FRAMING, Format, HeaderAction, HeaderEdit, Link, NameMatch, PatternAction,
     PatternEdit, Regex, TrackRule, Type, ValueFrom, Variable,
 };
 use crate::parser::Parser;
@@ -246,12 +246,10 @@ fn header_name(line: &mut Line<'_, '_>) -> Result<String, Fault> {
 
 /// What says where a message ends is the proxy's to say.
 fn check_framing(line: &Line<'_, '_>, name: &str) -> Result<(), Fault> {
-    match name {
-        "content-length" | "transfer-encoding" | "connection" | "upgrade" => {
-            Err(line.fault_before(known::unsupported(&format!("a rule about '{name}'"))))
-        }
-        _ => Ok(()),
+    if FRAMING.contains(&name) {
+        return Err(line.fault_before(known::unsupported(&format!("a rule about '{name}'"))));
     }
+    Ok(())
 }
 
 /// `silent`, or a level of syslog.
