@@ -13,8 +13,11 @@ mod cluster;
 mod consul;
 mod dns;
 mod http;
+pub mod lab;
 mod load;
+pub mod nemesis;
 mod node;
+pub mod probe;
 mod wait;
 pub mod websocket;
 
