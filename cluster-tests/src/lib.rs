@@ -9,6 +9,7 @@ mod base;
 pub mod bench;
 mod binary;
 mod certificates;
+pub mod chaos;
 mod cluster;
 mod consul;
 mod dns;

@@ -268,7 +268,7 @@ fn random_faults(args: &Args) -> Result<bool, String> {
         }
     }
     let all = overlaps(&rig.held());
-    let total = all.iter().map(|o| (o.span.to - o.span.from).as_secs_f64() * 1e3).sum::<f64>();
+    let total = all.iter().map(|o| (o.span.to - o.span.from).as_secs_f64() * 1e3).fold(0.0, |a, b| a + b);
     println!("{:<18}{:>7}{:>16}", "fault", "times", "two owners, ms");
     for (name, (times, doubled)) in &counts {
         println!("{name:<18}{times:>7}{doubled:>16.1}");

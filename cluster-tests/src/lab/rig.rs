@@ -63,9 +63,21 @@ impl Rig {
     /// # Errors
     /// What is missing or failed.
     pub fn phalanx(spec: &Spec) -> Result<Rig, String> {
+        Rig::phalanx_with(spec, |_| Ok(()))
+    }
+
+    /// As [`Rig::phalanx`], in a directory that `prepare` has filled.
+    ///
+    /// # Errors
+    /// As [`Rig::phalanx`].
+    pub fn phalanx_with(
+        spec: &Spec,
+        prepare: impl FnOnce(&Path) -> Result<(), String>,
+    ) -> Result<Rig, String> {
         let names: Vec<String> = (1..=spec.nodes).map(|n| format!("n{n}")).collect();
         let network = Network::new(&names.iter().map(String::as_str).collect::<Vec<_>>())?;
         let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+        prepare(dir.path())?;
         let config = dir.path().join("phalanx.cfg");
         std::fs::write(&config, configuration(spec)).map_err(|e| e.to_string())?;
         let shim = spec.disks.then(|| Shim::build(dir.path())).transpose()?;

@@ -2,6 +2,7 @@
 //!
 //! They need root and iproute2; without, each says so and passes.
 
+mod chaos;
 mod checks;
 mod confined;
 mod failover;
