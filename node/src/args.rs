@@ -163,6 +163,7 @@ pub(crate) const HELP: &str = "\
 Usage: phalanx -f FILE [-f FILE ...] [OPTIONS] [-- FILE ...]
        phalanx cluster up|status|kill|start|pause|resume|partition|heal|failover|down
        phalanx ctl [-S SOCKET | -f FILE] COMMAND...
+       phalanx vip [-S SOCKET | -f FILE] status|move VIP [NODE]|maintenance NODE on|off
        phalanx keywords [WORD]...
        phalanx demo --http NAME=ADDR:PORT | --echo NAME=ADDR:PORT
 

@@ -39,6 +39,7 @@ mod socket;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod vips;
 mod words;
 
 pub(crate) use authority::{Authority, Local};

@@ -22,6 +22,16 @@ use crate::local;
 #[derive(Debug, Parser)]
 #[command(name = "phalanx ctl", after_help = HELP)]
 struct Options {
+    #[command(flatten)]
+    place: Place,
+    /// The command
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    words: Vec<String>,
+}
+
+/// Where the Runtime API is.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Place {
     /// The stats socket: a path, or ADDRESS:PORT
     #[arg(short = 'S', long, value_name = "SOCKET")]
     socket: Option<String>,
@@ -34,9 +44,6 @@ struct Options {
     /// Give up when nothing comes for so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u64,
-    /// The command
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
-    words: Vec<String>,
 }
 
 const HELP: &str = "\
@@ -70,24 +77,29 @@ const MAX_LINE: u64 = 1 << 20;
 /// Runs `phalanx ctl` with the words that follow `ctl`.
 pub(crate) fn run(args: impl Iterator<Item = OsString>) -> ExitCode {
     let options = Options::parse_from(std::iter::once("phalanx ctl".into()).chain(args));
-    match carry_out(&options) {
+    carry_out("ctl", &options.place, &options.words)
+}
+
+/// Carries a command out for the subcommand `name`, and prints the answer.
+pub(crate) fn carry_out(name: &str, place: &Place, words: &[String]) -> ExitCode {
+    match ask(place, words) {
         Ok(code) => ExitCode::from(code),
         Err(why) => {
-            eprintln!("phalanx ctl: {why}");
+            eprintln!("phalanx {name}: {why}");
             ExitCode::from(2)
         }
     }
 }
 
 /// The exit code.
-fn carry_out(options: &Options) -> Result<u8, String> {
-    let request = request(&options.words)?;
-    let (place, mut stream) = connect(options)?;
+fn ask(place: &Place, given: &[String]) -> Result<u8, String> {
+    let request = request(given)?;
+    let (place, mut stream) = connect(place)?;
     let failed = |e: io::Error| format!("socket '{place}': {e}");
     stream.write_all(request.as_bytes()).map_err(failed)?;
     let mut reader = BufReader::new(stream);
     let printed = print(&mut reader, &mut io::stdout().lock()).map_err(failed)?;
-    Ok(match (command(&words(&options.words)), printed) {
+    Ok(match (command(&words(given)), printed) {
         (["config", "diff", ..], Printed { done: false, .. }) => 2,
         (["config", "diff", ..], Printed { said, .. }) => said.into(),
         (_, Printed { done, .. }) => (!done).into(),
@@ -188,7 +200,7 @@ trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
 /// Connects to the socket that the options mean, or to the first that answers where it is customary.
-fn connect(options: &Options) -> Result<(String, Box<dyn Stream>), String> {
+fn connect(options: &Place) -> Result<(String, Box<dyn Stream>), String> {
     let limit = Duration::from_secs(options.timeout.max(1));
     let open = |place: &str| {
         let stream = open(place, limit).map_err(|e| format!("socket '{place}': {e}"))?;

@@ -24,7 +24,6 @@ use crate::cli;
 mod consul;
 mod dns;
 mod status;
-mod tls;
 
 pub(crate) use status::{Nameserver, SourceStatus};
 

@@ -14,6 +14,7 @@ mod load;
 mod local;
 mod node;
 mod notify;
+mod vip;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     match words.peek().and_then(|w| w.to_str()) {
         Some("cluster") => local::run(words.skip(1)),
         Some("ctl") => ctl::run(words.skip(1)),
+        Some("vip") => vip::run(words.skip(1)),
         Some("guardian") => {
             node::guardian(&words.skip(1).filter_map(|w| w.into_string().ok()).collect::<Vec<_>>())
         }

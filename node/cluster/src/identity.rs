@@ -359,6 +359,7 @@ mod tests {
             tls: None,
             haproxys: Vec::new(),
             join: false,
+            vip_lease: None,
             pretends: None,
             cluster_id: Arc::default(),
         }

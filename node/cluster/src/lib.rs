@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use phalanx_engine::lease::Timing;
 use phalanx_engine::peers::Role;
 use phalanx_engine::registry::{Command, Registry, Reply};
 pub use phalanx_engine::registry::{NewMember, Stage};
@@ -66,6 +67,8 @@ pub struct Settings {
     /// For tests of upgrades: the versions of the protocol, oldest and newest, that another release would
     /// speak.
     pub pretends: Option<(u32, u32)>,
+    /// `vip-lease`: the term of the leases of floating IPs.
+    pub vip_lease: Option<Duration>,
     /// This node never founds a cluster, it only joins one.
     pub join: bool,
     /// What tells the cluster from another of its name; 0 until it is known.
@@ -84,6 +87,17 @@ pub struct Node {
 }
 
 impl Settings {
+    /// Times of the leases of floating IPs.
+    pub fn timing(&self) -> Timing {
+        self.vip_lease.map_or_else(Timing::default, Timing::of)
+    }
+
+    /// How long a configuration must have been seen before the next. Not less than by default: while
+    /// `vip-lease` is being made shorter, some nodes still have the longer one.
+    pub(crate) fn settle_wait(&self) -> Duration {
+        self.timing().start_wait.max(Timing::default().start_wait)
+    }
+
     /// The line of this node.
     pub fn this(&self) -> Option<&Node> {
         self.nodes.iter().find(|n| n.name == self.node)

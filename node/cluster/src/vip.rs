@@ -12,9 +12,12 @@
 
 mod arp;
 mod core;
+mod exec;
 pub mod guardian;
 mod hands;
+mod health;
 mod link;
+mod term;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -22,9 +25,11 @@ mod wire;
 use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use phalanx_engine::lease::QuorumLoss;
 use phalanx_engine::lease::{Epoch, Timing};
 use phalanx_engine::membership::Adopted;
 use phalanx_engine::registry::Members;
@@ -50,6 +55,8 @@ pub struct VipSettings {
     pub announce: Announce,
     /// Node with the first chance when nobody has held it yet.
     pub prefer: Option<String>,
+    /// What the holder does when no majority renews its lease.
+    pub on_quorum_loss: QuorumLoss,
 }
 
 /// How the holder of a VIP makes it its own.
@@ -62,6 +69,27 @@ pub enum Announce {
     },
     /// Only the holder listens on it: by the [`Announcer`].
     Listen,
+    /// Only the holder answers health checks on this port.
+    HealthPort(u16),
+    /// A program moves it.
+    Exec {
+        /// Which.
+        path: PathBuf,
+        /// How long it may take.
+        limit: Duration,
+    },
+}
+
+impl Announce {
+    /// As in the configuration.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Announce::Arp { .. } => "arp",
+            Announce::Listen => "listen",
+            Announce::HealthPort(_) => "health-port",
+            Announce::Exec { .. } => "exec",
+        }
+    }
 }
 
 /// Opens and closes what listens on a VIP of `announce listen`. Calls come one at a time per VIP, from
@@ -102,7 +130,7 @@ pub struct VipStatus {
     pub addr: IpAddr,
     /// Prefix length.
     pub prefix: u8,
-    /// `arp` or `listen`.
+    /// `arp`, `listen`, `health-port` or `exec`.
     pub announce: &'static str,
     /// Who holds it, as far as this node knows.
     pub holder: Option<String>,
@@ -110,6 +138,8 @@ pub struct VipStatus {
     pub epoch: u64,
     /// Left of the lease.
     pub left: Duration,
+    /// This node holds it without a majority, by `on-quorum-loss hold`.
+    pub kept: bool,
     /// Every node, in alphabetical order.
     pub nodes: Vec<NodeFitness>,
     /// Newest last.
@@ -170,7 +200,8 @@ impl Vips {
         options: Options,
         announcer: Arc<dyn Announcer>,
     ) -> Result<Vips, String> {
-        let shared = Shared::start(settings, vips, options, announcer)?;
+        let timing = options.timing.after(term::remember(&settings.data_dir, options.timing.lease));
+        let shared = Shared::start(settings, vips, Options { timing, ..options }, announcer)?;
         link::start(&shared)?;
         Ok(Vips(shared))
     }

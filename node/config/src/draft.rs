@@ -179,6 +179,7 @@ pub(crate) struct ClusterDraft {
     pub(crate) data_dir: Option<std::path::PathBuf>,
     pub(crate) join: bool,
     pub(crate) vips: Vec<Vip>,
+    pub(crate) vip_lease: Option<Duration>,
     pub(crate) ssl: Option<crate::model::ClusterSsl>,
     /// First words of the lines that were refused.
     pub(crate) refused: Vec<String>,

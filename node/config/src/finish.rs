@@ -132,6 +132,7 @@ impl Parser<'_> {
             data_dir,
             join: draft.join,
             vips: draft.vips,
+            vip_lease: draft.vip_lease,
             ssl: draft.ssl,
             pos: draft.pos,
         }
@@ -228,9 +229,6 @@ impl Parser<'_> {
                 let message = format!("consul '{}' has no 'address'", consul.name);
                 let hint = Some("'address http://127.0.0.1:8500' is that of an agent's default".to_owned());
                 self.alert_at(consul.pos, message, hint);
-            } else if !consul.https && (consul.ca_file.is_some() || consul.crt.is_some()) && !refused {
-                let message = format!("consul '{}' has a 'ca-file' or 'crt' and no TLS", consul.name);
-                self.alert_at(consul.pos, message, Some("expects 'address https://...'".to_owned()));
             }
         }
     }

@@ -4,7 +4,6 @@
 //! resolve, names are unique, ports are in range. Nothing here is mutable state; what changes at run
 //! time (weights, health, added servers) lives in the engine, keyed by proxy and server name.
 
-mod link;
 mod rules;
 mod sample;
 
@@ -17,7 +16,6 @@ pub use self::discovery::{
     Consistency, Consul, ConsulToken, Discovery, Family, Hold, InitAddr, Nameserver, Network, Resolvers,
     ServiceHealth,
 };
-pub use self::link::Link;
 pub use self::rules::*;
 pub use self::sample::*;
 use crate::pattern::{Method, Output};
@@ -866,11 +864,19 @@ pub struct Cluster {
     pub join: bool,
     /// `vip` lines.
     pub vips: Vec<Vip>,
+    /// `vip-lease`; `None`: the default.
+    pub vip_lease: Option<Duration>,
     /// `ssl`: the nodes talk TLS with each other.
     pub ssl: Option<ClusterSsl>,
     /// Where the section starts.
     pub pos: Pos,
 }
+
+/// What `vip-lease` may be. A holder may use of its lease seven eighths, less 12 ms for the kernel's timers;
+/// within what is left beside the quarter between two renewals (25 ms of 60) a renewal has to get to
+/// another node, back, and to kernel and guardian, or the VIP would be given up for nothing. Above ten seconds a dead
+/// holder would be missed for longer than people wait.
+pub const VIP_LEASE: std::ops::RangeInclusive<Duration> = Duration::from_millis(60)..=Duration::from_secs(10);
 
 /// `ssl crt FILE [ca-file FILE] [verify required|none]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -925,7 +931,8 @@ pub struct ClusterNode {
     pub pos: Pos,
 }
 
-/// `vip NAME ADDR[/LEN] [interface IF] [announce MODE] [prefer NODE] [on-quorum-loss POLICY]`.
+/// `vip NAME ADDR[/LEN] [interface IF] [announce MODE] [prefer NODE] [on-quorum-loss POLICY]
+/// [exec-timeout TIME]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Vip {
     /// Unique in the cluster.
@@ -940,15 +947,23 @@ pub struct Vip {
     pub announce: Announce,
     /// `prefer`: name of a node.
     pub prefer: Option<String>,
+    /// `on-quorum-loss hold`: the last holder keeps it without a majority; else it lets go.
+    pub hold: bool,
+    /// `exec-timeout`: how long a program of `announce exec` may take.
+    pub exec_timeout: Duration,
     /// Where it was declared.
     pub pos: Pos,
 }
 
 /// How the holder of a VIP makes it its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Announce {
     /// The address is put on the interface, and neighbours are told.
     Arp,
     /// Only the holder listens on it.
     Listen,
+    /// Only the holder answers health checks on this port: a load balancer in front sends it the traffic.
+    HealthPort(u16),
+    /// A program moves it, a route of a cloud for instance.
+    Exec(PathBuf),
 }

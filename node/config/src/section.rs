@@ -225,6 +225,7 @@ fn open_cluster(parser: &mut Parser<'_>, words: &[Word]) -> Result<(), Fault> {
         data_dir: None,
         join: false,
         vips: Vec::new(),
+        vip_lease: None,
         ssl: None,
         refused: Vec::new(),
     });

@@ -124,13 +124,8 @@ fn discovered_servers() {
     assert_eq!(config.resolvers[1].name, "default");
     let consul = &config.consuls[0];
     assert_eq!(consul.addresses, ["127.0.0.1:8500", "consul.example:8500"]);
-    assert!(!consul.https && consul.ca_file.is_none());
     assert_eq!(consul.token, Some(ConsulToken::Literal("s3cr3t-127.0.0.11".into())));
     assert!(!format!("{consul:?}").contains("s3cr3t"));
-    let secure = config.consuls.last().unwrap();
-    assert!(secure.https && secure.crt.is_some());
-    assert_eq!(secure.addresses, ["consul.example:8501"]);
-    assert_eq!(secure.ca_file.as_deref(), Some(std::path::Path::new("/etc/ca.pem")));
     let list = |name: &str| -> Vec<(String, u32, String, Option<String>)> {
         let servers = &proxy(&config, name).servers;
         let of = |s: &std::sync::Arc<Server>| {
@@ -220,8 +215,20 @@ fn a_cluster_with_everything() {
         cluster.nodes.iter().map(|n| (n.name.as_str(), n.addr.as_str(), n.witness)).collect();
     assert_eq!(nodes[0], ("n1", "10.0.0.1:7100", false));
     assert_eq!(nodes[2], ("n3", "n3.example:7100", true));
-    assert_eq!((cluster.vips[0].prefix, cluster.vips[0].announce), (24, Announce::Arp));
-    assert_eq!((cluster.vips[1].prefix, cluster.vips[1].announce), (128, Announce::Listen));
+    let announces = cluster.vips.iter().map(|v| (v.prefix, &v.announce, v.hold)).collect::<Vec<_>>();
+    let exec = Announce::Exec("/etc/phalanx/move-route".into());
+    assert_eq!(
+        announces,
+        [
+            (24, &Announce::Arp, false),
+            (128, &Announce::Listen, false),
+            (32, &Announce::HealthPort(7080), true),
+            (32, &exec, false),
+        ]
+    );
+    let seconds = |at: usize| cluster.vips[at].exec_timeout.as_secs();
+    assert_eq!((seconds(0), seconds(3)), (10, 30));
+    assert_eq!(cluster.vip_lease, Some(std::time::Duration::from_millis(80)));
     assert_eq!(cluster.vips[0].prefer.as_deref(), Some("n1"));
     let app = proxy(&config, "app");
     let table = app.stick_table.as_ref().expect("table");
@@ -235,7 +242,7 @@ fn a_cluster_with_everything() {
     assert_eq!(app.stick_rules[0].table, "app");
     let fe = proxy(&config, "fe");
     let track = |rules: &[Rule]| match &rules[0].action {
-        Action::Track(track) => (track.table.name().to_owned(), track.expr.text.clone()),
+        Action::Track(track) => (track.table.clone(), track.expr.text.clone()),
         other => panic!("{other:?}"),
     };
     assert_eq!(track(&fe.rules.tcp_connection).0, "counts");

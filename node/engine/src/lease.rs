@@ -26,21 +26,20 @@
 //!
 //! *Fencing: epochs of successive tenures rise.* An acceptor lets a new tenure begin only with a
 //! ballot that outranks every one it promised, and the accepting majorities of two tenures intersect.
-//! Across the restart of a majority, or its replacement by other nodes, ballots rise because counters
-//! start from the wall clock: there, and only there, a clock that was set back can make an epoch fall.
+//! Across the restart of a majority, ballots rise because counters start from the wall clock.
 //!
 //! *Progress: a connected majority with an eligible node gets a holder.* Candidates ask first
 //! (`Prepare`), which costs a running holder nothing; ranks and jitter keep them from colliding.
 
 mod acceptor;
-mod group;
-pub mod hands;
+mod hold;
+#[cfg(test)]
+mod hold_tests;
 mod message;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;
-pub mod watch;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -50,9 +49,9 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 pub use self::acceptor::Acceptor;
-pub use self::group::{Group, Voter};
+use self::hold::Kept;
+pub use self::hold::QuorumLoss;
 pub use self::message::{Ballot, Epoch, Message, NodeId, Refusal};
-use crate::planted::{self, Fault};
 use crate::time::Now;
 
 /// Times of the protocol; the same on all nodes.
@@ -78,7 +77,8 @@ impl Timing {
     /// Default term: long enough for a machine that now and then does not run us for 200 ms.
     pub const DEFAULT_LEASE: Duration = Duration::from_millis(600);
 
-    /// All times from the term. The guard of an eighth covers clocks that are 6 % apart.
+    /// All times from the term. The range is [`phalanx_config::model::VIP_LEASE`]: safety holds for every
+    /// term, a shorter one would just not be renewed in time. The guard of an eighth covers clocks that are 6 % apart.
     pub fn of(lease: Duration) -> Timing {
         Timing {
             lease,
@@ -89,6 +89,13 @@ impl Timing {
             step: lease / 40,
             head_start: lease / 2,
         }
+    }
+}
+
+impl Timing {
+    /// The same times for a node whose earlier run may have granted for as long as `earlier`.
+    pub fn after(self, earlier: Duration) -> Timing {
+        Timing { start_wait: self.start_wait.max(Timing::of(earlier).start_wait), ..self }
     }
 }
 
@@ -135,6 +142,8 @@ pub enum Reason {
     AnnounceFailed(String),
     /// The process stops.
     Stopping,
+    /// It was kept without a majority, and another node holds it by one, or is about to.
+    Superseded(NodeId),
 }
 
 /// What the driver is to do, in order.
@@ -199,6 +208,50 @@ impl fmt::Display for NotMoved {
     }
 }
 
+/// A node with a vote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Voter {
+    /// Its number.
+    pub id: NodeId,
+    /// It votes but never holds.
+    pub witness: bool,
+}
+
+/// Who takes part, seen from one node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// This node.
+    pub me: NodeId,
+    /// Different for each start of the process.
+    pub incarnation: u64,
+    /// Number of the configuration.
+    pub config: u64,
+    /// Those that vote, in order of [`NodeId`].
+    pub voters: Vec<Voter>,
+    /// Node with the first chance at a VIP that nobody has held yet.
+    pub prefer: Option<NodeId>,
+}
+
+impl Group {
+    fn len(&self) -> usize {
+        self.voters.len()
+    }
+
+    fn majority(&self) -> usize {
+        self.len() / 2 + 1
+    }
+
+    /// Place of a node among the voters.
+    fn place(&self, id: NodeId) -> Option<usize> {
+        self.voters.binary_search_by_key(&id, |v| v.id).ok()
+    }
+
+    /// Whether this node may be a candidate at all.
+    fn may_hold(&self) -> bool {
+        self.place(self.me).is_some_and(|at| !self.voters[at].witness)
+    }
+}
+
 /// The lease of one VIP on one node: its acceptor, and its candidacy or tenure.
 #[derive(Debug)]
 pub struct Lease {
@@ -221,6 +274,9 @@ pub struct Lease {
     known: Option<(Ballot, Duration)>,
     rng: SmallRng,
     outputs: VecDeque<Output>,
+    on_quorum_loss: QuorumLoss,
+    /// What is kept without a majority.
+    kept: Option<Kept>,
 }
 
 #[derive(Debug)]
@@ -260,10 +316,6 @@ struct Tenure {
 impl Tenure {
     fn last_sent(&self) -> Option<(u64, Duration)> {
         self.rounds.back().copied()
-    }
-
-    fn round(&self, number: u64) -> Option<&(u64, Duration)> {
-        self.rounds.iter().find(|(round, _)| *round == number)
     }
 
     /// When the newest round that a majority has acknowledged was sent.
@@ -308,6 +360,8 @@ impl Lease {
             known: None,
             rng: SmallRng::seed_from_u64(seed),
             outputs: VecDeque::new(),
+            on_quorum_loss: QuorumLoss::default(),
+            kept: None,
             group,
             timing,
         }
@@ -320,6 +374,7 @@ impl Lease {
         }
         self.lapse(now);
         self.counter = self.counter.max(message.counter());
+        self.heed_others(from, message, now);
         match message {
             Message::Prepare { .. } | Message::Propose { .. } => {
                 // Only its maker may use a ballot.
@@ -349,6 +404,7 @@ impl Lease {
             self.known = None;
             self.freed(Free::Expired(ballot.node));
         }
+        self.tick_kept(now);
         match &self.role {
             Role::Preparing { since, .. } if now.mono >= *since + self.timing.attempt => self.back_off(now),
             Role::Tenure(t) if t.until.is_none() && now.mono >= t.since + self.timing.attempt => {
@@ -374,12 +430,14 @@ impl Lease {
             Role::Preparing { since, .. } => Some(*since + self.timing.attempt),
             Role::Tenure(t) => {
                 let renewal = t.last_sent().map_or(now.mono, |(_, at)| at + self.timing.renew);
-                Some(renewal.min(t.until.unwrap_or(t.since + self.timing.attempt)))
+                let end = t.until.map(|until| self.decided_at(until));
+                Some(renewal.min(end.unwrap_or(t.since + self.timing.attempt)))
             }
             Role::Withdrawing { .. } => None,
         };
         let known = self.known.map(|(_, until)| until);
-        [own, known, self.acceptor.deadline(), self.raise]
+        let kept = self.kept.as_ref().map(Kept::next);
+        [own, known, self.acceptor.deadline(), self.raise, kept]
             .into_iter()
             .flatten()
             .min()
@@ -457,10 +515,7 @@ impl Lease {
         }
         self.abandon(now);
         let first = self.group.config == 0;
-        let old = std::mem::replace(&mut self.group, group);
-        if planted::is(Fault::OldVotersCount) && !first {
-            self.group.voters = old.voters;
-        }
+        self.group = group;
         self.candidacy = None;
         self.raise = Some(now.mono + if first { Duration::ZERO } else { self.timing.lease / 2 });
         if self.holds() && !self.group.may_hold() {
@@ -487,7 +542,7 @@ impl Lease {
     pub fn view(&self, now: Now) -> View {
         let known = match &self.role {
             Role::Tenure(Tenure { ballot, until: Some(until), .. }) => Some((*ballot, *until)),
-            _ => self.known,
+            _ => self.held_until().or(self.known),
         };
         match known {
             Some((ballot, until)) if until > now.mono => {
@@ -500,8 +555,8 @@ impl Lease {
     /// End of the lease when this node holds it.
     pub fn held_until(&self) -> Option<(Ballot, Duration)> {
         match &self.role {
-            Role::Tenure(t) => t.until.map(|until| (t.ballot, until)),
-            _ => None,
+            Role::Tenure(Tenure { ballot, until: Some(until), .. }) => Some((*ballot, *until)),
+            _ => self.kept.as_ref().map(Kept::held),
         }
     }
 
@@ -526,31 +581,39 @@ impl Lease {
 
     /// First of all things: a lease that has run out is not held, whatever else has arrived.
     fn lapse(&mut self, now: Now) {
-        let lapsed = self.held_until().is_some_and(|(_, until)| now.mono >= until);
-        if lapsed && !planted::is(Fault::RenewAfterLapse) {
+        self.keep(now);
+        if self.held_until().is_some_and(|(_, until)| now.mono >= until) {
             self.withdraw(Reason::Lapsed, None, now);
         }
     }
 
     /// Ends the tenure. The ballot is used up: nothing that still arrives about it counts.
     fn withdraw(&mut self, reason: Reason, to: Option<NodeId>, now: Now) {
-        let Role::Tenure(Tenure { ballot, .. }) = self.role else { return };
+        if self.kept.is_some() {
+            // The candidacy for having it with a majority again.
+            self.abandon(now);
+        }
+        let ballot = match (&self.role, self.kept.take()) {
+            (_, Some(kept)) => kept.held().0,
+            (Role::Tenure(tenure), None) => tenure.ballot,
+            _ => return,
+        };
         // Whoever lets go gives the others time to take over.
         let pause = if reason == Reason::Lapsed { self.timing.attempt } else { 2 * self.timing.lease };
         self.not_before = self.not_before.max(now.mono + pause);
         self.role = Role::Withdrawing { ballot, to };
         self.outputs.push_back(Output::Withdraw { ballot, reason });
-        if planted::is(Fault::ReleaseFirst) {
-            self.broadcast(Message::Release { ballot, to }, now);
-        }
     }
 
     fn consider(&mut self, now: Now) {
-        if self.fit != Fit::Yes && !planted::is(Fault::TakeWhileBehind) || self.is_witness() {
+        if self.fit != Fit::Yes || self.is_witness() {
             self.candidacy = None;
             return;
         }
-        if self.known.is_some() || self.acceptor.backs_other_than(self.group.me, now.mono) {
+        if self.kept.is_some()
+            || self.known.is_some()
+            || self.acceptor.backs_other_than(self.group.me, now.mono)
+        {
             self.candidacy = None;
             return;
         }
@@ -597,9 +660,7 @@ impl Lease {
 
     fn prepare(&mut self, now: Now) {
         self.candidacy = None;
-        if !planted::is(Fault::ReuseBallot) || self.counter == 0 {
-            self.counter = (self.counter + 1).max(now.unix_us / 1000);
-        }
+        self.counter = (self.counter + 1).max(now.unix_us / 1000);
         let ballot =
             Ballot { counter: self.counter, node: self.group.me, incarnation: self.group.incarnation };
         let promised = vec![false; self.group.len()];
@@ -649,26 +710,23 @@ impl Lease {
         if tenure.ballot != about || round < tenure.counts_from {
             return;
         }
-        let round = if planted::is(Fault::AnyRound) { tenure.rounds.back() } else { tenure.round(round) };
-        let Some(&(_, sent)) = round else { return };
-        let sent = if planted::is(Fault::CountFromReceipt) { now.mono } else { sent };
+        let Some(&(_, sent)) = tenure.rounds.iter().find(|(r, _)| *r == round) else { return };
         let slot = &mut tenure.acked[place];
         *slot = (*slot).max(Some(sent));
         let Some(sent) = tenure.majority_sent(majority) else { return };
-        let guard = if planted::is(Fault::IgnoreGuard) { Duration::ZERO } else { self.timing.guard };
-        let until = sent + self.timing.lease.saturating_sub(guard);
+        let until = sent + self.timing.lease.saturating_sub(self.timing.guard);
         if until <= now.mono || tenure.until.is_some_and(|old| old >= until) {
             return;
         }
-        let ballot = tenure.ballot;
         let first = tenure.until.replace(until).is_none();
         if first {
-            self.known = None;
-            self.outputs.push_back(Output::Acquired { ballot, until });
+            (self.known, self.kept) = (None, None);
+            self.outputs.push_back(Output::Acquired { ballot: about, until });
             // Tell the others at once that it has a holder.
             self.propose(now);
         } else {
-            self.outputs.push_back(Output::Renewed { ballot, until });
+            tenure.refused.fill(false);
+            self.outputs.push_back(Output::Renewed { ballot: about, until });
         }
     }
 
@@ -678,6 +736,11 @@ impl Lease {
         let refused = match &mut self.role {
             Role::Preparing { ballot, refused, .. } if *ballot == about => refused,
             Role::Tenure(t) if t.ballot == about && t.until.is_none() => &mut t.refused,
+            Role::Tenure(t) if t.ballot == about => {
+                // Those that have just started know nothing; the others say that this node is not to hold it.
+                t.refused[place] |= !matches!(why, Refusal::Starting { .. });
+                return;
+            }
             _ => return,
         };
         refused[place] = true;

@@ -210,12 +210,6 @@ struct Teach {
     from: u64,
 }
 
-impl Drop for Peer {
-    fn drop(&mut self) {
-        self.tables.release_peer(self.index);
-    }
-}
-
 impl Peer {
     /// The HAProxy called `name`, of a `peers` section or (`None`) of the cluster, not connected;
     /// what it says is learned after `delay`.

@@ -24,6 +24,8 @@ pub use self::command::{
 pub use self::discovered::{Discovered, DiscoveryCommand, Found, Placed, Source};
 use self::epochs::Epochs;
 use self::frontends::Frontends;
+use self::maintenance::Maintenance;
+pub use self::maintenance::MaintenanceCommand;
 pub use self::members::{MAX_MEMBERS, Member, MemberCommand, Members, NewMember, Stage};
 use self::patterns::Patterns;
 use self::replies::Replies;
@@ -33,6 +35,7 @@ mod command;
 mod discovered;
 pub mod epochs;
 pub mod frontends;
+mod maintenance;
 mod members;
 pub mod patterns;
 mod replies;
@@ -107,6 +110,10 @@ pub struct Registry {
     members: Members,
     discovered: Discovered,
     frontends: Frontends,
+    /// Left out of what is stored while it is empty, as in what earlier programs wrote: see
+    /// [`Registry::LAST_EMPTY`].
+    #[serde(skip_serializing_if = "Maintenance::is_empty")]
+    maintenance: Maintenance,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,6 +175,9 @@ impl Registry {
         Registry::default()
     }
 
+    /// Stored bytes (postcard) that end before the last field are read with these behind them.
+    pub const LAST_EMPTY: &[u8] = &[0];
+
     /// Commands applied so far.
     pub fn revision(&self) -> u64 {
         self.revision
@@ -198,7 +208,12 @@ impl Registry {
             Command::Patterns(command) => self.patterns.apply(command),
             Command::Frontend(command) => self.frontends.apply(command),
             Command::Config(command) => self.epochs.apply(command),
-            Command::Member(command) => self.members.apply(command, self.revision),
+            Command::Member(command) => {
+                let reply = self.members.apply(command, self.revision);
+                self.maintenance.forget(&self.members);
+                reply
+            }
+            Command::Maintenance(command) => self.maintenance.apply(command, &self.members),
             Command::Discovered(command) => self.discovered.apply(command, self.revision),
         };
         debug_assert!(self.consistent(), "after {command:?}: {self:?}");
@@ -208,6 +223,11 @@ impl Registry {
     /// The nodes of the cluster.
     pub fn members(&self) -> &Members {
         &self.members
+    }
+
+    /// Whether a node is in maintenance.
+    pub fn in_maintenance(&self, node: &str) -> bool {
+        self.maintenance.holds(node)
     }
 
     /// What was agreed about servers that are found at run time.
@@ -255,9 +275,18 @@ impl Registry {
 
     /// Digest of all that commands have changed: equal on nodes that have applied the same commands.
     pub fn digest(&self) -> u64 {
-        let Registry { revision, backends, replies: _, patterns, epochs, members, discovered, frontends } =
-            self;
-        digest(&(revision, backends, patterns, epochs, members, discovered, frontends))
+        let Registry {
+            revision,
+            backends,
+            replies: _,
+            patterns,
+            epochs,
+            members,
+            discovered,
+            frontends,
+            maintenance,
+        } = self;
+        digest(&(revision, backends, patterns, epochs, members, discovered, frontends, maintenance))
     }
 
     /// What commands have changed of frontends.

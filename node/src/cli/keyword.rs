@@ -10,7 +10,7 @@ use phalanx_engine::time::Now;
 
 use super::{
     Context, basics, config, counters, digests, discovery, errors, frontends, membership, patterns, process,
-    servers, sessions, tables,
+    servers, sessions, tables, vips,
 };
 
 /// One command.
@@ -152,6 +152,7 @@ const GROUPS: &[&[Keyword]] = &[
     errors::KEYWORDS,
     frontends::KEYWORDS,
     membership::KEYWORDS,
+    vips::KEYWORDS,
     patterns::KEYWORDS,
     process::KEYWORDS,
     servers::KEYWORDS,

@@ -1,13 +1,13 @@
-//! Commands about the other nodes: `show cluster`, `show peers`, `show vip`, `failover vip`.
+//! Commands about the other nodes: `show cluster`, `show peers`, `cluster join|leave|replace`.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use phalanx_cluster::haproxy::Handle;
-use phalanx_cluster::vip::{VipStatus, Vips};
 use phalanx_cluster::{Cluster, NewMember, NodeStatus, Stage, Status};
 use phalanx_config::Level;
 use phalanx_engine::log;
+use phalanx_engine::registry::Registry;
 use serde_json::json;
 
 use super::Context;
@@ -27,13 +27,6 @@ pub(super) const KEYWORDS: &[Keyword] = &[
         text: "dump some information about all the peers or this peers section",
         level: Level::User,
         run: Run::Now(show_peers),
-    },
-    Keyword {
-        words: &["show", "vip"],
-        usage: "[json]",
-        text: "report the floating IPs, who holds them and who could",
-        level: Level::User,
-        run: Run::Now(show_vip),
     },
     Keyword {
         words: &["cluster", "join"],
@@ -56,19 +49,12 @@ pub(super) const KEYWORDS: &[Keyword] = &[
         level: Level::Admin,
         run: Run::Later(|call| Box::pin(replace(call))),
     },
-    Keyword {
-        words: &["failover", "vip"],
-        usage: "<vip> [<node>]",
-        text: "move a floating IP to another node",
-        level: Level::Admin,
-        run: Run::Later(|call| Box::pin(failover(call))),
-    },
 ];
 
 /// A change of members is answered within this time, done or not.
 const CHANGE_WITHIN: Duration = Duration::from_secs(30);
 
-const NO_CLUSTER: &str = "The configuration has no 'cluster' section.";
+pub(super) const NO_CLUSTER: &str = "The configuration has no 'cluster' section.";
 
 /// Peers that stick tables are replicated with, and how many of them are connected.
 pub(super) fn peer_counts(ctx: &Context) -> (u32, u32) {
@@ -83,14 +69,14 @@ fn show_cluster(call: &Call<'_>) -> Answer {
         other => return Answer::error(format!("'show cluster' expects nothing or 'json', not '{other}'.")),
     };
     match call.ctx.authority.cluster().map(Cluster::status) {
-        Some(status) if as_json => Answer::dump(json_of(&status)),
-        Some(status) => Answer::dump(table_of(&status)),
+        Some(status) if as_json => Answer::dump(json_of(&status, &call.ctx.authority.registry())),
+        Some(status) => Answer::dump(table_of(&status, &call.ctx.authority.registry())),
         None if as_json => Answer::dump(json!({"cluster": null, "leader": null, "nodes": []}).to_string()),
         None => Answer::info(NO_CLUSTER),
     }
 }
 
-fn json_of(status: &Status) -> String {
+fn json_of(status: &Status, registry: &Registry) -> String {
     let node = |n: &NodeStatus| {
         json!({
             "name": n.name,
@@ -100,6 +86,7 @@ fn json_of(status: &Status) -> String {
             "voter": n.voter,
             "stage": n.stage.map(stage),
             "state": n.state.to_string(),
+            "maintenance": registry.in_maintenance(&n.name),
             "seen_ms": n.seen.map(|d| d.as_millis() as u64),
             "problem": n.problem,
             "applied": n.applied,
@@ -128,7 +115,7 @@ fn json_of(status: &Status) -> String {
     .to_string()
 }
 
-fn table_of(status: &Status) -> String {
+fn table_of(status: &Status, registry: &Registry) -> String {
     let index = |n: Option<u64>| n.map_or("-".to_owned(), |n| n.to_string());
     let mut out = format!(
         "# cluster: {}, node: {}, leader: {}, term: {}, quorum: {}, revision: {}\n\
@@ -158,6 +145,11 @@ fn table_of(status: &Status) -> String {
     }
     if let Some(change) = &status.change {
         let _ = writeln!(out, "# change of members: {}", one_line(change));
+    }
+    let resting: Vec<&str> =
+        status.nodes.iter().map(|n| n.name.as_str()).filter(|n| registry.in_maintenance(n)).collect();
+    if !resting.is_empty() {
+        let _ = writeln!(out, "# in maintenance: {}", resting.join(", "));
     }
     let header = ["# name", "addr", "state", "votes", "seen", "applied", "version", "problem"];
     let mut rows = vec![header.map(str::to_owned)];
@@ -331,87 +323,6 @@ fn number(name: &str) -> u64 {
     phalanx_cluster::node_id(name)
 }
 
-fn show_vip(call: &Call<'_>) -> Answer {
-    let as_json = match call.arg(0) {
-        "" => false,
-        "json" => true,
-        other => return Answer::error(format!("'show vip' expects nothing or 'json', not '{other}'.")),
-    };
-    let vips = call.ctx.authority.cluster().and_then(Cluster::vips).map(Vips::status).unwrap_or_default();
-    if as_json {
-        let vips: Vec<_> = vips.iter().map(vip_json).collect();
-        return Answer::dump(json!({ "vips": vips }).to_string());
-    }
-    if vips.is_empty() {
-        return Answer::info("The configuration has no 'vip' line.");
-    }
-    let header = ["# name", "address", "announce", "holder", "epoch", "lease", "candidates", "unfit"];
-    let mut rows = vec![header.map(str::to_owned)];
-    for vip in &vips {
-        let fit: Vec<&str> = vip.nodes.iter().filter(|n| n.eligible).map(|n| n.node.as_str()).collect();
-        let unfit = vip.nodes.iter().filter(|n| !n.eligible);
-        let unfit: Vec<String> =
-            unfit.map(|n| format!("{} ({})", n.node, one_line(&n.reasons.join("; ")))).collect();
-        let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
-        rows.push([
-            vip.name.clone(),
-            format!("{}/{}", vip.addr, vip.prefix),
-            vip.announce.to_owned(),
-            vip.holder.clone().unwrap_or_else(|| "-".to_owned()),
-            vip.epoch.to_string(),
-            format!("{}ms", vip.left.as_millis()),
-            or_dash(fit.join(",")),
-            or_dash(unfit.join(", ")),
-        ]);
-    }
-    let mut out = String::new();
-    align(&rows, &mut out);
-    for vip in vips.iter().filter(|v| !v.moves.is_empty()) {
-        let _ = writeln!(out, "# moves of {}:", vip.name);
-        for change in &vip.moves {
-            let mut date = Vec::new();
-            log::bracketed(change.unix_us, &mut date);
-            let name = |node: &Option<String>| node.clone().unwrap_or_else(|| "-".to_owned());
-            let _ = writeln!(
-                out,
-                "#   {} {} -> {} epoch {}: {}",
-                String::from_utf8_lossy(&date),
-                name(&change.from),
-                name(&change.to),
-                change.epoch,
-                one_line(&change.reason)
-            );
-        }
-    }
-    Answer::dump(out)
-}
-
-fn vip_json(vip: &VipStatus) -> serde_json::Value {
-    let nodes: Vec<_> = vip
-        .nodes
-        .iter()
-        .map(|n| json!({"node": n.node, "eligible": n.eligible, "reasons": n.reasons}))
-        .collect();
-    let moves: Vec<_> = vip
-        .moves
-        .iter()
-        .map(|m| {
-            json!({"unix_us": m.unix_us, "from": m.from, "to": m.to, "epoch": m.epoch, "reason": m.reason})
-        })
-        .collect();
-    json!({
-        "name": vip.name,
-        "address": vip.addr.to_string(),
-        "prefix": vip.prefix,
-        "announce": vip.announce,
-        "holder": vip.holder,
-        "epoch": vip.epoch,
-        "left_ms": vip.left.as_millis() as u64,
-        "nodes": nodes,
-        "moves": moves,
-    })
-}
-
 fn stage(stage: Stage) -> &'static str {
     match stage {
         Stage::Joining => "joining",
@@ -459,21 +370,5 @@ fn answer(outcome: Result<String, String>) -> Answer {
     match outcome {
         Ok(text) => Answer::notice(text),
         Err(why) => Answer::error(one_line(&why)),
-    }
-}
-
-async fn failover(call: &Call<'_>) -> Answer {
-    if call.arg(0).is_empty() {
-        return Answer::error("'failover vip' expects the name of a vip, and may be given a node.");
-    }
-    let Some(vips) = call.ctx.authority.cluster().and_then(Cluster::vips) else {
-        return Answer::error("The configuration has no 'vip' line.");
-    };
-    let to = Some(call.arg(1)).filter(|node| !node.is_empty());
-    match vips.failover(call.arg(0), to).await {
-        Ok((holder, epoch)) => {
-            Answer::notice(format!("vip '{}' is now held by '{holder}' (epoch {}).", call.arg(0), epoch.0))
-        }
-        Err(why) => Answer::error(one_line(&why.to_string())),
     }
 }

@@ -76,6 +76,8 @@ const SHARED: &[&[&str]] = &[
     &["clear", "table"],
     &["set", "table"],
     &["failover", "vip"],
+    &["move", "vip"],
+    &["maintenance", "node"],
     &["config", "push"],
     &["config", "rollback"],
     &["config", "detach"],

@@ -121,7 +121,13 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
         Some(settings) => {
             let vips = floating.as_ref().map(Floating::handle);
             let following = plane.clone();
-            let on_registry = Box::new(move |registry: &Registry| following.reconcile(registry));
+            let (floating, me) = (vips.clone(), settings.node.clone());
+            let on_registry = Box::new(move |registry: &Registry| {
+                if let Some(vips) = &floating {
+                    vips.set_maintenance(registry.in_maintenance(&me));
+                }
+                following.reconcile(registry);
+            });
             let started = Cluster::start(settings, state.tables().clone(), clock, vips, on_registry).await;
             Some(started.map_err(|e| e.to_string())?)
         }
@@ -617,6 +623,7 @@ pub(super) fn settings(config: &Config, node: &str, incarnation: u64) -> Option<
         tls: None,
         haproxys: cluster.peers.iter().filter_map(|p| Some((p.name.clone(), p.addr.clone()?))).collect(),
         join: cluster.join,
+        vip_lease: cluster.vip_lease,
         pretends: None,
         cluster_id: Arc::default(),
     })

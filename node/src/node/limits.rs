@@ -88,6 +88,9 @@ pub(super) fn confine(config: &Config, now: Now) -> Result<(), String> {
         keep.push(Capability::NetBindService);
     }
     let vips = config.cluster.iter().flat_map(|c| &c.vips);
+    if vips.clone().any(|v| matches!(v.announce, Announce::HealthPort(port) if port < 1024)) {
+        keep.push(Capability::NetBindService);
+    }
     if vips.clone().any(|v| v.announce == Announce::Arp) {
         keep.extend([Capability::NetAdmin, Capability::NetRaw]);
     }

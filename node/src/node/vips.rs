@@ -11,10 +11,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use phalanx_cluster::vip::{Announce, Announcer, GuardianCommand, Options, VipSettings, Vips};
+use phalanx_cluster::vip::{Announce, Announcer, GuardianCommand, Options, QuorumLoss, VipSettings, Vips};
 use phalanx_cluster::{Cluster, Settings};
 use phalanx_config::model;
-use phalanx_engine::lease::Timing;
 use phalanx_engine::stick::Tables;
 use phalanx_proxy::Forwarder;
 use phalanx_sys::process::{self, Capability, Identity};
@@ -66,7 +65,7 @@ impl Floating {
         }
         let gate = Arc::new(Gate(OnceLock::new()));
         let options =
-            Options { timing: Timing::default(), guardian: Some(guardian), seed: settings.incarnation };
+            Options { timing: settings.timing(), guardian: Some(guardian), seed: settings.incarnation };
         let vips = Vips::start(settings, vips, options, gate.clone())?;
         vips.set_behind(vec!["starting".into()]);
         Ok(Some(Floating { vips, gate, caught_up: CaughtUp::default() }))
@@ -160,8 +159,11 @@ fn vip(vip: &model::Vip) -> VipSettings {
         announce: match vip.announce {
             model::Announce::Arp => Announce::Arp { interface: vip.interface.clone().unwrap_or_default() },
             model::Announce::Listen => Announce::Listen,
+            model::Announce::HealthPort(port) => Announce::HealthPort(port),
+            model::Announce::Exec(ref path) => Announce::Exec { path: path.clone(), limit: vip.exec_timeout },
         },
         prefer: vip.prefer.clone(),
+        on_quorum_loss: if vip.hold { QuorumLoss::Hold } else { QuorumLoss::Release },
     }
 }
 

@@ -223,16 +223,6 @@ pub fn silence_standard_streams() -> io::Result<()> {
     Ok(())
 }
 
-/// Keeps the kernel from giving this process huge pages, which the allocator asks for: one costs
-/// clearing two megabytes at the first touch, under whatever lock the thread holds then.
-///
-/// # Errors
-/// What `prctl` said.
-pub fn small_pages() -> io::Result<()> {
-    // SAFETY: PR_SET_THP_DISABLE takes integers and touches no memory of ours.
-    check(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) })
-}
-
 /// Asks the kernel to kill this process when the thread that started it ends; for demo servers and
 /// the local cluster, never for the guardian.
 ///
@@ -270,6 +260,17 @@ pub fn signal(pid: u32, signal: i32) -> io::Result<()> {
     let signal = nix::sys::signal::Signal::try_from(signal)?;
     let pid = i32::try_from(pid).ok().filter(|&p| p > 0).ok_or(io::ErrorKind::InvalidInput)?;
     Ok(nix::sys::signal::kill(Pid::from_raw(pid), signal)?)
+}
+
+/// Sends a signal to all processes of a group.
+///
+/// # Errors
+/// As [`signal`].
+pub fn signal_group(group: u32, signal: i32) -> io::Result<()> {
+    let signal = nix::sys::signal::Signal::try_from(signal)?;
+    // 0 and 1 would be this process's own group, and everybody.
+    let group = i32::try_from(group).ok().filter(|&g| g > 1).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(nix::sys::signal::killpg(Pid::from_raw(group), signal)?)
 }
 
 /// Whether a process with this pid exists and is not a zombie.
@@ -352,12 +353,6 @@ mod tests {
         assert_eq!(group("root").unwrap(), Some(0));
         assert_eq!(user("no-such-user-here").unwrap(), None);
         assert_eq!(group("no-such-group-here").unwrap(), None);
-    }
-
-    #[test]
-    fn huge_pages_can_be_done_without() {
-        small_pages().unwrap();
-        assert_eq!(status_field("THP_enabled:").as_deref(), Some("0"));
     }
 
     #[test]

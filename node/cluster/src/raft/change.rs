@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use openraft::{ChangeMembers, ServerState};
-use phalanx_engine::lease::Timing;
 use phalanx_engine::membership::{Adopted, Step, View, next_step, quorum_without};
 use phalanx_engine::registry::{Command, MemberCommand, Members, NewMember, Reply, Stage};
 use phalanx_wire::raft::HelloReply;
@@ -67,7 +66,7 @@ impl Raft {
         let late = progress.leaving.iter().filter(|(_, since)| since.elapsed() > LET_GO_WITHIN);
         let patience = late.map(|(name, _)| name.clone()).collect();
         let seen = Seen { metrics: &metrics, hellos: self.hellos(), patience };
-        let step = next_step(members, &self.0.settings.node, &seen, Timing::default().start_wait);
+        let step = next_step(members, &self.0.settings.node, &seen, self.0.settings.settle_wait());
         progress.waits = match &step {
             Step::Nothing => None,
             Step::Wait(why) => Some(why.clone()),

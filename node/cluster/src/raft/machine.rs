@@ -67,7 +67,7 @@ impl Machine {
             snapshot: load(&dir.join(FILE))?,
         };
         if let Some((meta, data)) = &state.snapshot {
-            state.registry = Arc::new(decode(data)?);
+            state.registry = Arc::new(registry_of(data)?);
             state.applied = meta.last_log_id;
             state.membership = meta.last_membership.clone();
         }
@@ -154,7 +154,7 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
-        let registry: Registry = decode(&snapshot)?;
+        let registry = registry_of(&snapshot)?;
         self.keep(meta.clone(), snapshot).await?;
         {
             let mut state = self.0.state.lock();
@@ -226,6 +226,11 @@ fn store(dir: &Path, meta: &SnapshotMeta, data: &[u8]) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// The registry of a snapshot, also of one that an earlier program wrote.
+fn registry_of(bytes: &[u8]) -> io::Result<Registry> {
+    decode(bytes).or_else(|error| decode(&[bytes, Registry::LAST_EMPTY].concat()).map_err(|_| error))
+}
+
 /// The snapshot in the file, if there is one.
 fn load(path: &Path) -> io::Result<Option<(SnapshotMeta, SnapshotData)>> {
     let bytes = match fs::read(path) {
@@ -251,6 +256,20 @@ fn load(path: &Path) -> io::Result<Option<(SnapshotMeta, SnapshotData)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_snapshot_of_a_program_without_maintenance_is_read() {
+        use phalanx_engine::registry::{Command, MaintenanceCommand};
+        let mut registry = Registry::new();
+        let plain = encode(&registry).unwrap();
+        assert_eq!(registry_of(&plain).unwrap(), registry);
+        let command = MaintenanceCommand { node: "n1".into(), on: true };
+        registry.apply(&Command::Maintenance(command));
+        let full = encode(&registry).unwrap();
+        assert_eq!(registry_of(&full).unwrap(), registry);
+        assert_eq!(full.len(), plain.len() + 4, "nothing is stored of what is empty");
+        assert!(registry_of(&plain[..plain.len() - 1]).is_err());
+    }
 
     #[test]
     fn a_snapshot_file_is_read_back_or_refused() {

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
-use phalanx_engine::lease::hands::Job;
 use phalanx_engine::lease::{
     Ballot, Epoch, Fit, Free, Group, Lease, Message, NodeId, Output, Reason, Timing, View, Voter,
 };
@@ -23,9 +22,11 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::guardian::Guardian;
-use super::hands::{Driver, Hands, Task};
+use super::hands::{Driver, Hands, Job};
 use super::wire::Names;
-use super::{Announce, Announcer, Move, MoveError, NodeFitness, Options, VipSettings, VipStatus, arp};
+use super::{
+    Announce, Announcer, Move, MoveError, NodeFitness, Options, VipSettings, VipStatus, arp, exec, health,
+};
 use crate::{Node, Settings};
 
 /// Moves remembered per VIP.
@@ -58,6 +59,8 @@ pub(super) struct Core {
     maintenance: bool,
     /// It leaves the cluster.
     leaving: bool,
+    /// `vip-lease` of the nodes that are connected.
+    terms: BTreeMap<NodeId, Duration>,
 }
 
 struct One {
@@ -72,6 +75,8 @@ struct One {
     seen: View,
     /// Why this node let go last.
     reason: Option<String>,
+    /// It is held without a majority, and that was said.
+    kept: bool,
 }
 
 struct Link {
@@ -109,6 +114,18 @@ impl Shared {
                     Box::new(arp::Arp::new(vip.addr, vip.prefix, interface.clone(), kernel.clone()))
                 }
                 Announce::Listen => Box::new(super::hands::Listen::new(vip.clone(), announcer.clone())),
+                Announce::HealthPort(port) => Box::new(health::Health::new(vip.addr, *port)),
+                Announce::Exec { path, limit } => {
+                    let hook = exec::Hook {
+                        path: path.clone(),
+                        limit: *limit,
+                        vip: vip.name.clone(),
+                        address: format!("{}/{}", vip.addr, vip.prefix),
+                        cluster: settings.name.clone(),
+                        node: settings.node.clone(),
+                    };
+                    Box::new(exec::Exec::new(hook))
+                }
             });
             // Nobody has a vote before the members are known.
             let group = Group {
@@ -118,8 +135,11 @@ impl Shared {
                 voters: Vec::new(),
                 prefer: None,
             };
+            let mut lease = Lease::new(group, options.timing, options.seed.wrapping_add(i as u64), now());
+            lease.set_on_quorum_loss(vip.on_quorum_loss);
             ones.push(One {
-                lease: Lease::new(group, options.timing, options.seed.wrapping_add(i as u64), now()),
+                lease,
+                kept: false,
                 settings: vip,
                 hands: Arc::new(Hands::default()),
                 missing: vec!["starting".into()],
@@ -137,6 +157,7 @@ impl Shared {
             behind: Vec::new(),
             maintenance: false,
             leaving: false,
+            terms: BTreeMap::new(),
         };
         let shared = Arc::new(Shared {
             settings: ArcSwap::from_pointee(settings.clone()),
@@ -256,10 +277,8 @@ impl Shared {
                         send(links, pb::LeaseMessage { kind: Some(Kind::Vip(message)) });
                     }
                 }
-                Output::Acquired { ballot, until } => {
-                    one.hands.push(Task::Do(Job::Acquire { ballot, until }))
-                }
-                Output::Renewed { ballot, until } => one.hands.push(Task::Do(Job::Renew { ballot, until })),
+                Output::Acquired { ballot, until } => one.hands.push(Job::Acquire { ballot, until }),
+                Output::Renewed { ballot, until } => one.hands.push(Job::Renew { ballot, until }),
                 Output::Withdraw { ballot, reason } => {
                     let text = self.reason_text(&reason);
                     warn!(
@@ -269,11 +288,23 @@ impl Shared {
                         ballot.epoch()
                     );
                     one.reason = Some(text);
-                    one.hands.push(Task::Do(Job::Withdraw { ballot }));
+                    one.hands.push(Job::Withdraw { ballot });
                 }
             }
         }
-        self.notice(&mut vips[i], now);
+        let one = &mut vips[i];
+        let kept = one.lease.keeps();
+        if kept && !one.kept {
+            warn!(
+                "vip '{}' {}: no majority renews the lease: kept all the same, epoch {}, by 'on-quorum-loss hold'; \
+                 another node may hold it as well",
+                one.settings.name,
+                one.settings.addr,
+                one.lease.view(now).epoch.unwrap_or_default()
+            );
+        }
+        one.kept = kept;
+        self.notice(one, now);
     }
 
     fn notice(&self, one: &mut One, now: Now) {
@@ -320,6 +351,9 @@ impl Shared {
             Reason::Moved { to: None } => "planned move".into(),
             Reason::Unfit(reasons) => format!("not eligible: {}", reasons.join(", ")),
             Reason::AnnounceFailed(why) => format!("cannot be announced: {why}"),
+            Reason::Superseded(by) => {
+                format!("kept without a majority, until {} was seen to hold it", self.names.load().name(*by))
+            }
             Reason::Stopping => "the node stops".into(),
         }
     }
@@ -342,9 +376,10 @@ impl Shared {
         self.decide(i, |lease, now| lease.announce_failed(why, now));
     }
 
-    /// What the machine of VIP `i` holds at this moment, until when.
-    pub(super) fn held_until(&self, i: usize) -> Option<(Ballot, Duration)> {
-        self.core.lock().vips[i].lease.held_until()
+    /// Whether this very tenure is still held, by the clock.
+    pub(super) fn holds(&self, i: usize, ballot: Ballot) -> bool {
+        let held = self.core.lock().vips[i].lease.held_until();
+        held.is_some_and(|(b, until)| b == ballot && clock::boottime() < until)
     }
 
     /// A driver tells what is missing here.
@@ -379,14 +414,18 @@ impl Shared {
 
     pub(super) fn set_maintenance(&self, on: bool) {
         let mut core = self.core.lock();
-        core.maintenance = on;
-        (0..core.vips.len()).for_each(|i| self.refit(&mut core, i));
+        if core.maintenance != on {
+            core.maintenance = on;
+            (0..core.vips.len()).for_each(|i| self.refit(&mut core, i));
+        }
     }
 
     fn refit(&self, core: &mut Core, i: usize) {
         if self.stopping.load(Ordering::Acquire) {
             return;
         }
+        let mut behind = core.behind.clone();
+        behind.extend(self.odd_term(core));
         let one = &mut core.vips[i];
         let mut never = one.missing.clone();
         let settings = self.settings.load();
@@ -399,9 +438,9 @@ impl Shared {
         } else if core.maintenance {
             never.push("maintenance".into());
         }
-        let fit = match (never.is_empty(), core.behind.is_empty()) {
+        let fit = match (never.is_empty(), behind.is_empty()) {
             (false, _) => Fit::No(never),
-            (true, false) => Fit::Keep(core.behind.clone()),
+            (true, false) => Fit::Keep(behind),
             (true, true) => Fit::Yes,
         };
         let now = now();
@@ -409,6 +448,39 @@ impl Shared {
         self.carry_out(core, i, now);
         self.tell_fitness(core);
         self.wake.notify_all();
+    }
+
+    /// A peer says for how long it asks for leases. Acceptors grant no longer than their own, so that
+    /// nodes which differ are safe, but they may not get a majority from each other.
+    fn heed_term(&self, from: NodeId, lease_us: u64) {
+        let term = match lease_us {
+            0 => Timing::DEFAULT_LEASE,
+            us => Duration::from_micros(us),
+        };
+        let mut core = self.core.lock();
+        if core.terms.insert(from, term) == Some(term) {
+            return;
+        }
+        if term != self.timing.lease {
+            warn!(
+                "leases: node '{}' has 'vip-lease' {term:?}, this node {:?}: it is to be the same on all nodes",
+                self.names.load().name(from),
+                self.timing.lease
+            );
+        }
+        (0..core.vips.len()).for_each(|i| self.refit(&mut core, i));
+    }
+
+    /// Why this node leaves VIPs to others: more of them have another `vip-lease` than have its own.
+    fn odd_term(&self, core: &Core) -> Option<String> {
+        let names = self.names.load();
+        let others: Vec<_> = core.terms.iter().filter(|(_, term)| **term != self.timing.lease).collect();
+        if others.len() <= core.terms.len() - others.len() + 1 {
+            return None;
+        }
+        let others: Vec<String> =
+            others.into_iter().map(|(id, term)| format!("{term:?} on {}", names.name(*id))).collect();
+        Some(format!("'vip-lease' is {:?} here, {}", self.timing.lease, others.join(", ")))
     }
 
     /// Tells all peers how fit this node is.
@@ -432,6 +504,7 @@ impl Shared {
             node: settings.node.clone(),
             incarnation: settings.incarnation,
             nodes: self.names.load().all(),
+            lease_us: self.timing.lease.as_micros() as u64,
         };
         let _ = queue.try_send(pb::LeaseMessage { kind: Some(Kind::Hello(hello)) });
         let _ = queue.try_send(fitness(&core));
@@ -448,6 +521,7 @@ impl Shared {
         links.retain(|link| link.id != id);
         if links.is_empty() {
             core.links.remove(&node);
+            core.terms.remove(&node);
             for one in &mut core.vips {
                 one.fitness.remove(&node);
             }
@@ -479,7 +553,8 @@ impl Shared {
                 }
             }
             // Whose votes count together, each message says for itself.
-            Some(Kind::Hello(_)) | None => {}
+            Some(Kind::Hello(hello)) => self.heed_term(from, hello.lease_us),
+            None => {}
         }
     }
 
@@ -507,6 +582,11 @@ impl Shared {
 
     pub(super) fn index(&self, vip: &str) -> Option<usize> {
         self.core.lock().vips.iter().position(|one| one.settings.name == vip)
+    }
+
+    /// Why this node let go last.
+    pub(super) fn reason_of(&self, i: usize) -> String {
+        self.core.lock().vips[i].reason.clone().unwrap_or_default()
     }
 
     pub(super) fn settings_of(&self, i: usize) -> VipSettings {
@@ -609,13 +689,11 @@ impl Shared {
                 name: one.settings.name.clone(),
                 addr: one.settings.addr,
                 prefix: one.settings.prefix,
-                announce: match one.settings.announce {
-                    Announce::Arp { .. } => "arp",
-                    Announce::Listen => "listen",
-                },
+                announce: one.settings.announce.name(),
                 holder: view.holder.map(|id| self.names.load().name(id).to_owned()),
                 epoch: view.epoch.unwrap_or_default().0,
                 left: view.left,
+                kept: one.kept,
                 nodes: self.fitness_of(one),
                 moves: one.moves.iter().cloned().collect(),
             }
@@ -631,7 +709,7 @@ impl Shared {
             for i in 0..core.vips.len() {
                 core.vips[i].lease.stop(now);
                 self.carry_out(&mut core, i, now);
-                core.vips[i].hands.push(Task::Quit);
+                core.vips[i].hands.push(Job::Quit);
             }
             self.wake.notify_all();
             core.vips.iter().map(|one| one.hands.clone()).collect()

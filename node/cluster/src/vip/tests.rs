@@ -79,6 +79,15 @@ fn free_ports(n: usize) -> Vec<SocketAddr> {
 
 impl Group {
     fn new(vips: &[(&str, Option<&str>)], fail: &[&str], witness: Option<&str>) -> Group {
+        Group::with(vips, fail, witness, [Timing::default(); 3])
+    }
+
+    fn with(
+        vips: &[(&str, Option<&str>)],
+        fail: &[&str],
+        witness: Option<&str>,
+        timings: [Timing; 3],
+    ) -> Group {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let world = Arc::new(Mutex::new(World::default()));
@@ -100,6 +109,7 @@ impl Group {
                 prefix: 32,
                 announce: Announce::Listen,
                 prefer: prefer.map(str::to_owned),
+                on_quorum_loss: QuorumLoss::Release,
             })
             .collect();
         let new = |n: &Node| NewMember { name: n.name.clone(), addr: n.addr.clone(), witness: n.witness };
@@ -115,7 +125,7 @@ impl Group {
                 incarnation: i as u64 + 10,
                 ..Settings::default()
             };
-            let options = Options { timing: Timing::default(), guardian: None, seed: i as u64 };
+            let options = Options { timing: timings[i], guardian: None, seed: i as u64 };
             let scribe = Scribe {
                 node: node.name.clone(),
                 world: world.clone(),
@@ -220,6 +230,21 @@ fn a_node_that_cannot_announce_leaves_the_vip_to_another() {
     assert_eq!(status.nodes[2].reasons, ["witness"]);
     let refused = group.runtime.block_on(group.vips(1).failover("web", Some("n3"))).unwrap_err();
     assert_eq!(refused.to_string(), "node 'n3' is not eligible for vip 'web': witness");
+}
+
+#[test]
+fn a_node_with_another_lease_than_most_leaves_vips_to_them() {
+    let ms = Duration::from_millis;
+    let timings = [Timing::default(), Timing::default(), Timing::of(ms(80))];
+    let group = Group::with(&[("web", Some("n3"))], &[], None, timings);
+    let reason = "'vip-lease' is 80ms here, 600ms on n1, 600ms on n2";
+    until("n1 to hear why n3 stays away", || group.vips(0).status()[0].nodes[2].reasons == [reason]);
+    until("n1 and n2 to be eligible", || {
+        let status = &group.vips(1).status()[0];
+        status.nodes[0].eligible && status.nodes[1].eligible && status.holder.is_some()
+    });
+    let refused = group.runtime.block_on(group.vips(0).failover("web", Some("n3"))).unwrap_err();
+    assert!(refused.to_string().ends_with(&format!("is not eligible for vip 'web': {reason}")), "{refused}");
 }
 
 #[test]

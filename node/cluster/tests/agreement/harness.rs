@@ -93,6 +93,7 @@ impl Nodes {
             tls: None,
             haproxys: Vec::new(),
             join: false,
+            vip_lease: None,
             pretends: None,
             cluster_id: Arc::default(),
         });

@@ -1,12 +1,14 @@
 //! Keywords of the `cluster` section, which is Phalanx's own.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::bind;
 use crate::keyword::{Arity, CLUSTER, Keyword};
 use crate::known;
 use crate::line::{Args, Fault};
-use crate::model::{Announce, ClusterNode, ClusterSsl, Vip};
+use crate::model::{Announce, ClusterNode, ClusterSsl, VIP_LEASE, Vip};
 use crate::parser::Parser;
 use crate::value;
 
@@ -40,11 +42,20 @@ pub(crate) const KEYWORDS: &[Keyword] = &[
     ),
     Keyword::new(
         "vip",
-        "<name> <address>[/<length>] [interface <if>] [announce arp|listen] [prefer <node>]",
+        "<name> <address>[/<length>] [interface <if>] [announce arp|listen|health-port <port>|exec <path>] \
+         [prefer <node>] [on-quorum-loss release|hold] [exec-timeout <time>]",
         CLUSTER,
         Arity::AtLeast(2),
         "An address that one node holds at a time.",
         vip,
+    ),
+    Keyword::new(
+        "vip-lease",
+        "<time>",
+        CLUSTER,
+        Arity::Exact(1),
+        "How long a holder of a VIP that falls silent keeps it, 60ms to 10s; default 600ms. The same on all nodes.",
+        vip_lease,
     ),
     Keyword::new(
         "ssl",
@@ -155,7 +166,26 @@ fn ssl(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
     Ok(())
 }
 
-const VIP_OPTIONS: [&str; 4] = ["interface", "announce", "prefer", "on-quorum-loss"];
+fn vip_lease(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
+    if parser.cluster().vip_lease.is_some() {
+        return Err(args.named(0, ": is given already"));
+    }
+    let time = value::time(args.text(0), value::Unit::Milliseconds, "the time")
+        .map_err(|err| args.named(0, format!(": {err}")))?;
+    if !VIP_LEASE.contains(&time) {
+        return Err(args.named(0, format!(": must be between 60ms and 10s, but got '{}'", args.text(0))));
+    }
+    parser.cluster().vip_lease = Some(time);
+    Ok(())
+}
+
+const VIP_OPTIONS: [&str; 5] = ["interface", "announce", "prefer", "on-quorum-loss", "exec-timeout"];
+
+/// How long a program of `announce exec` may take by default.
+const EXEC_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What it may be.
+const EXEC_TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(300);
 
 fn vip(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
     let name = check_name(args)?;
@@ -183,7 +213,17 @@ fn vip(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
         }
     };
     let pos = parser.pos();
-    let mut vip = Vip { name, addr, prefix, interface: None, announce: Announce::Arp, prefer: None, pos };
+    let mut vip = Vip {
+        name,
+        addr,
+        prefix,
+        interface: None,
+        announce: Announce::Arp,
+        prefer: None,
+        hold: false,
+        exec_timeout: EXEC_TIMEOUT,
+        pos,
+    };
     let mut next = 2;
     while let Some(word) = args.words.get(next) {
         let argument = args.text(next + 1);
@@ -196,17 +236,32 @@ fn vip(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
                 vip.interface =
                     Some(interface.map_err(|err| args.named(next + 1, format!(": 'interface' {err}")))?);
             }
-            "announce" => vip.announce = announce(args, next + 1)?,
+            "announce" => {
+                vip.announce = announce(args, next + 1)?;
+                // What the mode needs stands behind it.
+                next += usize::from(matches!(vip.announce, Announce::HealthPort(_) | Announce::Exec(_)));
+            }
             "prefer" => vip.prefer = Some(argument.to_owned()),
-            "on-quorum-loss" => match argument {
-                // The default, and the only policy that is built.
-                "release" => {}
-                "hold" => return Err(args.fault(next + 1, known::unsupported("'on-quorum-loss hold'"))),
-                other => {
-                    let fault = args.named(next + 1, format!(": unknown policy '{other}'"));
-                    return Err(fault.hint("expects 'release' or 'hold'"));
+            "on-quorum-loss" => {
+                vip.hold = match argument {
+                    "release" => false,
+                    "hold" => true,
+                    other => {
+                        let fault = args.named(next + 1, format!(": unknown policy '{other}'"));
+                        return Err(fault.hint("expects 'release' or 'hold'"));
+                    }
                 }
-            },
+            }
+            "exec-timeout" => {
+                let time = value::time(argument, value::Unit::Milliseconds, "'exec-timeout'");
+                let time = time.map_err(|err| args.named(next + 1, format!(": {err}")))?;
+                if !EXEC_TIMEOUTS.contains(&time) {
+                    let message =
+                        format!(": 'exec-timeout' must be between 100ms and 5m, but got '{argument}'");
+                    return Err(args.named(next + 1, message));
+                }
+                vip.exec_timeout = time;
+            }
             other => {
                 let fault = args.named(next, format!(": unknown argument '{other}'"));
                 return Err(match known::nearest(other, VIP_OPTIONS) {
@@ -216,6 +271,15 @@ fn vip(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
             }
         }
         next += 2;
+    }
+    if let Announce::HealthPort(port) = vip.announce
+        && let Some(other) = parser.cluster().vips.iter().find(|v| v.announce == vip.announce).cloned()
+    {
+        // One port answers for one VIP: what checks it could not tell them apart.
+        let place = parser.place(other.pos);
+        let message =
+            format!("'{}' : 'health-port {port}' is that of '{}' already at {place}", vip.name, other.name);
+        return Err(args.named(0, message));
     }
     if vip.announce == Announce::Arp && vip.interface.is_none() {
         let message = format!("'{}' : 'announce arp' needs an 'interface' to put {} on", vip.name, vip.addr);
@@ -229,12 +293,21 @@ fn announce(args: &Args<'_>, index: usize) -> Result<Announce, Fault> {
     match args.text(index) {
         "arp" => Ok(Announce::Arp),
         "listen" => Ok(Announce::Listen),
-        mode @ ("exec" | "health-port") => {
-            Err(args.fault(index, known::unsupported(&format!("'announce {mode}'"))))
-        }
+        "health-port" => match value::number(args.text(index + 1), 1..=65_535) {
+            Ok(port) => Ok(Announce::HealthPort(port as u16)),
+            Err(err) => Err(args.named(index + 1, format!(": the port of 'health-port' {err}"))),
+        },
+        "exec" => match args.text(index + 1) {
+            path if path.starts_with('/') => Ok(Announce::Exec(PathBuf::from(path))),
+            other => {
+                let fault = args
+                    .named(index + 1, format!(": 'exec' expects a path from the root, but got '{other}'"));
+                Err(fault.hint("as in 'announce exec /etc/phalanx/move-route'"))
+            }
+        },
         other => {
             let fault = args.named(index, format!(": unknown announce mode '{other}'"));
-            Err(fault.hint("expects 'arp' or 'listen'"))
+            Err(fault.hint("expects 'arp', 'listen', 'health-port <port>' or 'exec <path>'"))
         }
     }
 }

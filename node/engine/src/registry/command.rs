@@ -13,6 +13,7 @@ use phalanx_config::model;
 use super::DiscoveryCommand;
 use super::epochs::ConfigCommand;
 use super::frontends::FrontendCommand;
+use super::maintenance::MaintenanceCommand;
 use super::members::MemberCommand;
 use super::patterns::PatternCommand;
 
@@ -86,6 +87,8 @@ pub enum Command {
     Discovered(DiscoveryCommand),
     /// `enable|disable|shutdown frontend`, `set maxconn frontend`.
     Frontend(FrontendCommand),
+    /// `maintenance node`.
+    Maintenance(MaintenanceCommand),
 }
 
 /// A server as the node that takes a command knows it.

@@ -290,6 +290,7 @@ fn any_log_gives_the_same_state_whole_or_from_a_snapshot() {
         let mut other = Registry::new();
         let mut again: Vec<Reply> = log[..cut].iter().map(|r| other.apply_request(r)).collect();
         let bytes = postcard::to_stdvec(&other).unwrap();
+        let bytes = [&bytes, Registry::LAST_EMPTY].concat();
         let mut other: Registry = postcard::from_bytes(&bytes).unwrap();
         again.extend(log[cut..].iter().map(|r| other.apply_request(r)));
         assert_eq!(whole, other, "seed {seed}, cut at {cut}");

@@ -262,8 +262,11 @@ fn a_gated_address_is_listened_on_only_while_the_gate_is_open() {
             interface: None,
             announce: Announce::Listen,
             prefer: None,
+            hold: false,
+            exec_timeout: std::time::Duration::from_secs(10),
             pos: Pos::default(),
         }],
+        vip_lease: None,
         ssl: None,
         pos: Pos::default(),
     });
