@@ -24,6 +24,7 @@ use crate::cli;
 mod consul;
 mod dns;
 mod status;
+mod tls;
 
 pub(crate) use status::{Nameserver, SourceStatus};
 

@@ -93,6 +93,9 @@ pub(crate) fn run(options: Options) -> ExitCode {
         }
     }
     trace(&options);
+    if let Err(e) = process::small_pages() {
+        tracing::debug!("the kernel keeps giving huge pages: {e}");
+    }
     match serve(config, loaded.tls, held, Said { messages, warnings }, &options, &mut ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(text) => {

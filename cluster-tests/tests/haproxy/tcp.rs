@@ -27,25 +27,30 @@ const CASES: &[Case] = &[
     Case::new("server timeout", &[&[Send("hello"), Eof]])
         .back("timeout server 200ms\n server s1 SERVER")
         .servers(&[&[Bytes(5), Eof]]),
-    Case::new("client resets", &[&[Send("hello"), Wait(50), Reset]]).servers(&[&[Bytes(5), Eof]]),
+    // The answer shows that the connection stands.
+    Case::new("client resets", &[&[Send("hello"), Bytes(1), Reset]]).servers(&[&[Bytes(5), Send("x"), Eof]]),
     Case::new("server resets", &[&[Send("hello"), Eof]]).servers(&[&[Bytes(5), Reset]]),
-    Case::new("queue", &[&[Send("a"), Bytes(1), Wait(500), Shut, Eof], &[Send("b"), Eof]])
+    // The first stays for much longer than a busy machine takes to bring the second.
+    Case::new("queue", &[&[Send("a"), Bytes(1), Wait(2000), Shut, Eof], &[Send("b"), Eof]])
         .together()
-        .back("timeout queue 200ms\n server s1 SERVER maxconn 1")
+        .front("timeout client 5s")
+        .back("timeout queue 200ms\n timeout server 5s\n server s1 SERVER maxconn 1")
         .servers(&[&[Bytes(1), Send("x"), Eof]]),
     Case::new(
         "queue that moves",
-        &[&[Send("a"), Bytes(1), Wait(300), Shut, Eof], &[Send("b"), Bytes(1), Shut, Eof]],
+        &[&[Send("a"), Bytes(1), Wait(1500), Shut, Eof], &[Send("b"), Bytes(1), Shut, Eof]],
     )
     .together()
-    .back("timeout queue 2s\n server s1 SERVER maxconn 1")
+    .front("timeout client 5s")
+    .back("timeout queue 8s\n timeout server 5s\n server s1 SERVER maxconn 1")
     .servers(&[&[Bytes(1), Send("x"), Eof]]),
     Case::new(
         "leaves the queue",
-        &[&[Send("a"), Bytes(1), Wait(500), Shut, Eof], &[Send("b"), Wait(100), Reset]],
+        &[&[Send("a"), Bytes(1), Wait(2000), Shut, Eof], &[Send("b"), Wait(100), Reset]],
     )
     .together()
-    .back("timeout queue 2s\n server s1 SERVER maxconn 1")
+    .front("timeout client 5s")
+    .back("timeout queue 8s\n timeout server 5s\n server s1 SERVER maxconn 1")
     .servers(&[&[Bytes(1), Send("x"), Eof]])
     .differs(&[("0 CD", "0 CQ", "manual section 8.5, CQ")]),
 ];

@@ -229,6 +229,9 @@ impl Parser<'_> {
                 let message = format!("consul '{}' has no 'address'", consul.name);
                 let hint = Some("'address http://127.0.0.1:8500' is that of an agent's default".to_owned());
                 self.alert_at(consul.pos, message, hint);
+            } else if !consul.https && (consul.ca_file.is_some() || consul.crt.is_some()) && !refused {
+                let message = format!("consul '{}' has a 'ca-file' or 'crt' and no TLS", consul.name);
+                self.alert_at(consul.pos, message, Some("expects 'address https://...'".to_owned()));
             }
         }
     }

@@ -4,6 +4,7 @@
 //! resolve, names are unique, ports are in range. Nothing here is mutable state; what changes at run
 //! time (weights, health, added servers) lives in the engine, keyed by proxy and server name.
 
+mod link;
 mod rules;
 mod sample;
 
@@ -16,6 +17,7 @@ pub use self::discovery::{
     Consistency, Consul, ConsulToken, Discovery, Family, Hold, InitAddr, Nameserver, Network, Resolvers,
     ServiceHealth,
 };
+pub use self::link::Link;
 pub use self::rules::*;
 pub use self::sample::*;
 use crate::pattern::{Method, Output};

@@ -124,8 +124,13 @@ fn discovered_servers() {
     assert_eq!(config.resolvers[1].name, "default");
     let consul = &config.consuls[0];
     assert_eq!(consul.addresses, ["127.0.0.1:8500", "consul.example:8500"]);
+    assert!(!consul.https && consul.ca_file.is_none());
     assert_eq!(consul.token, Some(ConsulToken::Literal("s3cr3t-127.0.0.11".into())));
     assert!(!format!("{consul:?}").contains("s3cr3t"));
+    let secure = config.consuls.last().unwrap();
+    assert!(secure.https && secure.crt.is_some());
+    assert_eq!(secure.addresses, ["consul.example:8501"]);
+    assert_eq!(secure.ca_file.as_deref(), Some(std::path::Path::new("/etc/ca.pem")));
     let list = |name: &str| -> Vec<(String, u32, String, Option<String>)> {
         let servers = &proxy(&config, name).servers;
         let of = |s: &std::sync::Arc<Server>| {
@@ -242,7 +247,7 @@ fn a_cluster_with_everything() {
     assert_eq!(app.stick_rules[0].table, "app");
     let fe = proxy(&config, "fe");
     let track = |rules: &[Rule]| match &rules[0].action {
-        Action::Track(track) => (track.table.clone(), track.expr.text.clone()),
+        Action::Track(track) => (track.table.name().to_owned(), track.expr.text.clone()),
         other => panic!("{other:?}"),
     };
     assert_eq!(track(&fe.rules.tcp_connection).0, "counts");

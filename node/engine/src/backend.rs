@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
-use phalanx_config::model::{self, ServerKey};
+use phalanx_config::model::{self, Link, ServerKey};
 
 use crate::balance::{self, Farm, Input, Pick, Shared};
 use crate::counters::{Counters, Padded, Worker, bump};
@@ -163,6 +163,19 @@ impl Backend {
     /// The server of this name.
     pub fn server(&self, name: &str) -> Option<Arc<Server>> {
         self.servers().iter().find(|s| **s.name() == *name).cloned()
+    }
+
+    /// The server that a link leads to. Servers come and go, so its place is only where to look first.
+    pub fn linked(&self, link: &Link) -> Option<Arc<Server>> {
+        let servers = self.servers();
+        let there = link.place().and_then(|place| servers.get(place));
+        let there = there.filter(|server| **server.name() == *link.name());
+        there.or_else(|| servers.iter().find(|s| **s.name() == *link.name())).cloned()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_servers<'a>(&self, servers: impl Iterator<Item = &'a Arc<Server>>) {
+        self.servers.store(Arc::new(servers.cloned().collect()));
     }
 
     /// The server of this id: what a stick entry holds.

@@ -26,12 +26,15 @@
 //!
 //! *Fencing: epochs of successive tenures rise.* An acceptor lets a new tenure begin only with a
 //! ballot that outranks every one it promised, and the accepting majorities of two tenures intersect.
-//! Across the restart of a majority, ballots rise because counters start from the wall clock.
+//! Across the restart of a majority, or its replacement by other nodes, ballots rise because counters
+//! start from the wall clock: there, and only there, a clock that was set back can make an epoch fall.
 //!
 //! *Progress: a connected majority with an eligible node gets a holder.* Candidates ask first
 //! (`Prepare`), which costs a running holder nothing; ranks and jitter keep them from colliding.
 
 mod acceptor;
+mod group;
+pub mod hands;
 mod hold;
 #[cfg(test)]
 mod hold_tests;
@@ -40,6 +43,7 @@ mod message;
 mod simulation;
 #[cfg(test)]
 mod tests;
+pub mod watch;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -49,9 +53,11 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 pub use self::acceptor::Acceptor;
+pub use self::group::{Group, Voter};
 use self::hold::Kept;
 pub use self::hold::QuorumLoss;
 pub use self::message::{Ballot, Epoch, Message, NodeId, Refusal};
+use crate::planted::{self, Fault};
 use crate::time::Now;
 
 /// Times of the protocol; the same on all nodes.
@@ -208,50 +214,6 @@ impl fmt::Display for NotMoved {
     }
 }
 
-/// A node with a vote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Voter {
-    /// Its number.
-    pub id: NodeId,
-    /// It votes but never holds.
-    pub witness: bool,
-}
-
-/// Who takes part, seen from one node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Group {
-    /// This node.
-    pub me: NodeId,
-    /// Different for each start of the process.
-    pub incarnation: u64,
-    /// Number of the configuration.
-    pub config: u64,
-    /// Those that vote, in order of [`NodeId`].
-    pub voters: Vec<Voter>,
-    /// Node with the first chance at a VIP that nobody has held yet.
-    pub prefer: Option<NodeId>,
-}
-
-impl Group {
-    fn len(&self) -> usize {
-        self.voters.len()
-    }
-
-    fn majority(&self) -> usize {
-        self.len() / 2 + 1
-    }
-
-    /// Place of a node among the voters.
-    fn place(&self, id: NodeId) -> Option<usize> {
-        self.voters.binary_search_by_key(&id, |v| v.id).ok()
-    }
-
-    /// Whether this node may be a candidate at all.
-    fn may_hold(&self) -> bool {
-        self.place(self.me).is_some_and(|at| !self.voters[at].witness)
-    }
-}
-
 /// The lease of one VIP on one node: its acceptor, and its candidacy or tenure.
 #[derive(Debug)]
 pub struct Lease {
@@ -316,6 +278,10 @@ struct Tenure {
 impl Tenure {
     fn last_sent(&self) -> Option<(u64, Duration)> {
         self.rounds.back().copied()
+    }
+
+    fn round(&self, number: u64) -> Option<&(u64, Duration)> {
+        self.rounds.iter().find(|(round, _)| *round == number)
     }
 
     /// When the newest round that a majority has acknowledged was sent.
@@ -515,7 +481,10 @@ impl Lease {
         }
         self.abandon(now);
         let first = self.group.config == 0;
-        self.group = group;
+        let old = std::mem::replace(&mut self.group, group);
+        if planted::is(Fault::OldVotersCount) && !first {
+            self.group.voters = old.voters;
+        }
         self.candidacy = None;
         self.raise = Some(now.mono + if first { Duration::ZERO } else { self.timing.lease / 2 });
         if self.holds() && !self.group.may_hold() {
@@ -582,7 +551,8 @@ impl Lease {
     /// First of all things: a lease that has run out is not held, whatever else has arrived.
     fn lapse(&mut self, now: Now) {
         self.keep(now);
-        if self.held_until().is_some_and(|(_, until)| now.mono >= until) {
+        let lapsed = self.held_until().is_some_and(|(_, until)| now.mono >= until);
+        if lapsed && !planted::is(Fault::RenewAfterLapse) {
             self.withdraw(Reason::Lapsed, None, now);
         }
     }
@@ -603,10 +573,13 @@ impl Lease {
         self.not_before = self.not_before.max(now.mono + pause);
         self.role = Role::Withdrawing { ballot, to };
         self.outputs.push_back(Output::Withdraw { ballot, reason });
+        if planted::is(Fault::ReleaseFirst) {
+            self.broadcast(Message::Release { ballot, to }, now);
+        }
     }
 
     fn consider(&mut self, now: Now) {
-        if self.fit != Fit::Yes || self.is_witness() {
+        if self.fit != Fit::Yes && !planted::is(Fault::TakeWhileBehind) || self.is_witness() {
             self.candidacy = None;
             return;
         }
@@ -660,7 +633,9 @@ impl Lease {
 
     fn prepare(&mut self, now: Now) {
         self.candidacy = None;
-        self.counter = (self.counter + 1).max(now.unix_us / 1000);
+        if !planted::is(Fault::ReuseBallot) || self.counter == 0 {
+            self.counter = (self.counter + 1).max(now.unix_us / 1000);
+        }
         let ballot =
             Ballot { counter: self.counter, node: self.group.me, incarnation: self.group.incarnation };
         let promised = vec![false; self.group.len()];
@@ -710,23 +685,27 @@ impl Lease {
         if tenure.ballot != about || round < tenure.counts_from {
             return;
         }
-        let Some(&(_, sent)) = tenure.rounds.iter().find(|(r, _)| *r == round) else { return };
+        let round = if planted::is(Fault::AnyRound) { tenure.rounds.back() } else { tenure.round(round) };
+        let Some(&(_, sent)) = round else { return };
+        let sent = if planted::is(Fault::CountFromReceipt) { now.mono } else { sent };
         let slot = &mut tenure.acked[place];
         *slot = (*slot).max(Some(sent));
         let Some(sent) = tenure.majority_sent(majority) else { return };
-        let until = sent + self.timing.lease.saturating_sub(self.timing.guard);
+        let guard = if planted::is(Fault::IgnoreGuard) { Duration::ZERO } else { self.timing.guard };
+        let until = sent + self.timing.lease.saturating_sub(guard);
         if until <= now.mono || tenure.until.is_some_and(|old| old >= until) {
             return;
         }
+        let ballot = tenure.ballot;
         let first = tenure.until.replace(until).is_none();
         if first {
             (self.known, self.kept) = (None, None);
-            self.outputs.push_back(Output::Acquired { ballot: about, until });
+            self.outputs.push_back(Output::Acquired { ballot, until });
             // Tell the others at once that it has a holder.
             self.propose(now);
         } else {
             tenure.refused.fill(false);
-            self.outputs.push_back(Output::Renewed { ballot: about, until });
+            self.outputs.push_back(Output::Renewed { ballot, until });
         }
     }
 

@@ -210,6 +210,12 @@ struct Teach {
     from: u64,
 }
 
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.tables.release_peer(self.index);
+    }
+}
+
 impl Peer {
     /// The HAProxy called `name`, of a `peers` section or (`None`) of the cluster, not connected;
     /// what it says is learned after `delay`.

@@ -110,6 +110,14 @@ impl Plan {
         self.index(name).map(|index| &self.proxies[index])
     }
 
+    /// The proxy that a link of this configuration leads to. By its place; by name if it has none.
+    pub fn linked(&self, link: &model::Link) -> Option<&ProxyPlan> {
+        match link.place() {
+            Some(place) => self.proxies.get(place),
+            None => self.proxy(link.name()),
+        }
+    }
+
     /// What an ACL or a map looks into.
     pub fn matcher(&self, usage: &model::PatternUse) -> Option<&Matcher> {
         let same = |m: &&Arc<Matcher>| m.method() == usage.method && m.ignore_case() == usage.ignore_case;

@@ -1,4 +1,5 @@
-//! Faults that a test plants in the replication of stick tables, to show that its simulation finds them.
+//! Faults that tests plant in the replication of stick tables, in leases and in takeovers, to show that
+//! the simulations find them.
 //! In the program there are none: there [`is`] is a constant.
 
 /// A mistake that could be made, at the place where it would be.
@@ -30,6 +31,49 @@ pub(crate) enum Fault {
     FoldTwice,
     /// Connections of a node that is gone count on.
     GaugeOfTheDead,
+
+    /// A voter that has just started votes at once.
+    VoteWhileStarting,
+    /// A voter grants while another node's grant runs.
+    GrantBeside,
+    /// A proposal of higher rank overwrites the grant of another node.
+    Overwrite,
+    /// A voter does not remember what it has promised.
+    ForgetPromise,
+    /// A grant runs out before its term.
+    GrantShort,
+    /// A voter counts for candidates of an older configuration.
+    VoteForOld,
+    /// The holder counts its lease from when the acknowledgement came, not from when it asked.
+    CountFromReceipt,
+    /// The holder uses the guard up.
+    IgnoreGuard,
+    /// An acknowledgement of an earlier round counts for the last one.
+    AnyRound,
+    /// A majority is one less.
+    MinorityIsEnough,
+    /// A node that follows a new configuration goes on counting over the voters of the old one.
+    OldVotersCount,
+    /// The lease is released when it is to be withdrawn, not when it is.
+    ReleaseFirst,
+    /// A lease that has run out is renewed.
+    RenewAfterLapse,
+    /// A candidacy takes the ballot of the one before.
+    ReuseBallot,
+    /// A node that is behind takes over.
+    TakeWhileBehind,
+    /// A witness takes over.
+    WitnessHolds,
+    /// The lease is told that the address is gone before it is.
+    TellBeforeTakeAway,
+    /// An address that could not be taken away is taken for gone.
+    TryOnce,
+    /// The guardian tells the peers of a dead worker and takes nothing off.
+    SkipFence,
+    /// The guardian tells the peers of what it could not take off.
+    TellUnfenced,
+    /// The guardian takes a worker that stands still for a dead one.
+    TakeStoppedForDead,
 }
 
 /// Whether this fault is planted in this thread.
@@ -47,6 +91,15 @@ thread_local! {
 #[cfg(test)]
 pub(crate) fn is(fault: Fault) -> bool {
     PLANTED.get() == Some(fault)
+}
+
+/// Runs `test` with a fault in place.
+#[cfg(test)]
+pub(crate) fn with<T>(fault: Fault, test: impl FnOnce() -> T) -> T {
+    PLANTED.set(Some(fault));
+    let outcome = test();
+    PLANTED.set(None);
+    outcome
 }
 
 /// Runs `test` with a fault in place; whether it failed.

@@ -122,6 +122,12 @@ struct Repair {
     not_before: Duration,
 }
 
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.tables.release_peer(self.index);
+    }
+}
+
 impl Peer {
     /// The peer called `name`, not connected.
     ///

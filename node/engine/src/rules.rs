@@ -130,7 +130,7 @@ fn start_tracking(track: &TrackRule, at: &Context<'_>) {
     if at.memory.tracked(track.counter).or_else(|| at.session.tracked(track.counter)).is_some() {
         return;
     }
-    let Some(table) = world.plan.proxy(&track.table).and_then(|proxy| proxy.table.as_ref()) else { return };
+    let Some(table) = world.plan.linked(&track.table).and_then(|proxy| proxy.table.as_ref()) else { return };
     if let Some(Some(tracked)) = with_key(&track.expr, at, table, |key| table.track(key, at.now)) {
         tracked.conn(at.now);
         if at.request.is_some() {

@@ -128,9 +128,9 @@ fn fetch<'a>(fetch: &'a Fetch, at: &Context<'a>) -> Option<Value<'a>> {
         Fetch::FirstRequest => Value::Bool(at.first),
         Fetch::Gauge(gauge) => gauge::fetch(gauge, at.world.as_ref()?, at.now)?,
         Fetch::Counter(counter) => counter::fetch(counter, at)?,
-        Fetch::TableCount(name) => Value::Int(counter::table(at, Some(name))?.used() as i64),
-        Fetch::TableAvailable(name) => {
-            let table = counter::table(at, Some(name))?;
+        Fetch::TableCount(link) => Value::Int(counter::table(at, link.as_ref())?.used() as i64),
+        Fetch::TableAvailable(link) => {
+            let table = counter::table(at, link.as_ref())?;
             Value::Int(table.size().saturating_sub(table.used()) as i64)
         }
         _ => return http::fetch(fetch, at),

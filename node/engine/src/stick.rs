@@ -44,8 +44,8 @@ mod tests;
 mod texts;
 mod tracked;
 
-/// Peers that a table can feed at once.
-pub const MAX_PEERS: usize = 16;
+/// Peers that a table can feed at once; the numbers of those that have gone are given to others.
+pub const MAX_PEERS: usize = 64;
 const MAX_SHARDS: usize = 64;
 /// Entries per shard below which a table is not split: eviction order is exact within a shard.
 const SHARD_ENTRIES: usize = 4096;
@@ -118,7 +118,7 @@ impl Table {
             used: AtomicUsize::new(0),
             floor: AtomicU64::new(0),
             epoch: shared.hlc.tick(now),
-            pending: Default::default(),
+            pending: [const { AtomicU64::new(0) }; MAX_PEERS],
             asked: AtomicU64::new(u64::MAX),
             learned: AtomicBool::new(!spec.shape().shared),
             taught: AtomicBool::new(false),
@@ -294,6 +294,15 @@ impl Table {
         }
     }
 
+    /// The peer is none any more, and what it said stands for nobody.
+    fn forget_peer(&self, peer: usize) {
+        self.detach(peer);
+        self.heard.fetch_and(!(1 << peer), Relaxed);
+        self.past.fetch_and(!(1 << peer), Relaxed);
+        let _ = self.teacher.compare_exchange(peer + 1, 0, Relaxed, Relaxed);
+        self.pending[peer].store(0, SeqCst);
+    }
+
     /// Makes a peer the one that teaches this table; `false` while another is at it.
     pub(crate) fn claim(&self, peer: usize) -> bool {
         self.teacher.compare_exchange(0, peer + 1, Relaxed, Relaxed).is_ok()
@@ -340,15 +349,15 @@ impl Table {
     }
 
     /// Settles, unlocks, and tells the peers' senders.
-    fn leave(&self, mut shard: MutexGuard<'_, Shard>, index: usize, woken: u32) {
+    fn leave(&self, mut shard: MutexGuard<'_, Shard>, index: usize, woken: u64) {
         self.settle(&mut shard);
         drop(shard);
         if woken != 0 {
-            for peer in 0..MAX_PEERS {
-                if woken & 1 << peer != 0 {
-                    // SeqCst: this store must be seen by a sender that has just re-armed the waker.
-                    self.pending[peer].fetch_or(1 << index, SeqCst);
-                }
+            let mut left = woken;
+            while left != 0 {
+                // SeqCst: this store must be seen by a sender that has just re-armed the waker.
+                self.pending[left.trailing_zeros() as usize].fetch_or(1 << index, SeqCst);
+                left &= left - 1;
             }
             self.shared.wake();
         }

@@ -1,5 +1,6 @@
 //! Sections for tests, so that each states only what it is about.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,24 @@ use phalanx_config::model::{
 };
 
 use crate::time::Now;
+
+/// Seeds of a simulation: `ordinary` many, unless the environment asks for others. `PHALANX_SEED=7` is that
+/// one, `PHALANX_SEEDS=1000000` the first million, `PHALANX_SEEDS=5000..9000` a part of them.
+///
+/// # Panics
+/// When the environment holds something else.
+pub fn seeds(ordinary: u64) -> Range<u64> {
+    let asked = |name| std::env::var(name).ok().filter(|text| !text.is_empty());
+    let number = |text: &str| text.parse::<u64>().unwrap_or_else(|_| panic!("'{text}' is no seed"));
+    match (asked("PHALANX_SEED"), asked("PHALANX_SEEDS")) {
+        (Some(one), _) => number(&one)..number(&one) + 1,
+        (None, Some(many)) => match many.split_once("..") {
+            Some((from, to)) => number(from)..number(to),
+            None => 0..number(&many),
+        },
+        (None, None) => 0..ordinary,
+    }
+}
 
 /// A moment of the process.
 pub fn at(ms: u64) -> Now {

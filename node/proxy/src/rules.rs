@@ -138,7 +138,7 @@ pub(crate) fn backend<'p>(plan: &'p Plan, front: &'p ProxyPlan, at: &Context<'_>
             continue;
         }
         let named = match &rule.backend {
-            BackendName::Fixed(name) => plan.proxy(name),
+            BackendName::Fixed(link) => plan.linked(link),
             BackendName::Dynamic(format) => {
                 let mut name = Vec::new();
                 sample::render(format, at, &mut name);
@@ -157,7 +157,7 @@ pub(crate) fn backend<'p>(plan: &'p Plan, front: &'p ProxyPlan, at: &Context<'_>
 /// The server of the first `use-server` whose condition holds and that can be used.
 pub(crate) fn server(back: &ProxyPlan, backend: &Backend, at: &Context<'_>) -> Option<Arc<Server>> {
     let named = back.config.use_server.iter().filter(|rule| rules::holds(rule.condition.as_ref(), back, at));
-    let mut found = named.filter_map(|rule| backend.server(&rule.server));
+    let mut found = named.filter_map(|rule| backend.linked(&rule.server));
     found.find(|server| server.accepts_persistent() || back.config.persist)
 }
 

@@ -15,13 +15,13 @@ pub(super) const KEYWORDS: &[Keyword] = &[
     Keyword {
         words: &["show", "table"],
         usage: "<table> [detail] [<filter>]*",
-        text: "report table usage stats or dump this table's contents (filter: data/key)",
+        text: "report table usage stats or dump this table's contents (filter: data/key/ptr)",
         level: Level::User,
         run: Run::Now(show),
     },
     Keyword {
         words: &["set", "table"],
-        usage: "<table> key <k> [data.* <v>]*",
+        usage: "<table> {key <k>|ptr <p>} [data.* <v>]*",
         text: "update or create a table entry's data",
         level: Level::Admin,
         run: Run::Now(set),
@@ -29,7 +29,7 @@ pub(super) const KEYWORDS: &[Keyword] = &[
     Keyword {
         words: &["clear", "table"],
         usage: "<table> [<filter>]*",
-        text: "remove an entry from a table (filter: data/key)",
+        text: "remove an entry from a table (filter: data/key/ptr)",
         level: Level::Admin,
         run: Run::Now(clear),
     },
@@ -70,13 +70,11 @@ fn show(call: &Call<'_>) -> Answer {
         Selection::Key(text) => {
             let mut scratch = Scratch::default();
             let Some(key) = key(&table, text, &mut scratch) else { return invalid_key(&table) };
-            let mut lines = String::new();
-            if table.show(&key, call.now, |row| entry(&table, &row, &mut lines)) {
-                header(&table, &mut out);
-                out.push_str(&lines);
-                if detail {
-                    parts(&table, &key, call.now, &mut out);
-                }
+            show_one(&table, &key, detail, call.now, &mut out);
+        }
+        Selection::Ptr(ptr) => {
+            if let Some(key) = at(&table, ptr, call.now) {
+                show_one(&table, &key.borrow(), detail, call.now, &mut out);
             }
         }
         Selection::All if call.level < Level::Operator => {
@@ -99,6 +97,28 @@ fn show(call: &Call<'_>) -> Answer {
         }
     }
     Answer::dump(out)
+}
+
+fn show_one(table: &Table, key: &Key<'_>, detail: bool, now: Now, out: &mut String) {
+    let mut lines = String::new();
+    if table.show(key, now, |row| entry(table, &row, &mut lines)) {
+        header(table, out);
+        out.push_str(&lines);
+        if detail {
+            parts(table, key, now, out);
+        }
+    }
+}
+
+/// The key of the entry that `show table` shows with this address.
+fn at(table: &Table, ptr: u64, now: Now) -> Option<OwnKey> {
+    let mut found = None;
+    table.dump(now, |row| {
+        if row.ptr == ptr {
+            found = Some(OwnKey::of(&row.key));
+        }
+    });
+    found
 }
 
 fn header(table: &Table, out: &mut String) {
@@ -186,6 +206,7 @@ impl std::fmt::Display for Shown<'_, '_> {
 enum Selection<'a> {
     All,
     Key(&'a str),
+    Ptr(u64),
     Filters(Vec<Filter>),
 }
 
@@ -211,6 +232,13 @@ impl<'a> Selection<'a> {
                     Some(key) if args.len() == 2 => Ok(Selection::Key(key)),
                     Some(_) => Err(Answer::error("Only one key may be given.")),
                     None => Err(Answer::error("Key value expected")),
+                };
+            }
+            Some("ptr") => {
+                return match args.get(1) {
+                    Some(ptr) if args.len() == 2 => pointer(ptr).map(Selection::Ptr),
+                    Some(_) => Err(Answer::error("Only one pointer may be given.")),
+                    None => Err(Answer::error("Pointer value expected")),
                 };
             }
             Some(_) => {}
@@ -246,6 +274,12 @@ impl<'a> Selection<'a> {
     }
 }
 
+/// An entry's address as `show table` writes it.
+fn pointer(text: &str) -> Result<u64, Answer> {
+    let ptr = text.strip_prefix("0x").and_then(|hex| u64::from_str_radix(hex, 16).ok());
+    ptr.ok_or_else(|| Answer::error("Invalid pointer value, it is written 0xffff as 'show table' shows it."))
+}
+
 /// `gpc0`, or `gpt[1]`, an element of an array.
 fn data(name: &str) -> Option<Data> {
     match name.strip_suffix(']').and_then(|n| n.split_once('[')) {
@@ -277,8 +311,10 @@ fn invalid_key(table: &Table) -> Answer {
 }
 
 fn set(call: &Call<'_>) -> Answer {
+    const USAGE: &str =
+        "Required arguments: <table> { key <key> | ptr <ptr> } [data.<store_data_type> <value>]*";
     if call.args.is_empty() {
-        return Answer::error("Required arguments: <table> key <key> [data.<store_data_type> <value>]*");
+        return Answer::error(USAGE);
     }
     let table = match find(call) {
         Ok(table) => table,
@@ -286,11 +322,24 @@ fn set(call: &Call<'_>) -> Answer {
     };
     match (call.arg(1), call.arg(2)) {
         ("key", "") => return Answer::error("Key value expected"),
-        ("key", _) => {}
-        _ => return Answer::error("Required arguments: <table> key <key> [data.<store_data_type> <value>]*"),
+        ("ptr", "") => return Answer::error("Pointer value expected"),
+        ("key" | "ptr", _) => {}
+        _ => return Answer::error(USAGE),
     }
     let mut scratch = Scratch::default();
-    let Some(key) = key(&table, call.arg(2), &mut scratch) else { return invalid_key(&table) };
+    let pointed;
+    let key = if call.arg(1) == "ptr" {
+        let ptr = match pointer(call.arg(2)) {
+            Ok(ptr) => ptr,
+            Err(answer) => return answer,
+        };
+        pointed = at(&table, ptr, call.now);
+        let Some(key) = &pointed else { return Answer::error("No entry has this pointer.") };
+        key.borrow()
+    } else {
+        let Some(key) = key(&table, call.arg(2), &mut scratch) else { return invalid_key(&table) };
+        key
+    };
     let mut wishes = Vec::new();
     for pair in call.args[3..].chunks(2) {
         let Some(name) = pair[0].strip_prefix("data.") else {
@@ -330,14 +379,22 @@ fn clear(call: &Call<'_>) -> Answer {
         Ok(Selection::Key(text)) => {
             let mut scratch = Scratch::default();
             let Some(key) = key(&table, text, &mut scratch) else { return invalid_key(&table) };
-            match table.clear_key(&key, call.now) {
-                Cleared::InUse => Answer::error("Entry currently in use, cannot remove"),
-                Cleared::Removed | Cleared::Absent => Answer::done(),
-            }
+            clear_one(&table, &key, call.now)
         }
+        Ok(Selection::Ptr(ptr)) => match at(&table, ptr, call.now) {
+            Some(key) => clear_one(&table, &key.borrow(), call.now),
+            None => Answer::done(),
+        },
         Ok(Selection::Filters(filters)) => {
             table.clear_where(call.now, |row| filters.iter().all(|f| f.matches(row)));
             Answer::done()
         }
+    }
+}
+
+fn clear_one(table: &Table, key: &Key<'_>, now: Now) -> Answer {
+    match table.clear_key(key, now) {
+        Cleared::InUse => Answer::error("Entry currently in use, cannot remove"),
+        Cleared::Removed | Cleared::Absent => Answer::done(),
     }
 }

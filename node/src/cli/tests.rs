@@ -297,6 +297,20 @@ fn prefixes_name_the_node_and_keep_the_level() {
 }
 
 #[test]
+fn a_pointer_that_was_shown_names_its_entry() {
+    let api = admin();
+    api.ask("set table sticky key 1.2.3.4 data.gpc0 4; set table sticky key 1.2.3.5 data.gpc0 5");
+    let shown = api.ask("show table sticky key 1.2.3.5");
+    let ptr = shown.lines().find_map(|line| line.split_once(": key=1.2.3.5 ")).unwrap().0.to_owned();
+    assert!(api.ask(&format!("show table sticky ptr {ptr}")).contains("key=1.2.3.5 "));
+    assert_eq!(api.ask(&format!("set table sticky ptr {ptr} data.gpc0 9")), "\n");
+    assert!(api.ask("show table sticky key 1.2.3.5").contains("gpc0=9"));
+    assert_eq!(api.ask(&format!("clear table sticky ptr {ptr}")), "\n");
+    let left = api.ask("show table sticky");
+    assert!(left.contains("1.2.3.4") && !left.contains("1.2.3.5"), "{left}");
+}
+
+#[test]
 fn severity_is_shown_when_asked_for() {
     let api = admin();
     assert_eq!(

@@ -1,4 +1,5 @@
-//! Reads a service from Consul: blocking queries of `/v1/health/service/NAME` over HTTP/1.1.
+//! Reads a service from Consul: blocking queries of `/v1/health/service/NAME` over HTTP/1.1,
+//! with TLS ([`super::tls`]) to an `https://` address.
 //!
 //! Input and output only: `engine::discovery::watch` keeps the index, the pauses and what is believed.
 //! One connection per service, made anew after any error, then to the next address of the section.
@@ -20,11 +21,12 @@ use phalanx_config::model::{Consistency, Consul, ConsulToken, ServiceHealth};
 use phalanx_engine::discovery::Instance;
 use phalanx_engine::discovery::watch::{Answer, Watch};
 use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::{Job, Report};
+use super::{Job, Report, tls};
 use crate::load::System;
 
 /// Longest body that is read.
@@ -79,7 +81,7 @@ struct Agent {
 
 /// An open connection. Dropped, it is closed.
 struct Open {
-    sender: http1::SendRequest<Empty<Bytes>>,
+    sender: Sender,
     task: JoinHandle<()>,
     address: String,
     token: Option<String>,
@@ -150,14 +152,31 @@ impl Agent {
             .map_err(|_| format!("{address}: no connection within {limit:?}"))?
             .map_err(|e| format!("{address}: {e}"))?;
         let _ = stream.set_nodelay(true);
-        let (sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|e| format!("{address}: {e}"))?;
-        let task = tokio::spawn(async move {
-            // Whatever ends it shows in the answer that does not come.
-            let _ = connection.await;
-        });
+        let named = |e: String| format!("{address}: {e}");
+        let (sender, task) = if self.section.https {
+            let stream = timeout(limit, tls::connect(stream, &self.section, &address)).await;
+            let stream = stream.map_err(|_| format!("{address}: no TLS within {limit:?}"))?.map_err(named)?;
+            handshake(stream).await.map_err(named)?
+        } else {
+            handshake(stream).await.map_err(named)?
+        };
         Ok(Open { sender, task, address, token })
     }
+}
+
+type Sender = http1::SendRequest<Empty<Bytes>>;
+
+/// Begins HTTP on a connection, and the task that carries it.
+async fn handshake<S>(stream: S) -> Result<(Sender, JoinHandle<()>), String>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+    let task = tokio::spawn(async move {
+        // Whatever ends it shows in the answer that does not come.
+        let _ = connection.await;
+    });
+    Ok((sender, task))
 }
 
 /// The token in a file, which may have been replaced since.
@@ -435,5 +454,56 @@ mod tests {
         assert!(trustworthy(&filtered, false, Default).is_ok());
         assert!(trustworthy(&leaderless, false, Default).is_err());
         assert!(trustworthy(&leaderless, false, Stale).is_ok());
+    }
+
+    /// An agent that answers everything with an empty list, over TLS, to whom its CA has signed for.
+    async fn agent(ca: &tls::tests::Authority) -> (String, JoinHandle<()>) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let acceptor = ca.acceptor();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let task = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+                let mut request = [0; 4096];
+                if stream.read(&mut request).await.is_ok_and(|n| n > 0) {
+                    let answer = b"HTTP/1.1 200 OK\r\nX-Consul-Index: 7\r\nContent-Length: 2\r\n\r\n[]";
+                    stream.write_all(answer).await.unwrap();
+                }
+            }
+        });
+        (address, task)
+    }
+
+    #[tokio::test]
+    async fn agents_are_asked_over_tls_by_whom_the_ca_signed_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let [ca, other] = ["ca", "other"].map(|name| tls::tests::Authority::new(dir.path(), name));
+        let (address, task) = agent(&ca).await;
+        let mut section = Consul::new("c", Pos::default());
+        section.addresses.push(address);
+        section.https = true;
+        section.ca_file = Some(ca.file.clone());
+        section.crt = Some(ca.crt.clone());
+        let service = service(ServiceHealth::Passing, &[]);
+        let ask = async |section: &Consul| {
+            let mut agent = Agent { section: Arc::new(section.clone()), next: 0, open: None };
+            agent.ask(&service, 0).await
+        };
+        assert_eq!(ask(&section).await.unwrap().index, Some(7));
+        for (ca_file, crt, says) in [
+            (&other.file, Some(ca.crt.clone()), "certificate"),
+            // TLS 1.3: what the agent thinks of this node's certificate shows only in the answer.
+            (&ca.file, None, ""),
+            (&ca.file, Some(other.crt.clone()), ""),
+            (&dir.path().join("none"), None, "ca-file"),
+        ] {
+            section.ca_file = Some(ca_file.clone());
+            section.crt = crt;
+            let why = ask(&section).await.unwrap_err();
+            assert!(why.starts_with(&section.addresses[0]) && why.contains(says), "{why}");
+        }
+        task.abort();
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
+use phalanx_engine::lease::hands::Job;
 use phalanx_engine::lease::{
     Ballot, Epoch, Fit, Free, Group, Lease, Message, NodeId, Output, Reason, Timing, View, Voter,
 };
@@ -22,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::guardian::Guardian;
-use super::hands::{Driver, Hands, Job};
+use super::hands::{Driver, Hands, Task};
 use super::wire::Names;
 use super::{
     Announce, Announcer, Move, MoveError, NodeFitness, Options, VipSettings, VipStatus, arp, exec, health,
@@ -277,8 +278,10 @@ impl Shared {
                         send(links, pb::LeaseMessage { kind: Some(Kind::Vip(message)) });
                     }
                 }
-                Output::Acquired { ballot, until } => one.hands.push(Job::Acquire { ballot, until }),
-                Output::Renewed { ballot, until } => one.hands.push(Job::Renew { ballot, until }),
+                Output::Acquired { ballot, until } => {
+                    one.hands.push(Task::Do(Job::Acquire { ballot, until }))
+                }
+                Output::Renewed { ballot, until } => one.hands.push(Task::Do(Job::Renew { ballot, until })),
                 Output::Withdraw { ballot, reason } => {
                     let text = self.reason_text(&reason);
                     warn!(
@@ -288,7 +291,7 @@ impl Shared {
                         ballot.epoch()
                     );
                     one.reason = Some(text);
-                    one.hands.push(Job::Withdraw { ballot });
+                    one.hands.push(Task::Do(Job::Withdraw { ballot }));
                 }
             }
         }
@@ -376,10 +379,9 @@ impl Shared {
         self.decide(i, |lease, now| lease.announce_failed(why, now));
     }
 
-    /// Whether this very tenure is still held, by the clock.
-    pub(super) fn holds(&self, i: usize, ballot: Ballot) -> bool {
-        let held = self.core.lock().vips[i].lease.held_until();
-        held.is_some_and(|(b, until)| b == ballot && clock::boottime() < until)
+    /// What the machine of VIP `i` holds at this moment, until when.
+    pub(super) fn held_until(&self, i: usize) -> Option<(Ballot, Duration)> {
+        self.core.lock().vips[i].lease.held_until()
     }
 
     /// A driver tells what is missing here.
@@ -709,7 +711,7 @@ impl Shared {
             for i in 0..core.vips.len() {
                 core.vips[i].lease.stop(now);
                 self.carry_out(&mut core, i, now);
-                core.vips[i].hands.push(Job::Quit);
+                core.vips[i].hands.push(Task::Quit);
             }
             self.wake.notify_all();
             core.vips.iter().map(|one| one.hands.clone()).collect()

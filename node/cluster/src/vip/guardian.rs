@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use phalanx_engine::lease::Timing;
+use phalanx_engine::lease::watch::Watch;
 use phalanx_sys::netlink::nft::Nft;
 use phalanx_sys::{clock, net, process, unix};
 use phalanx_wire::cluster as pb;
@@ -93,6 +94,12 @@ impl GuardianCommand {
 
 /// Longest message between worker and guardian.
 const MESSAGE: usize = 64 * 1024;
+
+/// The shortest time that a socket waits.
+const AT_ONCE: Duration = Duration::from_micros(1);
+
+/// How long a guardian without worker goes on trying to take off what it could not.
+const TRY_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long a peer gets to hear that VIPs are free.
 const TELL_WITHIN: Duration = Duration::from_millis(500);
@@ -352,47 +359,73 @@ pub fn main() -> i32 {
         error!("guardian: it is started by a node, not by hand");
         return 2;
     }
-    Watch { orders, settings: Settings::default(), holds: BTreeMap::new() }.run()
+    Process { orders, settings: Settings::default(), watch: Watch::default(), died: false }.run()
 }
 
-/// The guardian's side.
-struct Watch {
+/// The guardian's side. What is to be done when, [`Watch`] decides.
+struct Process {
     orders: UnixStream,
     settings: Settings,
-    holds: BTreeMap<String, Held>,
+    watch: Watch<Held>,
+    died: bool,
 }
 
 struct Held {
     hold: Hold,
     fds: Vec<OwnedFd>,
-    fenced: bool,
 }
 
-impl Watch {
+/// What came from the worker.
+enum News {
+    Order(Box<Order>, Vec<OwnedFd>),
+    Nothing,
+    Died,
+}
+
+impl Process {
     fn run(mut self) -> i32 {
         let mut buf = vec![0; MESSAGE];
         loop {
-            self.fence_late();
-            if self.orders.set_read_timeout(self.pause()).is_err() {
-                break;
-            }
-            match unix::recv_fds(&self.orders, &mut buf) {
-                Ok((0, _)) => break,
-                Ok((n, fds)) => match postcard::from_bytes(&buf[..n]) {
-                    Ok(Order::Farewell) => return 0,
-                    Ok(order) => self.take(order, fds),
-                    Err(error) => warn!("guardian: an order that cannot be read: {error}"),
-                },
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
-                    ) => {}
-                Err(_) => break,
+            // What has been said already comes before what the clock says: a guardian that stood still must
+            // not take off what the worker has renewed meanwhile.
+            let mut waits = false;
+            let alive = loop {
+                let pause = if waits { self.pause() } else { Some(AT_ONCE) };
+                match self.read(&mut buf, pause) {
+                    News::Order(order, _) if matches!(*order, Order::Farewell) => return 0,
+                    News::Order(order, fds) => self.take(*order, fds),
+                    News::Nothing if waits => break true,
+                    News::Nothing => {
+                        self.fence();
+                        waits = true;
+                    }
+                    News::Died => break false,
+                }
+            };
+            if !alive {
+                self.worker_died();
+                return 0;
             }
         }
-        self.worker_died();
-        0
+    }
+
+    fn read(&self, buf: &mut [u8], pause: Option<Duration>) -> News {
+        use std::io::ErrorKind::{Interrupted, WouldBlock};
+        if self.orders.set_read_timeout(pause).is_err() {
+            return News::Died;
+        }
+        match unix::recv_fds(&self.orders, buf) {
+            Ok((0, _)) => News::Died,
+            Ok((n, fds)) => match postcard::from_bytes(&buf[..n]) {
+                Ok(order) => News::Order(Box::new(order), fds),
+                Err(error) => {
+                    warn!("guardian: an order that cannot be read: {error}");
+                    News::Nothing
+                }
+            },
+            Err(e) if matches!(e.kind(), WouldBlock | Interrupted) => News::Nothing,
+            Err(_) => News::Died,
+        }
     }
 
     fn take(&mut self, order: Order, fds: Vec<OwnedFd>) {
@@ -411,60 +444,74 @@ impl Watch {
                 });
             }
             Order::Hold(hold) => {
-                let held = self.holds.entry(hold.vip.clone()).or_insert_with(|| Held {
-                    hold: hold.clone(),
-                    fds: Vec::new(),
-                    fenced: false,
-                });
-                held.hold = hold;
-                held.fenced = false;
-                if !fds.is_empty() {
-                    held.fds = fds;
-                }
+                let (vip, until) = (hold.vip.clone(), hold.until);
+                let before = self.watch.place(&vip).map(|held| std::mem::take(&mut held.fds));
+                let fds = if fds.is_empty() { before.unwrap_or_default() } else { fds };
+                self.watch.hold(&vip, until, Held { hold, fds });
             }
-            Order::LetGo { vip } => drop(self.holds.remove(&vip)),
+            Order::LetGo { vip } => self.watch.let_go(&vip),
             Order::Farewell => {}
         }
     }
 
-    /// Until the next hold runs out.
+    /// Until there is something to do.
     fn pause(&self) -> Option<Duration> {
-        let next = self.holds.values().filter(|h| !h.fenced).map(|h| h.hold.until).min()?;
+        let next = self.watch.deadline()?;
         Some(next.saturating_sub(clock::boottime()).max(Duration::from_millis(1)))
     }
 
-    /// Fences what the worker has not renewed in time: it stands still.
-    fn fence_late(&mut self) {
-        let now = clock::boottime();
-        for held in in_order(&mut self.holds).filter(|h| !h.fenced && h.hold.until <= now) {
-            warn!("guardian: vip '{}' was not renewed in time: taking it off", held.hold.vip);
-            fence(held);
-            held.fenced = true;
+    /// Takes off what is due: what the worker, which stands still, has not renewed in time.
+    fn fence(&mut self) {
+        // Last what a program takes off, which may need its time.
+        let mut due = self.watch.due(clock::boottime());
+        due.sort_by_key(|vip| {
+            let place = self.watch.place(vip).map(|held| &held.hold.place);
+            matches!(place, Some(Place::Exec { .. }))
+        });
+        for vip in due {
+            let Some(held) = self.watch.place(&vip) else { continue };
+            if !self.died {
+                warn!("guardian: vip '{vip}' was not renewed in time: taking it off");
+            }
+            let off = fence(held);
+            self.watch.taken_off(&vip, off, clock::boottime());
         }
     }
 
-    /// Fences all, and tells the peers.
+    /// Takes everything off, and tells the peers of what is off.
     fn worker_died(&mut self) {
-        let mut released = Vec::new();
-        for held in in_order(&mut self.holds) {
-            if fence(held) {
-                let ballot = pb::Ballot {
-                    counter: held.hold.counter,
-                    node: self.settings.node.clone(),
-                    incarnation: held.hold.incarnation,
-                };
-                released.push(pb::VipBallot { vip: held.hold.vip.clone(), ballot: Some(ballot) });
+        self.died = true;
+        self.watch.worker_died();
+        let tries = clock::boottime() + TRY_WITHIN;
+        loop {
+            self.fence();
+            let off = self.watch.used_up();
+            self.tell(off);
+            if self.watch.is_done() || clock::boottime() >= tries {
+                return;
             }
+            std::thread::sleep(self.pause().unwrap_or(AT_ONCE));
         }
-        if released.is_empty() {
+    }
+
+    fn tell(&self, off: Vec<(String, Held)>) {
+        if off.is_empty() {
             return;
         }
-        let names: Vec<&str> = released.iter().map(|r| r.vip.as_str()).collect();
+        let names: Vec<&str> = off.iter().map(|(vip, _)| vip.as_str()).collect();
         warn!("guardian: the worker of node '{}' died; took off: {}", self.settings.node, names.join(", "));
+        let vips = off.iter().map(|(vip, held)| {
+            let ballot = pb::Ballot {
+                counter: held.hold.counter,
+                node: self.settings.node.clone(),
+                incarnation: held.hold.incarnation,
+            };
+            pb::VipBallot { vip: vip.clone(), ballot: Some(ballot) }
+        });
         let request = pb::ReleasedRequest {
             cluster: self.settings.name.clone(),
             node: self.settings.node.clone(),
-            vips: released,
+            vips: vips.collect(),
             reason: "its worker died".into(),
         };
         match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -472,13 +519,6 @@ impl Watch {
             Err(error) => error!("guardian: peers not told: {error}"),
         }
     }
-}
-
-/// What is held; last what a program takes off, which may need its time.
-fn in_order(holds: &mut BTreeMap<String, Held>) -> impl Iterator<Item = &mut Held> {
-    let mut all: Vec<&mut Held> = holds.values_mut().collect();
-    all.sort_by_key(|held| matches!(held.hold.place, Place::Exec { .. }));
-    all.into_iter()
 }
 
 /// Takes a VIP off the node; tells whether it is off.

@@ -1,8 +1,8 @@
 //! The hands of a VIP: a thread that announces it, renews and withdraws it, and minds the guardian.
 //!
 //! One thread per VIP, because announcing may block (netlink, listeners of busy workers), and neither
-//! the machines nor another VIP may wait for that. It does what the machine says, in order, and asks
-//! the clock again after everything that could have taken long.
+//! the machines nor another VIP may wait for that. What comes before what, and after what the clock is
+//! asked again, is decided by [`phalanx_engine::lease::hands`], whose acts it carries out.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use phalanx_engine::lease::Ballot;
+use phalanx_engine::lease::hands::{self, Act, Job};
 use phalanx_sys::clock::boottime;
 use tracing::{error, info, warn};
 
@@ -24,12 +25,10 @@ const INSPECT_EVERY: Duration = Duration::from_millis(500);
 /// Between two attempts to take an address away.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// What the machine wants done.
+/// What the thread has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Job {
-    Acquire { ballot: Ballot, until: Duration },
-    Renew { ballot: Ballot, until: Duration },
-    Withdraw { ballot: Ballot },
+pub(super) enum Task {
+    Do(Job),
     Quit,
 }
 
@@ -89,40 +88,41 @@ impl Driver for Listen {
     }
 }
 
-/// Jobs of the thread, and whether it has ended.
+/// Tasks of the thread, and whether it has ended.
 #[derive(Default)]
 pub(super) struct Hands {
-    jobs: Mutex<(VecDeque<Job>, bool)>,
+    tasks: Mutex<(VecDeque<Task>, bool)>,
     wake: Condvar,
 }
 
 impl Hands {
-    /// Queues a job. A renewal replaces one that waits, so the queue stays as short as a tenure's
+    /// Queues a task. A renewal replaces one that waits, so the queue stays as short as a tenure's
     /// begin and end.
-    pub(super) fn push(&self, job: Job) {
-        let mut jobs = self.jobs.lock();
-        if let (Some(Job::Renew { .. }), Job::Renew { .. }) = (jobs.0.back(), job) {
-            jobs.0.pop_back();
+    pub(super) fn push(&self, task: Task) {
+        let mut tasks = self.tasks.lock();
+        let renewal = |task: &Task| matches!(task, Task::Do(Job::Renew { .. }));
+        if renewal(&task) && tasks.0.back().is_some_and(renewal) {
+            tasks.0.pop_back();
         }
-        jobs.0.push_back(job);
+        tasks.0.push_back(task);
         self.wake.notify_all();
     }
 
     pub(super) fn wait_finished(&self, deadline: Instant) {
-        let mut jobs = self.jobs.lock();
-        while !jobs.1 && !self.wake.wait_until(&mut jobs, deadline).timed_out() {}
+        let mut tasks = self.tasks.lock();
+        while !tasks.1 && !self.wake.wait_until(&mut tasks, deadline).timed_out() {}
     }
 
-    fn next(&self, wait: Duration) -> Option<Job> {
-        let mut jobs = self.jobs.lock();
-        if jobs.0.is_empty() {
-            self.wake.wait_for(&mut jobs, wait);
+    fn next(&self, wait: Duration) -> Option<Task> {
+        let mut tasks = self.tasks.lock();
+        if tasks.0.is_empty() {
+            self.wake.wait_for(&mut tasks, wait);
         }
-        jobs.0.pop_front()
+        tasks.0.pop_front()
     }
 
     fn finish(&self) {
-        self.jobs.lock().1 = true;
+        self.tasks.lock().1 = true;
         self.wake.notify_all();
     }
 }
@@ -137,7 +137,8 @@ pub(super) fn start(
 ) -> Result<(), String> {
     thread("vip-hands", move || {
         let vip = shared.settings_of(index);
-        let mut worker = Worker { shared, index, vip, driver, guardian, announced: None };
+        let mut worker =
+            Worker { shared, index, vip, driver, guardian, decide: hands::Hands::default(), told: false };
         worker.run(&hands);
         hands.finish();
     })
@@ -149,13 +150,15 @@ struct Worker {
     vip: VipSettings,
     driver: Box<dyn Driver>,
     guardian: Option<Arc<Guardian>>,
-    announced: Option<Ballot>,
+    decide: hands::Hands,
+    /// That the address cannot be taken away.
+    told: bool,
 }
 
 impl Worker {
     fn run(&mut self, hands: &Hands) {
         // Whatever an earlier life left behind is not ours now.
-        self.take_away();
+        self.carry_out(Job::Clear);
         let mut inspect = Instant::now();
         loop {
             if Instant::now() >= inspect {
@@ -163,14 +166,12 @@ impl Worker {
                 inspect = Instant::now() + INSPECT_EVERY;
             }
             match hands.next(inspect.saturating_duration_since(Instant::now())) {
-                Some(Job::Acquire { ballot, until }) => self.acquire(ballot, until),
-                Some(Job::Renew { ballot, until }) => self.renew(ballot, until),
-                Some(Job::Withdraw { ballot }) => self.withdraw(ballot),
-                Some(Job::Quit) => break,
+                Some(Task::Do(job)) => self.carry_out(job),
+                Some(Task::Quit) => break,
                 None => {}
             }
         }
-        self.take_away();
+        self.carry_out(Job::Clear);
         self.driver.close();
         if let Some(guardian) = &self.guardian {
             guardian.farewell(&self.vip.name);
@@ -187,68 +188,68 @@ impl Worker {
         self.shared.set_missing(self.index, missing);
     }
 
-    fn acquire(&mut self, ballot: Ballot, until: Duration) {
-        if !self.shared.holds(self.index, ballot) {
-            return;
+    fn carry_out(&mut self, job: Job) {
+        if matches!(job, Job::Withdraw { .. }) {
+            self.driver.reason(&self.shared.reason_of(self.index));
         }
-        let announced = self.guard(ballot, until, None).and_then(|()| {
-            self.announced = Some(ballot);
-            let fds = self.driver.acquire(ballot.epoch().0, until)?;
-            if fds.is_empty() { Ok(()) } else { self.guard(ballot, until, Some(fds)) }
-        });
-        match announced {
-            // It took long, or the process slept: the lease may be over.
-            Ok(()) if !self.shared.holds(self.index, ballot) => self.take_away(),
-            Ok(()) => info!("vip '{}' {}: announced, epoch {}", self.vip.name, self.vip.addr, ballot.epoch()),
-            Err(why) => {
-                self.take_away();
+        let mut next = self.decide.start(job, boottime(), self.shared.held_until(self.index));
+        while let Some(act) = next {
+            let outcome = self.act(act);
+            next = self.decide.done(outcome, boottime(), self.shared.held_until(self.index));
+        }
+    }
+
+    fn act(&mut self, act: Act) -> Result<(), String> {
+        match act {
+            Act::Guard { ballot, until } => self.guard(ballot, until, None),
+            Act::Announce { ballot, until } => {
+                let fds = self.driver.acquire(ballot.epoch().0, until)?;
+                if !fds.is_empty() {
+                    self.guard(ballot, until, Some(fds))?;
+                }
+                info!("vip '{}' {}: announced, epoch {}", self.vip.name, self.vip.addr, ballot.epoch());
+                Ok(())
+            }
+            Act::Prolong { until, .. } => self.driver.renew(until),
+            Act::TakeAway => self.take_away(),
+            Act::LetGo => {
+                if let Some(guardian) = &self.guardian {
+                    guardian.let_go(&self.vip.name);
+                }
+                Ok(())
+            }
+            Act::Withdrawn { ballot } => {
+                info!("vip '{}' {}: withdrawn, epoch {}", self.vip.name, self.vip.addr, ballot.epoch());
+                self.shared.withdrawn(self.index);
+                Ok(())
+            }
+            Act::Failed(why) => {
                 self.shared.announce_failed(self.index, why);
+                Ok(())
             }
         }
-    }
-
-    fn renew(&mut self, ballot: Ballot, until: Duration) {
-        if self.announced != Some(ballot) || boottime() >= until || !self.shared.holds(self.index, ballot) {
-            return;
-        }
-        let renewed = self.guard(ballot, until, None).and_then(|()| self.driver.renew(until));
-        match renewed {
-            Ok(()) if boottime() >= until => self.take_away(),
-            Ok(()) => {}
-            Err(why) => self.shared.announce_failed(self.index, why),
-        }
-    }
-
-    fn withdraw(&mut self, ballot: Ballot) {
-        self.driver.reason(&self.shared.reason_of(self.index));
-        self.take_away();
-        info!("vip '{}' {}: withdrawn, epoch {}", self.vip.name, self.vip.addr, ballot.epoch());
-        self.shared.withdrawn(self.index);
     }
 
     /// Takes the address away, however long that takes: nobody is told that it is free before.
-    fn take_away(&mut self) {
-        let mut told = false;
-        while let Err(why) = self.driver.release() {
-            // It was tried once; trying on would change nothing.
-            if self.driver.releases_once() {
-                warn!("vip '{}' {}: {why}", self.vip.name, self.vip.addr);
-                break;
-            }
-            // Without the capability it was never put there.
-            if !self.driver.missing().is_empty() && self.announced.is_none() {
-                break;
-            }
-            if !std::mem::replace(&mut told, true) {
-                error!("vip '{}' {}: cannot be taken away, trying on: {why}", self.vip.name, self.vip.addr);
-            }
-            std::thread::sleep(RETRY);
+    fn take_away(&mut self) -> Result<(), String> {
+        let Err(why) = self.driver.release() else {
+            self.told = false;
+            return Ok(());
+        };
+        // It was tried once; trying on would change nothing.
+        if self.driver.releases_once() {
+            warn!("vip '{}' {}: {why}", self.vip.name, self.vip.addr);
+            return Ok(());
         }
-        if self.announced.take().is_some()
-            && let Some(guardian) = &self.guardian
-        {
-            guardian.let_go(&self.vip.name);
+        // Without the capability it was never put there.
+        if self.decide.announced().is_none() && !self.driver.missing().is_empty() {
+            return Ok(());
         }
+        if !std::mem::replace(&mut self.told, true) {
+            error!("vip '{}' {}: cannot be taken away, trying on: {why}", self.vip.name, self.vip.addr);
+        }
+        std::thread::sleep(RETRY);
+        Err(why)
     }
 
     fn guard(&self, ballot: Ballot, until: Duration, fds: Option<Vec<OwnedFd>>) -> Result<(), String> {

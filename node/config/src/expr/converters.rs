@@ -2,7 +2,7 @@
 
 use super::{Arguments, fetches, variable};
 use crate::known;
-use crate::model::{Arithmetic, Converter, CounterFetch, HashKind, Map, Operand, Regex};
+use crate::model::{Arithmetic, Converter, CounterFetch, HashKind, Link, Map, Operand, Regex};
 use crate::pattern::{Method, Output};
 
 type Built = Result<Converter, String>;
@@ -79,7 +79,7 @@ const CONVERTERS: &[(&str, Build)] = &[
         }
     }),
     ("unset-var", |a| Ok(Converter::UnsetVar(a.variable()?))),
-    ("in_table", |a| Ok(Converter::InTable(a.optional().unwrap_or_default().to_owned()))),
+    ("in_table", |a| Ok(Converter::InTable(Link::some(a.optional())))),
 ];
 
 /// What may follow `table_`, beside what stick counters have.
@@ -122,7 +122,7 @@ pub(super) fn build(name: &str, args: &mut Arguments<'_>) -> Option<Built> {
 
 /// `[table[,default]]`.
 fn table_value(what: CounterFetch, args: &mut Arguments<'_>) -> Built {
-    let table = args.optional().unwrap_or_default().to_owned();
+    let table = Link::some(args.optional());
     let default = match what {
         CounterFetch::Expire | CounterFetch::Idle => args.optional_parsed("an integer")?,
         _ => None,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::Arguments;
-use crate::model::{Counter, CounterFetch, CounterKey, Fetch, Gauge, GaugeKind, Named};
+use crate::model::{Counter, CounterFetch, CounterKey, Fetch, Gauge, GaugeKind, Link, Named};
 use crate::pattern::{self, Method, Pattern};
 
 type Built = Result<Fetch, String>;
@@ -85,8 +85,8 @@ const FETCHES: &[Keyword] = &[
     fetch(&["srv_weight", "srv_uweight"], |a| server(GaugeKind::SrvWeight, a)),
     fetch(&["srv_iweight"], |a| server(GaugeKind::SrvIweight, a)),
     fetch(&["srv_sess_rate"], |a| server(GaugeKind::SrvSessRate, a)),
-    fetch(&["table_cnt"], |a| Ok(Fetch::TableCount(a.optional().unwrap_or_default().to_owned()))),
-    fetch(&["table_avl"], |a| Ok(Fetch::TableAvailable(a.optional().unwrap_or_default().to_owned()))),
+    fetch(&["table_cnt"], |a| Ok(Fetch::TableCount(Link::some(a.optional())))),
+    fetch(&["table_avl"], |a| Ok(Fetch::TableAvailable(Link::some(a.optional())))),
     // HTTP.
     fetch(&["req.hdr", "hdr"], |a| Ok(Fetch::Hdr(header(a, false)?))),
     fetch(&["res.hdr", "shdr"], |a| Ok(Fetch::Hdr(header(a, true)?))),
@@ -230,7 +230,7 @@ pub(super) fn index(args: &mut Arguments<'_>) -> Result<u8, String> {
 }
 
 fn counter(of: CounterKey, what: CounterFetch, args: &mut Arguments<'_>) -> Built {
-    let table = args.optional().filter(|name| !name.is_empty()).map(str::to_owned);
+    let table = Link::some(args.optional());
     Ok(Fetch::Counter(Counter { of, table, what }))
 }
 
@@ -286,7 +286,7 @@ fn address(ip: impl Into<IpAddr>) -> Built {
 }
 
 fn gauge(kind: GaugeKind, proxy: Option<&str>) -> Fetch {
-    let proxy = proxy.filter(|name| !name.is_empty()).map(str::to_owned);
+    let proxy = Link::some(proxy);
     Fetch::Gauge(Gauge { kind, proxy, server: None })
 }
 
@@ -294,10 +294,10 @@ fn gauge(kind: GaugeKind, proxy: Option<&str>) -> Fetch {
 fn server(kind: GaugeKind, args: &mut Arguments<'_>) -> Built {
     let text = args.text()?;
     let (proxy, server) = match text.split_once('/') {
-        Some((proxy, server)) => (Some(proxy.to_owned()), server),
+        Some((proxy, server)) => (Some(Link::new(proxy)), server),
         None => (None, text),
     };
-    Ok(Fetch::Gauge(Gauge { kind, proxy, server: Some(server.to_owned()) }))
+    Ok(Fetch::Gauge(Gauge { kind, proxy, server: Some(Link::new(server)) }))
 }
 
 fn header(args: &mut Arguments<'_>, response: bool) -> Result<Named, String> {

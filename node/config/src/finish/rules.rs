@@ -3,7 +3,7 @@
 use crate::draft::{Placed, ProxyDraft};
 use crate::keywords::rules::{Reference, references};
 use crate::known;
-use crate::model::{Action, BackendName, Mode, PatternAction, PatternEdit, Pos, StickTable};
+use crate::model::{Action, BackendName, Link, Mode, PatternAction, PatternEdit, Pos, StickTable};
 use crate::parser::Parser;
 use crate::pattern::Columns;
 
@@ -26,7 +26,8 @@ impl Parser<'_> {
         for (what, rule) in sets.iter().flat_map(|(what, set)| set.iter().map(move |rule| (*what, rule))) {
             match &rule.action {
                 Action::Track(track) => {
-                    self.check_table(drafts, tables, draft, &track.table, rule.pos, what);
+                    place(drafts, &track.table);
+                    self.check_table(drafts, tables, draft, track.table.name(), rule.pos, what);
                 }
                 Action::Pattern(action) => self.check_file(draft, action, rule.pos, what),
                 _ => {}
@@ -45,20 +46,26 @@ impl Parser<'_> {
             for reference in references(expr) {
                 let what = expr.text.as_str();
                 match reference {
-                    Reference::Table(name) => {
-                        self.check_table(drafts, tables, draft, name.unwrap_or(&draft.name), *pos, what);
+                    Reference::Table(link) => {
+                        let name = link.map_or(&*draft.name, |link| place(drafts, link));
+                        self.check_table(drafts, tables, draft, name, *pos, what);
                     }
-                    Reference::Backend(name) => self.check_side(drafts, draft, name, *pos, what, "backend"),
-                    Reference::Frontend(name) => self.check_side(drafts, draft, name, *pos, what, "frontend"),
+                    Reference::Backend(link) => {
+                        self.check_side(drafts, draft, place(drafts, link), *pos, what, "backend");
+                    }
+                    Reference::Frontend(link) => {
+                        self.check_side(drafts, draft, place(drafts, link), *pos, what, "frontend");
+                    }
                     Reference::Server(proxy, server) => {
-                        self.check_server(drafts, draft, proxy.unwrap_or(&draft.name), server, *pos, what);
+                        let proxy = proxy.map_or(&*draft.name, |link| place(drafts, link));
+                        self.check_server(drafts, draft, proxy, server, *pos, what);
                     }
                 }
             }
         }
         for Placed { value: rule, pos } in &draft.use_backend {
-            if let BackendName::Fixed(name) = &rule.backend {
-                self.check_backend(drafts, draft, name, *pos, "use_backend");
+            if let BackendName::Fixed(link) = &rule.backend {
+                self.check_backend(drafts, draft, place(drafts, link), *pos, "use_backend");
             }
         }
         for Placed { value: rule, pos } in &draft.use_server {
@@ -110,7 +117,7 @@ impl Parser<'_> {
         drafts: &[ProxyDraft],
         draft: &ProxyDraft,
         proxy: &str,
-        server: &str,
+        server: &Link,
         pos: Pos,
         what: &str,
     ) {
@@ -119,11 +126,23 @@ impl Parser<'_> {
             return;
         };
         let names = || backend.servers.iter().map(|other| other.server.name.as_str());
+        if let Some(place) = names().position(|name| name == server.name()) {
+            return server.stands_at(place);
+        }
+        let server = server.name();
         let refused = backend.settings.refused.iter().any(|word| word == "server");
-        if !refused && !names().any(|name| name == server) {
+        if !refused {
             let message =
                 format!("Proxy '{}': '{what}' : unable to find server '{proxy}/{server}'", draft.name);
             self.alert_at(pos, message, known::nearest(server, names()).map(known::did_you_mean));
         }
     }
+}
+
+/// Tells a link where its proxy stands, which is where the configuration will have it. Gives the name.
+fn place<'a>(drafts: &[ProxyDraft], link: &'a Link) -> &'a str {
+    if let Some(place) = drafts.iter().position(|draft| draft.name == link.name()) {
+        link.stands_at(place);
+    }
+    link.name()
 }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::keyword::{Arity, CONSUL, Keyword};
-use crate::known;
 use crate::line::{Args, Fault};
 use crate::model::{Consistency, ConsulToken};
 use crate::parser::Parser;
@@ -13,11 +12,26 @@ use crate::value::{self, PortRule, Unit};
 pub(crate) const KEYWORDS: &[Keyword] = &[
     Keyword::new(
         "address",
-        "[http://]<host>[:<port>]",
+        "[http://|https://]<host>[:<port>]",
         CONSUL,
         Arity::Exact(1),
         "An agent of Consul; several are tried in turn.",
         address,
+    ),
+    Keyword::new("ca-file", "<file>", CONSUL, Arity::Exact(1), "Who signs agents' certificates.", |p, a| {
+        p.consul().ca_file = Some(a.text(0).into());
+        Ok(())
+    }),
+    Keyword::new(
+        "crt",
+        "<file>",
+        CONSUL,
+        Arity::Exact(1),
+        "Certificate and key to show to agents.",
+        |p, a| {
+            p.consul().crt = Some(a.text(0).into());
+            Ok(())
+        },
     ),
     Keyword::new("token", "<secret>", CONSUL, Arity::Exact(1), "Sent as X-Consul-Token.", |p, a| {
         let text = a.text(0);
@@ -123,23 +137,26 @@ fn set_token(parser: &mut Parser<'_>, args: &Args<'_>, token: ConsulToken) -> Re
 
 fn address(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
     let text = args.text(0);
-    if text.starts_with("https://") {
-        return Err(args.fault(0, known::unsupported("'https' to Consul")));
-    }
-    let rest = text.strip_prefix("http://").unwrap_or(text);
+    let secured = text.strip_prefix("https://");
+    let rest = secured.or(text.strip_prefix("http://")).unwrap_or(text);
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     // A name is resolved when connecting: only its shape is looked at.
     let shape = |_: &str| Ok(std::net::Ipv4Addr::LOCALHOST.into());
     let address = value::address(rest, PortRule::Optional, &shape)
-        .map_err(|err| args.named(0, format!(": {err}")).hint("expects [http://]<host>[:<port>]"))?;
+        .map_err(|err| args.named(0, format!(": {err}")).hint("expects [http://|https://]<host>[:<port>]"))?;
     if address.ip.is_unspecified() || rest.contains('@') {
         return Err(args.named(0, format!(": '{text}' is not the address of an agent")));
     }
-    let port = address.ports.map_or(8500, |(port, _)| port);
+    let port = address.ports.map_or(if secured.is_some() { 8501 } else { 8500 }, |(port, _)| port);
     let host = if address.host.contains(':') { format!("[{}]", address.host) } else { address.host };
     if parser.consul().addresses.len() == MAX_ADDRESSES {
         return Err(args.named(0, format!(": more than {MAX_ADDRESSES} addresses")));
     }
+    if !parser.consul().addresses.is_empty() && parser.consul().https != secured.is_some() {
+        let hint = "the agents of a section are asked all by http or all by https";
+        return Err(args.named(0, format!(": '{text}' is not of the same scheme as those above")).hint(hint));
+    }
+    parser.consul().https = secured.is_some();
     parser.consul().addresses.push(format!("{host}:{port}"));
     Ok(())
 }

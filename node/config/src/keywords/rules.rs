@@ -13,8 +13,8 @@ use crate::keyword::{Apply, Arity, BACKEND, FRONTEND, Keyword, LISTEN, Sections}
 use crate::known;
 use crate::line::{Args, Fault};
 use crate::model::{
-    Action, BackendName, Condition, Converter, CounterKey, Expr, Fetch, Format, GaugeKind, Needs, Piece,
-    Rule, Rules, UseBackend, UseServer,
+    Action, BackendName, Condition, Converter, CounterKey, Expr, Fetch, Format, GaugeKind, Link, Needs,
+    Piece, Rule, Rules, UseBackend, UseServer,
 };
 use crate::parser::Parser;
 use crate::value::{self, Unit};
@@ -142,7 +142,7 @@ pub(crate) const KEYWORDS: &[Keyword] = &[
         |p, a| {
             let mut line = Line { args: a, set: Set::UseServer, name: "", param: None, next: 1 };
             let condition = line.condition(p)?;
-            let (server, pos) = (a.text(0).to_owned(), p.pos());
+            let (server, pos) = (Link::new(a.text(0)), p.pos());
             p.proxy().use_server.push(Placed { value: UseServer { server, condition }, pos });
             Ok(())
         },
@@ -204,7 +204,7 @@ fn use_backend(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
     let backend = if name.contains('%') {
         BackendName::Dynamic(line.format_at(parser, 0)?)
     } else {
-        BackendName::Fixed(name.to_owned())
+        BackendName::Fixed(Link::new(name))
     };
     let condition = line.condition(parser)?;
     let pos = parser.pos();
@@ -340,28 +340,28 @@ impl<'a> Line<'a, '_> {
 /// What an expression refers to by name.
 pub(crate) enum Reference<'a> {
     /// The table of a proxy; the proxy's own if there is no name.
-    Table(Option<&'a str>),
+    Table(Option<&'a Link>),
     /// A backend.
-    Backend(&'a str),
+    Backend(&'a Link),
     /// A frontend.
-    Frontend(&'a str),
+    Frontend(&'a Link),
     /// A server of a backend, or of the proxy itself.
-    Server(Option<&'a str>, &'a str),
+    Server(Option<&'a Link>, &'a Link),
 }
 
 /// Everything that an expression refers to.
 pub(crate) fn references(expr: &Expr) -> Vec<Reference<'_>> {
     let mut list = Vec::new();
     match &expr.fetch {
-        Fetch::Counter(counter) => match (counter.of, counter.table.as_deref()) {
+        Fetch::Counter(counter) => match (counter.of, counter.table.as_ref()) {
             (CounterKey::Tracked(_), None) => {}
             (_, table) => list.push(Reference::Table(table)),
         },
         Fetch::TableCount(table) | Fetch::TableAvailable(table) => {
-            list.push(Reference::Table(Some(table.as_str()).filter(|name| !name.is_empty())));
+            list.push(Reference::Table(table.as_ref()));
         }
         Fetch::Gauge(gauge) => match (&gauge.server, &gauge.proxy) {
-            (Some(server), proxy) => list.push(Reference::Server(proxy.as_deref(), server)),
+            (Some(server), proxy) => list.push(Reference::Server(proxy.as_ref(), server)),
             (None, Some(name)) => list.push(match gauge.kind {
                 GaugeKind::FeConn | GaugeKind::FeReqRate | GaugeKind::FeSessRate => Reference::Frontend(name),
                 _ => Reference::Backend(name),
@@ -372,7 +372,7 @@ pub(crate) fn references(expr: &Expr) -> Vec<Reference<'_>> {
     }
     for converter in &expr.converters {
         if let Converter::InTable(table) | Converter::TableValue(table, ..) = converter {
-            list.push(Reference::Table(Some(table.as_str()).filter(|name| !name.is_empty())));
+            list.push(Reference::Table(table.as_ref()));
         }
     }
     list

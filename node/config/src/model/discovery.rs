@@ -97,6 +97,12 @@ pub struct Consul {
     pub name: String,
     /// `address`: `host:port` of agents, tried in turn.
     pub addresses: Vec<String>,
+    /// They are `https://`.
+    pub https: bool,
+    /// `ca-file`: who must have signed an agent's certificate, else the system's authorities.
+    pub ca_file: Option<PathBuf>,
+    /// `crt`: the certificate and key that this node shows.
+    pub crt: Option<PathBuf>,
     /// `token` or `token-file`.
     pub token: Option<ConsulToken>,
     /// `datacenter`, else the agent's own.
@@ -126,6 +132,9 @@ impl Consul {
         Consul {
             name: name.into(),
             addresses: Vec::new(),
+            https: false,
+            ca_file: None,
+            crt: None,
             token: None,
             datacenter: None,
             namespace: None,

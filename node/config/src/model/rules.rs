@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Expr, Format, PatternUse, Pos, Regex, Variable};
+use super::{Expr, Format, Link, PatternUse, Pos, Regex, Variable};
 use crate::pattern::Method;
 
 /// An ACL: one name, tests of which any may be true.
@@ -58,7 +58,7 @@ pub struct UseBackend {
 #[derive(Clone, Debug, PartialEq)]
 pub enum BackendName {
     /// It exists.
-    Fixed(String),
+    Fixed(Link),
     /// Looked up when a request is there; the next rule if there is no such backend.
     Dynamic(Format),
 }
@@ -67,7 +67,7 @@ pub enum BackendName {
 #[derive(Clone, Debug, PartialEq)]
 pub struct UseServer {
     /// A server of the backend.
-    pub server: String,
+    pub server: Link,
     /// When.
     pub condition: Option<Condition>,
 }
@@ -169,8 +169,8 @@ pub struct TrackRule {
     pub counter: u8,
     /// The key.
     pub expr: Expr,
-    /// Name of the proxy whose table is used.
-    pub table: String,
+    /// The proxy whose table is used.
+    pub table: Link,
 }
 
 /// A change of what a tracked entry counts.
@@ -231,6 +231,9 @@ pub enum HeaderEdit {
     /// `replace-value`: each value of a list that matches.
     ReplaceValue(Regex, Format),
 }
+
+/// Header fields that no rule changes: what says where a message ends is the proxy's to say.
+pub const FRAMING: [&str; 4] = ["content-length", "transfer-encoding", "connection", "upgrade"];
 
 /// How `del-header -m` compares names.
 #[derive(Clone, Debug, PartialEq)]

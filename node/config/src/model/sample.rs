@@ -2,13 +2,13 @@
 //! them.
 //!
 //! What stands here has been checked: arguments are in range, regular expressions compile, and each
-//! converter can take what comes before it. Proxies and tables are named; the engine finds them.
+//! converter can take what comes before it. Proxies and tables are [`Link`]s.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::PatternUse;
+use super::{Link, PatternUse};
 use crate::pattern::{Method, Output};
 
 /// A sample expression: a fetch and converters.
@@ -142,9 +142,9 @@ pub enum Fetch {
     /// A value of a stick table's entry.
     Counter(Counter),
     /// `table_cnt`.
-    TableCount(String),
+    TableCount(Option<Link>),
     /// `table_avl`.
-    TableAvailable(String),
+    TableAvailable(Option<Link>),
     /// `req.hdr`, `res.hdr`: a value of a comma-separated list.
     Hdr(Named),
     /// `req.fhdr`, `res.fhdr`: a whole line.
@@ -280,9 +280,9 @@ pub struct Gauge {
     /// Which number.
     pub kind: GaugeKind,
     /// Name of the proxy; `None` = the one that the rule stands in, or the backend chosen.
-    pub proxy: Option<String>,
+    pub proxy: Option<Link>,
     /// Name of the server.
-    pub server: Option<String>,
+    pub server: Option<Link>,
 }
 
 /// What a [`Gauge`] is.
@@ -354,7 +354,7 @@ pub struct Counter {
     /// Whose entry.
     pub of: CounterKey,
     /// Name of the table's proxy; `None` = the one tracked in (`sc_`), or the proxy's own (`src_`).
-    pub table: Option<String>,
+    pub table: Option<Link>,
     /// What of it.
     pub what: CounterFetch,
 }
@@ -558,10 +558,10 @@ pub enum Converter {
     /// `unset-var`.
     UnsetVar(Variable),
     /// `in_table`.
-    InTable(String),
-    /// `table_http_req_rate` and the like: table (empty = the proxy's own), what, and what it is for a key
+    InTable(Option<Link>),
+    /// `table_http_req_rate` and the like: table (`None` = the proxy's own), what, and what it is for a key
     /// that is not there.
-    TableValue(String, CounterFetch, Option<i64>),
+    TableValue(Option<Link>, CounterFetch, Option<i64>),
     /// `map…`.
     Map(Map),
 }

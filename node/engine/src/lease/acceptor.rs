@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::message::{Ballot, COUNTER_LIMIT, Message, NodeId, Refusal};
+use crate::planted::{self, Fault};
 
 /// One node's vote on one VIP.
 #[derive(Debug)]
@@ -101,7 +102,7 @@ impl Acceptor {
     /// The third condition: who counts over a former configuration might not meet a majority of the
     /// present one.
     fn current(&self, config: u64) -> Result<(), Refusal> {
-        match config < self.floor.0 {
+        match config < self.floor.0 && !planted::is(Fault::VoteForOld) {
             true => Err(Refusal::Outdated { config: self.floor.0 }),
             false => Ok(()),
         }
@@ -112,7 +113,9 @@ impl Acceptor {
         if !self.outranks_promise(ballot) {
             return Err(self.outranked());
         }
-        self.promised = Some(ballot);
+        if !planted::is(Fault::ForgetPromise) {
+            self.promised = Some(ballot);
+        }
         Ok(())
     }
 
@@ -126,7 +129,7 @@ impl Acceptor {
         if self.retired == Some(ballot) || !(held || self.outranks_promise(ballot)) {
             return Err(self.outranked());
         }
-        let mut until = now + term;
+        let mut until = now + if planted::is(Fault::GrantShort) { term * 3 / 4 } else { term };
         if let Some(grant) = self.live(now) {
             // The same node's (see `open_to`). A late copy from an earlier tenure changes nothing.
             if grant.ballot.rank() > ballot.rank() {
@@ -134,7 +137,9 @@ impl Acceptor {
             }
             until = until.max(grant.until);
         }
-        if self.promised.is_none_or(|promised| promised.rank() < ballot.rank()) {
+        if self.promised.is_none_or(|promised| promised.rank() < ballot.rank())
+            && !planted::is(Fault::ForgetPromise)
+        {
             self.promised = Some(ballot);
         }
         self.grant = Some(Grant { ballot, until });
@@ -143,10 +148,12 @@ impl Acceptor {
 
     /// The two conditions of safety: no vote before the start wait is over, no vote beside a grant.
     fn open_to(&self, ballot: Ballot, now: Duration) -> Result<(), Refusal> {
-        if now < self.votes_from {
+        if now < self.votes_from && !planted::is(Fault::VoteWhileStarting) {
             return Err(Refusal::Starting { left: self.votes_from - now });
         }
         match self.live(now) {
+            Some(_) if planted::is(Fault::GrantBeside) => Ok(()),
+            Some(grant) if planted::is(Fault::Overwrite) && grant.ballot.rank() < ballot.rank() => Ok(()),
             Some(grant) if grant.ballot.node != ballot.node => {
                 Err(Refusal::Held { by: grant.ballot, left: grant.until - now })
             }

@@ -1,17 +1,23 @@
 //! Seeded simulation of a group of machines over a bad network, in true time.
 //!
-//! Nodes have clocks of different speed; messages are lost, doubled, delayed and reordered; nodes
-//! stop, pause and restart; the group is cut in two. Ownership is recorded in true time as the rest of
-//! the system enforces it: from `Acquired` to `Withdraw`, the lease's own end, or the node's death,
-//! whichever is first. A paused node goes on owning until the end of its lease, as the kernel lets it.
+//! Nodes have clocks of different speed; messages are lost, doubled, delayed and reordered; workers and
+//! guardians stop, pause and restart, together or alone; hosts go; the group is cut in two, nodes are cut
+//! off, in one direction or both; nodes fall behind and are taken out of service; wall clocks step.
+//!
+//! Ownership is recorded in true time where it happens, in the kernel of each node ([`place`]): while the
+//! address is there and the kernel lets its traffic through, whatever became of who put it there.
 //!
 //! The members may change meanwhile: the registry and the gate are the real ones; what stands for raft
 //! is a list of what was committed, which each node hears of when it likes, if at all, and the
 //! leader's own knowledge, which is of those that it reaches at that moment.
 
+mod place;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use self::place::Place;
+use super::hands::Job;
 use super::*;
 use crate::membership::{Adopted, View as MembersView, settled};
 use crate::registry::{Command, MemberCommand, Members, NewMember, Registry, Reply};
@@ -38,8 +44,6 @@ pub(super) enum Mutation {
     TwoAtOnce,
     /// A node that restarts begins with the configuration that it was founded with.
     ForgetConfig,
-    /// Acceptors vote for nodes of any configuration.
-    VoteForOld,
 }
 
 /// What is wrong with the world.
@@ -52,13 +56,20 @@ pub(super) struct World {
     /// Lost and doubled messages, in 1/1000.
     pub(super) loss: u32,
     pub(super) double: u32,
-    /// Longest delay of most messages; one in fifty takes up to twenty times as long.
+    /// Longest delay of most messages; one in so many takes up to twenty times as long.
     pub(super) delay_us: u64,
+    pub(super) slow: u32,
     /// Clock speeds differ by so many 1/1000 each way.
     pub(super) drift: u32,
     /// Mean time between faults; 0 = none.
     pub(super) fault_us: u64,
+    /// Wall clocks step meanwhile; nobody restarts then, as ballots rest on one or the other.
+    pub(super) steps: bool,
+    /// What carries a tenure out fails at times, or takes long.
+    pub(super) flaky: bool,
     pub(super) length_us: u64,
+    /// Before the end, so long without faults.
+    pub(super) calm_us: u64,
     pub(super) changes: Option<Changes>,
     /// How many of the nodes are members at first.
     pub(super) founders: usize,
@@ -76,9 +87,13 @@ impl World {
             loss: 0,
             double: 0,
             delay_us: 2_000,
+            slow: 50,
             drift: 0,
             fault_us: 0,
+            steps: false,
+            flaky: false,
             length_us: 10_000_000,
+            calm_us: 0,
             changes: None,
             founders: 3,
             on_quorum_loss: QuorumLoss::Release,
@@ -96,10 +111,14 @@ impl World {
             timing: Timing::default(),
             loss: [0, 20, 100, 300][rng.random_range(0..4)],
             double: [0, 50, 300][rng.random_range(0..3)],
-            delay_us: [500, 5_000, 60_000, 200_000][rng.random_range(0..4)],
+            delay_us: [500, 5_000, 20_000, 20_000, 60_000, 200_000][rng.random_range(0..6)],
+            slow: [50, 4][rng.random_range(0..2)],
             drift: [0, 5, 30][rng.random_range(0..3)],
             fault_us: [200_000, 700_000, 3_000_000][rng.random_range(0..3)],
-            length_us: 40_000_000,
+            steps: rng.random_bool(0.2),
+            flaky: true,
+            length_us: 30_000_000,
+            calm_us: 10_000_000,
             changes: None,
             founders: nodes,
             on_quorum_loss: QuorumLoss::Release,
@@ -118,6 +137,8 @@ impl World {
             loss: [0, 20, 100][rng.random_range(0..3)],
             delay_us: [500, 5_000][rng.random_range(0..2)],
             fault_us: [200_000, 700_000, 3_000_000][rng.random_range(0..3)],
+            // Where all voters are others than they were, only wall clocks make epochs rise.
+            steps: false,
             changes: Some(Changes { every_us, lag_us, mutation }),
             ..World::bad(seed)
         }
@@ -127,24 +148,26 @@ impl World {
 #[derive(Debug)]
 struct Node {
     lease: Lease,
+    place: Place,
     rate: f64,
     skew_us: i64,
+    /// Its worker lives, and is not stopped.
     up: bool,
     paused: bool,
     incarnation: u64,
-    /// Withdrawing takes a moment: its end, in true time.
-    withdrawn_at: Option<u64>,
     /// How much of what was committed it has heard of and stored.
     heard: usize,
 }
 
-/// One tenure, in true time.
+/// A time without a break, in true time, in which a node answered to the address.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Owned {
     pub(super) node: usize,
     pub(super) from: u64,
     pub(super) to: u64,
     pub(super) epoch: Epoch,
+    /// Which of the node's tenures.
+    pub(super) tenure: usize,
     /// Since when it is kept without a majority.
     pub(super) kept: Option<u64>,
 }
@@ -153,26 +176,39 @@ pub(super) struct Owned {
 enum Event {
     Tick(usize),
     Deliver { to: usize, from: usize, slot: usize },
-    Withdrawn(usize),
+    Act { node: usize, life: u64 },
+    Guardian { node: usize, guardian: u64 },
     Fault,
     Resume(usize),
+    ResumeGuardian { node: usize, guardian: u64 },
+    Calm,
+    Fit(usize),
     Start(usize),
     Heal,
     Change,
     Hear(usize),
 }
 
+/// What was found wrong: by which checker, and what.
+pub(super) type Broken = (&'static str, String);
+
 pub(super) struct Simulation {
     world: World,
     pub(super) now_us: u64,
     nodes: Vec<Node>,
     side: Vec<bool>,
+    /// Nodes that nobody hears, and nodes that hear nobody.
+    mute: Vec<bool>,
+    deaf: Vec<bool>,
     queue: BinaryHeap<Reverse<(u64, u64, Event)>>,
     messages: Vec<Message>,
     sequence: u64,
     rng: SmallRng,
     pub(super) owned: Vec<Owned>,
-    open: Vec<Option<usize>>,
+    /// When what must never happen was seen to happen.
+    broken: Option<Broken>,
+    tenures: usize,
+    calm: bool,
     /// The lists that were committed, in order.
     committed: Vec<Members>,
     registry: Registry,
@@ -192,17 +228,21 @@ impl Simulation {
                     lease: machine(&world, registry.members(), i, 1, rng.random(), local(0, rate, skew_us)),
                     rate,
                     skew_us,
+                    place: Place::default(),
                     up: true,
                     paused: false,
                     incarnation: 1,
-                    withdrawn_at: None,
                     heard: 0,
                 }
             })
             .collect();
         let mut simulation = Simulation {
             side: vec![false; world.nodes],
-            open: vec![None; world.nodes],
+            mute: vec![false; world.nodes],
+            deaf: vec![false; world.nodes],
+            broken: None,
+            tenures: 0,
+            calm: false,
             now_us: 0,
             nodes,
             queue: BinaryHeap::new(),
@@ -216,11 +256,15 @@ impl Simulation {
             world,
         };
         for node in 0..simulation.nodes.len() {
+            simulation.settle_in(node);
             simulation.drive(node, |lease, now| lease.set_fit(Fit::Yes, now));
             simulation.at(0, Event::Tick(node));
         }
         simulation.next_fault();
         simulation.next_change();
+        if simulation.world.calm_us > 0 {
+            simulation.at(simulation.world.length_us - simulation.world.calm_us, Event::Calm);
+        }
         simulation
     }
 
@@ -251,10 +295,11 @@ impl Simulation {
         result
     }
 
+    /// The worker is killed; its guardian hears of it.
     pub(super) fn kill(&mut self, node: usize) {
         self.note(node, "killed");
-        self.end_ownership(node);
         self.nodes[node].up = false;
+        self.orphan(node);
     }
 
     pub(super) fn start(&mut self, node: usize) {
@@ -264,11 +309,11 @@ impl Simulation {
         n.incarnation += 1;
         n.up = true;
         n.paused = false;
-        n.withdrawn_at = None;
         if self.world.changes.is_some_and(|c| c.mutation == Some(Mutation::ForgetConfig)) {
             n.heard = 0;
         }
         n.lease = machine(&self.world, &self.committed[n.heard], node, n.incarnation, seed, now);
+        self.settle_in(node);
         self.drive(node, |lease, now| lease.set_fit(Fit::Yes, now));
         self.at(self.now_us, Event::Tick(node));
     }
@@ -280,25 +325,22 @@ impl Simulation {
 
     /// Whether a node runs and reaches a majority of nodes that do.
     pub(super) fn reaches_majority(&self, node: usize) -> bool {
-        let well = |at: usize| self.nodes[at].up && !self.nodes[at].paused;
+        let well =
+            |at: usize| self.nodes[at].up && !self.nodes[at].paused && !self.mute[at] && !self.deaf[at];
         let reached =
             (0..self.nodes.len()).filter(|&at| well(at) && self.side[at] == self.side[node]).count();
         well(node) && reached > self.nodes.len() / 2
     }
 
-    /// All that own the VIP at this very moment, and whether they keep it without a majority.
-    pub(super) fn owners(&self) -> Vec<(usize, bool)> {
-        let open = self.open.iter().flatten().map(|&i| self.owned[i]).filter(|o| o.to > self.now_us);
-        open.map(|o| (o.node, o.kept.is_some())).collect()
-    }
-
     pub(super) fn heal(&mut self) {
-        self.side = vec![false; self.nodes.len()];
+        self.side.fill(false);
+        self.mute.fill(false);
+        self.deaf.fill(false);
     }
 
     /// Who owns the VIP at this very moment.
     pub(super) fn owner(&self) -> Option<usize> {
-        self.open.iter().position(|o| o.is_some_and(|i| self.owned[i].to > self.now_us))
+        (0..self.nodes.len()).find(|&node| self.answers(node))
     }
 
     pub(super) fn view(&self, node: usize) -> View {
@@ -311,22 +353,35 @@ impl Simulation {
     }
 
     /// Everything that must hold of the history.
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), Broken> {
+        if let Some(broken) = &self.broken {
+            return Err(broken.clone());
+        }
         let mut spans = self.owned.clone();
+        spans.retain(|o| o.to > o.from);
         spans.sort_by_key(|o| o.from);
         for pair in spans.windows(2) {
             let (a, b) = (pair[0], pair[1]);
             if b.from < a.to && a.node != b.node {
-                return Err(format!("two holders: {a:?} and {b:?}"));
+                return Err(("one owner", format!("two own it: {a:?} and {b:?}")));
             }
-            if b.epoch <= a.epoch {
-                return Err(format!("the epoch does not rise: {a:?} and {b:?}"));
+            if b.tenure != a.tenure && b.epoch <= a.epoch {
+                return Err(("epochs rise", format!("the epoch does not rise: {a:?} and {b:?}")));
             }
         }
-        match spans.iter().find(|o| Some(o.node) == self.world.witness) {
-            Some(o) => Err(format!("a witness holds: {o:?}")),
-            None => Ok(()),
+        if let Some(o) = spans.iter().find(|o| Some(o.node) == self.world.witness) {
+            return Err(("no witness", format!("a witness holds: {o:?}")));
         }
+        let one_can = (0..self.nodes.len()).any(|node| Some(node) != self.world.witness);
+        if self.calm && self.world.changes.is_none() && one_can && self.owner().is_none() {
+            return Err(("progress", "nobody owns it after all faults are over".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn broke(&mut self, checker: &'static str, what: String) {
+        let what = format!("at {:.3} ms: {what}", self.now_us as f64 / 1000.0);
+        self.broken.get_or_insert((checker, what));
     }
 
     fn step(&mut self, event: Event) {
@@ -345,18 +400,17 @@ impl Simulation {
                     // It waits in the socket buffer.
                     self.at(self.now_us + 20_000, Event::Deliver { to, from, slot });
                 } else if n.up {
-                    let message = self.delivered(slot);
+                    let message = self.messages[slot];
                     self.drive(to, |lease, now| lease.handle(NodeId(from as u8), message, now));
                 }
             }
-            Event::Withdrawn(node) => {
-                let n = &self.nodes[node];
-                if n.paused {
-                    self.at(self.now_us + 20_000, Event::Withdrawn(node));
-                } else if n.up && n.withdrawn_at == Some(self.now_us) || n.withdrawn_at.is_some() {
-                    self.nodes[node].withdrawn_at = None;
-                    self.end_ownership(node);
-                    self.drive(node, |lease, now| lease.withdrawn(now));
+            Event::Act { node, life } => self.acted(node, life),
+            Event::Guardian { node, guardian } => self.guardian_looks(node, guardian),
+            Event::ResumeGuardian { node, guardian } => self.resume_guardian(node, guardian),
+            Event::Calm => self.calm_down(),
+            Event::Fit(node) => {
+                if self.nodes[node].up && !self.nodes[node].paused {
+                    self.drive(node, |lease, now| lease.set_fit(Fit::Yes, now));
                 }
             }
             Event::Fault => self.fault(),
@@ -448,7 +502,7 @@ impl Simulation {
     /// A node hears of what was committed, some of it or all, and stores it before it acts on it.
     fn hear(&mut self, node: usize) {
         let n = &self.nodes[node];
-        if !n.up || n.paused || self.side[node] {
+        if !n.up || n.paused || self.side[node] || self.deaf[node] {
             let later = self.now_us + self.rng.random_range(50_000..500_000);
             if n.heard + 1 < self.committed.len() {
                 self.at(later, Event::Hear(node));
@@ -464,49 +518,88 @@ impl Simulation {
         }
     }
 
-    fn delivered(&self, slot: usize) -> Message {
-        let mut message = self.messages[slot];
-        if self.world.changes.is_some_and(|c| c.mutation == Some(Mutation::VoteForOld))
-            && let Message::Prepare { config, .. } | Message::Propose { config, .. } = &mut message
-        {
-            *config = u64::MAX;
-        }
-        message
-    }
-
     fn fault(&mut self) {
+        if self.calm {
+            return;
+        }
         let node = self.rng.random_range(0..self.nodes.len());
         let soon = self.now_us + self.rng.random_range(1_000..2_500_000);
-        match self.rng.random_range(0..6) {
-            0 if self.nodes[node].up => {
+        let awake = self.nodes[node].up && !self.nodes[node].paused;
+        match self.rng.random_range(0..12) {
+            0 | 1 if self.nodes[node].up && !self.world.steps => {
                 self.kill(node);
+                match self.rng.random_range(0..6) {
+                    0 => self.host_gone(node),
+                    1 => self.kill_guardian(node),
+                    2 => self.stop_guardian(node, soon + 400_000),
+                    _ => {}
+                }
                 self.at(soon, Event::Start(node));
             }
-            1 if self.nodes[node].up => {
+            2 | 3 if self.nodes[node].up => {
                 self.note(node, "paused");
                 self.nodes[node].paused = true;
+                if self.rng.random_bool(0.4) {
+                    let until = self.now_us + self.rng.random_range(1_000..2_500_000);
+                    self.stop_guardian(node, until);
+                }
                 self.at(soon, Event::Resume(node));
             }
-            2 => {
-                let sides: Vec<bool> = self.side.iter().map(|_| self.rng.random_bool(0.5)).collect();
-                self.side = sides;
+            4 => {
+                for side in &mut self.side {
+                    *side = self.rng.random_bool(0.5);
+                }
                 self.at(soon, Event::Heal);
             }
-            3 => {
+            5 => {
                 self.cut_off(node);
                 self.at(soon, Event::Heal);
             }
-            4 if self.nodes[node].up && !self.nodes[node].paused => {
+            6 => {
+                let both = self.rng.random_range(0..3);
+                (self.mute[node], self.deaf[node]) = (both != 0, both != 1);
+                self.note(node, "is cut one way");
+                self.at(soon, Event::Heal);
+            }
+            7 if awake => {
                 let to = self.rng.random_range(0..self.nodes.len()) as u8;
                 let _ = self.drive(node, |lease, now| lease.resign(Some(NodeId(to)), now));
             }
-            5 if self.nodes[node].up && !self.nodes[node].paused => {
-                let fit = if self.rng.random_bool(0.3) { Fit::No(vec!["tried".into()]) } else { Fit::Yes };
+            8 | 9 if awake => {
+                // Maintenance, or behind with what the cluster has agreed on.
+                let fit = match self.rng.random_range(0..2) {
+                    0 => Fit::No(vec!["tried".into()]),
+                    _ => Fit::Keep(vec!["behind".into()]),
+                };
+                self.note(node, &format!("is told {fit:?}"));
                 self.drive(node, |lease, now| lease.set_fit(fit, now));
+                self.at(soon, Event::Fit(node));
+            }
+            10 if self.rng.random_bool(0.5) => self.kill_guardian(node),
+            10 => self.stop_guardian(node, soon),
+            11 if self.world.steps => {
+                self.note(node, "its wall clock steps");
+                self.nodes[node].skew_us = self.rng.random_range(-3_600_000_000..3_600_000_000);
             }
             _ => {}
         }
         self.next_fault();
+    }
+
+    /// All faults are over: what must come of itself must come now.
+    fn calm_down(&mut self) {
+        self.calm = true;
+        self.heal();
+        (self.world.loss, self.world.flaky) = (0, false);
+        self.world.delay_us = self.world.delay_us.min(5_000);
+        for node in 0..self.nodes.len() {
+            if !self.nodes[node].up {
+                self.start(node);
+            }
+            self.nodes[node].paused = false;
+            self.wake_guardians(node);
+            self.drive(node, |lease, now| lease.set_fit(Fit::Yes, now));
+        }
     }
 
     fn next_fault(&mut self) {
@@ -521,50 +614,30 @@ impl Simulation {
             match output {
                 Output::Send { to, message } => self.send(node, usize::from(to.0), message),
                 Output::Acquired { ballot, until } => {
-                    assert!(
-                        self.nodes[node].withdrawn_at.is_none(),
-                        "acquired before the withdrawal was done"
-                    );
                     self.note(node, &format!("acquired {ballot:?}"));
-                    let to = self.true_time(node, until);
-                    // It may be one that it kept.
-                    self.end_ownership(node);
-                    self.open[node] = Some(self.owned.len());
-                    self.owned.push(Owned { node, from: self.now_us, to, epoch: ballot.epoch(), kept: None });
-                }
-                Output::Renewed { until, .. } => {
-                    let to = self.true_time(node, until);
-                    let open = self.open[node].expect("only a holder renews");
-                    assert!(self.owned[open].to <= to, "a lease never gets shorter");
-                    self.owned[open].to = to;
-                    if self.nodes[node].lease.keeps() {
-                        self.owned[open].kept.get_or_insert(self.now_us);
+                    if *self.nodes[node].lease.fit() != Fit::Yes {
+                        self.broke("only the fit", format!("n{node} takes it over and is not fit"));
                     }
+                    self.job(node, Job::Acquire { ballot, until });
                 }
-                Output::Withdraw { reason, .. } => {
+                Output::Renewed { ballot, until } => self.job(node, Job::Renew { ballot, until }),
+                Output::Withdraw { ballot, reason } => {
                     self.note(node, &format!("withdraws: {reason:?}"));
-                    // Taking the address away takes up to 5 ms; until then, or the lease's end, it owns.
-                    let at = self.now_us + self.rng.random_range(0..5_000);
-                    self.nodes[node].withdrawn_at = Some(at);
-                    self.at(at, Event::Withdrawn(node));
+                    self.job(node, Job::Withdraw { ballot });
                 }
             }
         }
-    }
-
-    fn end_ownership(&mut self, node: usize) {
-        if let Some(open) = self.open[node].take() {
-            self.owned[open].to = self.owned[open].to.min(self.now_us);
-        }
+        self.work(node);
     }
 
     fn send(&mut self, from: usize, to: usize, message: Message) {
-        if self.side[from] != self.side[to] || self.rng.random_range(0..1000) < self.world.loss {
+        let cut = self.side[from] != self.side[to] || self.mute[from] || self.deaf[to];
+        if cut || self.rng.random_range(0..1000) < self.world.loss {
             return;
         }
         let copies = if self.rng.random_range(0..1000) < self.world.double { 2 } else { 1 };
         for _ in 0..copies {
-            let slow = if self.rng.random_range(0..50) == 0 { 20 } else { 1 };
+            let slow = if self.rng.random_range(0..self.world.slow) == 0 { 20 } else { 1 };
             let delay = self.rng.random_range(50..=self.world.delay_us * slow);
             let slot = self.messages.len();
             self.messages.push(message);
@@ -603,7 +676,7 @@ impl Simulation {
 
 fn local(now_us: u64, rate: f64, skew_us: i64) -> Now {
     let mono = Duration::from_nanos((now_us as f64 * rate * 1000.0) as u64);
-    Now { mono, unix_us: (1_700_000_000_000_000 + now_us).saturating_add_signed(skew_us) }
+    Now { mono, unix_us: (1_700_000_000_000_000_u64 + now_us).saturating_add_signed(skew_us) }
 }
 
 fn new_member(world: &World, node: usize) -> NewMember {
@@ -648,7 +721,8 @@ impl Seen<'_> {
     fn node(&self, name: &str) -> Option<usize> {
         let at: usize = name[1..].parse().ok()?;
         let s = self.simulation;
-        (s.nodes[at].up && s.side[at] == s.side[self.leader]).then_some(at)
+        let cut = s.side[at] != s.side[self.leader] || s.mute[at] || s.deaf[at];
+        (s.nodes[at].up && !cut).then_some(at)
     }
 
     fn one(&self, wait: Duration) -> bool {

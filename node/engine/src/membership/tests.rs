@@ -1,12 +1,7 @@
 use super::simulation::{Mutation, Simulation};
 
-/// Seeds of the ordinary run; `PHALANX_SEEDS` asks for more, `PHALANX_SEED` replays one.
 fn seeds() -> std::ops::Range<u64> {
-    let number = |name| std::env::var(name).ok().and_then(|v| v.parse().ok());
-    match number("PHALANX_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("PHALANX_SEEDS").unwrap_or(1000),
-    }
+    crate::testing::seeds(1000)
 }
 
 #[test]
@@ -24,7 +19,7 @@ fn no_acknowledged_command_is_lost_and_no_two_majorities_decide_while_members_ch
 }
 
 #[test]
-fn the_simulation_catches_planted_faults() {
+fn planted_faults_are_caught() {
     for mutation in [
         Mutation::AnswerBeforeCommit,
         Mutation::CommitAlone,

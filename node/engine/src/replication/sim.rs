@@ -340,14 +340,8 @@ impl Node {
     }
 }
 
-/// Seeds of the ordinary run; `PHALANX_SEEDS=from..to` runs others.
 fn seeds() -> std::ops::Range<u64> {
-    let asked = std::env::var("PHALANX_SEEDS").ok();
-    let parsed = asked.as_deref().and_then(|s| s.split_once("..")).map(|(a, b)| (a.parse(), b.parse()));
-    match parsed {
-        Some((Ok(a), Ok(b))) => a..b,
-        _ => 0..1000,
-    }
+    crate::testing::seeds(1000)
 }
 
 #[test]

@@ -171,3 +171,54 @@ fn a_broken_stream_goes_on_where_it_stopped() {
         assert!(again <= u64::from(KEYS) - had + 50, "{again} sent after {delivered} messages");
     }
 }
+
+#[test]
+fn a_table_feeds_many_peers_and_any_number_one_after_the_other() {
+    let a = node("a");
+    // As many as a cluster has nodes, at a time; the last is taught like the first.
+    let mut peers: Vec<Peer> = (0..63).map(|i| Peer::new(a.clone(), &format!("p{i}")).unwrap()).collect();
+    let mut theirs: Vec<(Arc<Tables>, Peer)> = (0..63)
+        .map(|i| {
+            let tables = node(&format!("p{i}"));
+            let peer = Peer::new(tables.clone(), "a").unwrap();
+            (tables, peer)
+        })
+        .collect();
+    hit(&a, 7, at(1));
+    for at_ms in 1..6 {
+        let now = at(at_ms);
+        for (ours, (_, their)) in peers.iter_mut().zip(&mut theirs) {
+            if at_ms == 1 {
+                ours.connected(now);
+                their.connected(now);
+            }
+            said(ours, now).into_iter().for_each(|m| their.handle(m, now).unwrap());
+            said(their, now).into_iter().for_each(|m| ours.handle(m, now).unwrap());
+        }
+        hit(&a, 8, now);
+    }
+    for (i, (tables, _)) in theirs.iter().enumerate() {
+        let value = |key| tables.get("t").unwrap().value(&Key::Int(key), "gpc0", at(6));
+        assert_eq!(value(7), Some(1), "peer {i}");
+        assert!(value(8) >= Some(4), "peer {i} hears what is new: {:?}", value(8));
+    }
+    let one_more = Peer::new(a.clone(), "p63").unwrap();
+    assert!(matches!(Peer::new(a.clone(), "p64"), Err(Error::TooManyPeers)));
+    drop(one_more);
+    // Nodes that come and go do not use them up, and one that comes is not taken for one that went.
+    peers.truncate(2);
+    for i in 0..300 {
+        let now = at(10 + i);
+        let mut ours = Peer::new(a.clone(), &format!("q{i}")).unwrap();
+        let tables = node(&format!("q{i}"));
+        let mut their = Peer::new(tables.clone(), "a").unwrap();
+        ours.connected(now);
+        their.connected(now);
+        for _ in 0..4 {
+            said(&mut ours, now).into_iter().for_each(|m| their.handle(m, now).unwrap());
+            said(&mut their, now).into_iter().for_each(|m| ours.handle(m, now).unwrap());
+        }
+        assert_eq!(tables.get("t").unwrap().value(&Key::Int(7), "gpc0", now), Some(1), "peer q{i}");
+    }
+    assert_eq!(a.peer_count(), 2);
+}

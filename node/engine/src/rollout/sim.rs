@@ -332,11 +332,7 @@ fn run(seed: u64) -> Sim {
 
 #[test]
 fn rollouts_end_and_nodes_agree_whatever_happens() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
-    let seeds = match number("PHALANX_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("PHALANX_SEEDS").unwrap_or(150),
-    };
+    let seeds = crate::testing::seeds(150);
     let (runs, mut done, mut taken_back) = (seeds.end - seeds.start, 0, 0);
     for seed in seeds {
         match std::panic::catch_unwind(|| run(seed)) {

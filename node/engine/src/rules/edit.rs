@@ -1,6 +1,6 @@
 //! Actions that change a message.
 
-use phalanx_config::{Action, Format, HeaderAction, HeaderEdit, NameMatch, Regex};
+use phalanx_config::{Action, FRAMING, Format, HeaderAction, HeaderEdit, NameMatch, Regex};
 
 use super::reasons::reason;
 use crate::h1::Rewrite;
@@ -100,7 +100,11 @@ impl Edit<'_> {
                 message.remove(|other| other == name);
                 message.add(name, text);
             }
-            HeaderEdit::Delete(how) => message.remove(|other| named(other, name, how)),
+            HeaderEdit::Delete(how) => {
+                // A pattern may match more than its author thought of.
+                let is_framing = |other: &[u8]| FRAMING.iter().any(|name| name.as_bytes() == other);
+                message.remove(|other| named(other, name, how) && !is_framing(other));
+            }
             HeaderEdit::Replace(regex, _) => {
                 message.replace(name, |value| regsub_whole(value, &regex.0, text))
             }

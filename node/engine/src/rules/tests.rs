@@ -196,6 +196,7 @@ fn fetches_and_converters() {
         ("path,url_dec", Some("/a/B c")),
         ("str(a+b),url_dec(1)", Some("a b")),
         ("str(%zz),url_dec", None),
+        ("str(%+5),url_dec", None),
         ("str(a b/c),url_enc", Some("a%20b%2Fc")),
         ("query,param(y)", Some("Two")),
         ("query,param(q)", None),
@@ -339,6 +340,7 @@ fn edits_change_what_later_rules_see() {
         " http-request set-header x-new \"%[path,upper] %{+Q}[src] %% %HM\"\n http-request set-path /n%[path]\n\
          http-request replace-value x-s ^(l.*)$ <\\1>\n http-request replace-path /n/(.*) /m/\\1\n\
          http-request set-query q=1\n http-request del-header x-i -m beg\n\
+         http-request del-header ^(co|transfer-) -m reg\n\
          http-request set-header x-evil %[req.hdr(x-s,1)]",
     );
     let (mut head, mut text) = (node.head.clone(), Vec::new());
@@ -364,6 +366,8 @@ fn edits_change_what_later_rules_see() {
     assert_eq!(last(b"x-s"), "<last>, Er");
     assert_eq!((last(b"x-int"), last(b"x-ip")), ("-".into(), "-".into()));
     assert_eq!(last(b"x-evil"), "a");
+    let kept = (last(b"cookie"), last(b"content-length"));
+    assert_eq!(kept, ("-".into(), "7".into()), "no rule takes away where the body ends");
 }
 
 #[test]
@@ -407,4 +411,53 @@ fn answers_are_put_together() {
     for (got, expected) in texts.iter().zip(expected) {
         assert_eq!(got.as_deref(), expected);
     }
+}
+
+/// Twenty rules as a site might have them: ACLs, a map, tracking in another proxy's table.
+const TWENTY: &str = " acl static path_beg /static /img\n acl api path_beg /api /a/\n\
+    acl busy sc_http_req_rate(0,ips) gt 1000000\n acl alive srv_is_up(b/s2)\n acl some nbsrv(b) ge 1\n\
+    http-request track-sc0 src table ips\n http-request deny if busy\n\
+    http-request deny if { src_http_req_rate(ips) gt 1000000 }\n\
+    http-request deny if { src,table_http_req_rate(ips) gt 1000000 }\n\
+    http-request deny unless { src,in_table(ips) }\n\
+    http-request sc-inc-gpc0(0) if api\n http-request deny if { sc_get_gpc0(0,ips) lt 1 }\n\
+    http-request deny if { sc_conn_cnt(0) gt 1000000 }\n http-request deny if !alive\n\
+    http-request deny if !some\n http-request deny if { queue(b) gt 100 }\n\
+    http-request deny if { srv_conn(b/s1) gt 100 }\n http-request deny if { be_conn(b) gt 100 }\n\
+    http-request set-var(txn.m) path,map_beg(m,none)\n http-request deny if { var(txn.m) -m str none }\n\
+    http-request deny if static !api\n http-request deny if { hdr(host) -m beg evil. }\n\
+    http-request deny if { fe_conn(f) gt 1000 }\n http-request deny if { table_cnt(ips) gt 50 }\n\
+    http-request deny if { method DELETE }\n\
+    backend ips\n stick-table type ip size 100 expire 1m store gpc0,http_req_rate(10s),conn_cnt\n";
+
+/// What twenty rules cost: run alone under `valgrind --tool=callgrind` with ROUNDS of 0 and 10000.
+#[test]
+#[ignore = "a measurement"]
+fn twenty_rules() {
+    let node = Node::new(TWENTY);
+    let rounds = std::env::var("ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(1000u32);
+    for _ in 0..rounds {
+        assert!(node.run().is_empty());
+    }
+}
+
+#[test]
+fn a_link_follows_its_server() {
+    let node = Node::new(" http-request set-var(txn.w) srv_iweight(b/s2)");
+    let backend = node.state.plan_owned().backend("b").cloned().expect("it is there");
+    let read = || {
+        node.with(|front, at| {
+            let Action::SetVar(_, ValueFrom::Expr(expr)) = &front.config.rules.http_request[0].action else {
+                panic!("it is there");
+            };
+            evaluate(expr, at).and_then(|value| value.to_int())
+        })
+    };
+    assert_eq!(read(), Some(7));
+    // The place that the configuration gave it is another's now, or nobody's.
+    let gone = |name: &str| backend.set_servers(backend.servers().iter().filter(|s| **s.name() != *name));
+    gone("s1");
+    assert_eq!(read(), Some(7));
+    gone("s2");
+    assert_eq!(read(), None);
 }

@@ -112,12 +112,12 @@ fn one<'a>(converter: &'a Converter, value: Value<'a>, at: &Context<'a>) -> Opti
             at.memory_of(name).unset(name);
             value
         }
-        InTable(name) => {
-            let table = counter::table(at, Some(name))?;
+        InTable(link) => {
+            let table = counter::table(at, link.as_ref())?;
             Value::Bool(counter::contains(&value, table, at.now))
         }
-        TableValue(name, what, default) => {
-            counter::of_key(&value, counter::table(at, Some(name))?, *what, *default, at.now)?
+        TableValue(link, what, default) => {
+            counter::of_key(&value, counter::table(at, link.as_ref())?, *what, *default, at.now)?
         }
         Map(map) => look_up(map, &value, at)?,
     })
@@ -242,7 +242,7 @@ fn url_decode(text: &[u8], plus: bool) -> Option<Vec<u8>> {
                 out.push(b);
             }
             b'%' => {
-                let digits = text.get(at + 1..at + 3)?;
+                let digits = text.get(at + 1..at + 3).filter(|d| d.iter().all(u8::is_ascii_hexdigit))?;
                 out.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
                 at += 2;
             }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use phalanx_config::{Counter, CounterFetch, CounterKey, Expr};
+use phalanx_config::{Counter, CounterFetch, CounterKey, Expr, Link};
 
 use super::{Context, Value, evaluate};
 use crate::stick::{Data, Input, Key, Scratch, Table, Tracked};
@@ -25,11 +25,11 @@ pub(super) fn with_value<T>(value: &Value<'_>, table: &Table, f: impl FnOnce(&Ke
     table.key(input, &mut scratch).map(|key| f(&key))
 }
 
-/// The table of a proxy; of the one whose rule it is without a name.
-pub(super) fn table<'a>(at: &Context<'a>, name: Option<&str>) -> Option<&'a Arc<Table>> {
+/// The table of a proxy; of the one whose rule it is without a link.
+pub(super) fn table<'a>(at: &Context<'a>, link: Option<&Link>) -> Option<&'a Arc<Table>> {
     let world = at.world?;
-    match name.filter(|name| !name.is_empty()) {
-        Some(name) => world.plan.proxy(name)?.table.as_ref(),
+    match link {
+        Some(link) => world.plan.linked(link)?.table.as_ref(),
         None => world.proxy.table.as_ref(),
     }
 }
@@ -37,15 +37,15 @@ pub(super) fn table<'a>(at: &Context<'a>, name: Option<&str>) -> Option<&'a Arc<
 pub(super) fn fetch<'a>(counter: &Counter, at: &Context<'a>) -> Option<Value<'a>> {
     match counter.of {
         CounterKey::Src => {
-            let table = table(at, counter.table.as_deref())?;
+            let table = table(at, counter.table.as_ref())?;
             of_key(&Value::Ip(at.src.ip().to_canonical()), table, counter.what, None, at.now)
         }
         CounterKey::Tracked(number) => {
             let tracked = at.memory.tracked(number).or_else(|| at.session.tracked(number));
-            let Some(name) = counter.table.as_deref() else {
+            let Some(link) = counter.table.as_ref() else {
                 return of_tracked(tracked, counter.what, at.now);
             };
-            let wanted = table(at, Some(name))?;
+            let wanted = table(at, Some(link))?;
             let same = tracked.filter(|tracked| Arc::ptr_eq(tracked.table(), wanted));
             // The key that is tracked elsewhere has no value here that could be known.
             of_tracked(same, counter.what, at.now)

@@ -77,18 +77,18 @@ fn slots<'a>(backend: &Backend, free: impl Fn(&Server, u32) -> u32) -> Value<'a>
 /// The backend that is named, or the one chosen, or that of the rule's own proxy.
 fn backend<'a>(gauge: &Gauge, world: &World<'a>) -> Option<&'a Arc<Backend>> {
     match &gauge.proxy {
-        Some(name) => world.plan.backend(name),
+        Some(link) => world.plan.linked(link)?.backend.as_ref(),
         None => world.backend.or(world.proxy.backend.as_ref()),
     }
 }
 
 fn frontend<'a>(gauge: &Gauge, world: &World<'a>) -> Option<&'a Arc<Frontend>> {
     match &gauge.proxy {
-        Some(name) => world.plan.frontend(name),
+        Some(link) => world.plan.linked(link)?.frontend.as_ref(),
         None => world.front.frontend.as_ref(),
     }
 }
 
 fn server(gauge: &Gauge, world: &World<'_>) -> Option<Arc<Server>> {
-    backend(gauge, world)?.server(gauge.server.as_deref()?)
+    backend(gauge, world)?.linked(gauge.server.as_ref()?)
 }

@@ -349,7 +349,7 @@ impl Shard {
     }
 
     /// Tracked entries whose life on the peers has half run out; they are published again.
-    pub(crate) fn keep_tracked(&mut self) -> u32 {
+    pub(crate) fn keep_tracked(&mut self) -> u64 {
         let Some(ttl) = self.shape.ttl.filter(|_| self.now >= self.keep_at) else { return 0 };
         self.keep_at = self.now + ttl / 8;
         let (mut at, mut woken) = (self.lists[TRACKED].head, 0);
@@ -628,7 +628,7 @@ impl Shard {
 
     /// This node changed the entry: it is now the newest of the log. Returns the peers (one bit each)
     /// that were caught up until now.
-    pub(crate) fn publish(&mut self, at: u32) -> u32 {
+    pub(crate) fn publish(&mut self, at: u32) -> u64 {
         self.changes += 1;
         let logged = self.entries[at as usize].seq != 0;
         if !self.shape.shared || logged && planted::is(Fault::PublishOnce) {

@@ -86,13 +86,20 @@ impl Shared {
     }
 }
 
+/// A number that peers have for their cursors, one after the other.
+struct Place {
+    name: String,
+    /// Handles of that peer; 0 = it has gone, and another may have the number.
+    users: usize,
+}
+
 /// The stick tables of this process.
 pub struct Tables {
     node: String,
     incarnation: u64,
     shared: Arc<Shared>,
     by_name: RwLock<BTreeMap<String, Arc<Table>>>,
-    peers: Mutex<Vec<String>>,
+    peers: Mutex<Vec<Place>>,
     generation: AtomicU64,
 }
 
@@ -235,22 +242,37 @@ impl Tables {
         self.generation.load(Relaxed)
     }
 
-    /// A stable small number for a peer, for its cursors; `None` when there are too many.
+    /// A small number for a peer, for its cursors, until it is released as often as it was asked for;
+    /// `None` when there are too many peers at a time.
     pub(crate) fn peer_index(&self, name: &str) -> Option<usize> {
         let mut peers = self.peers.lock();
-        if let Some(at) = peers.iter().position(|p| p == name) {
+        let place = peers.iter().position(|p| p.users > 0 && p.name == name);
+        if let Some(at) = place.or_else(|| peers.iter().position(|p| p.users == 0)) {
+            peers[at].users += 1;
+            peers[at].name = name.to_string();
             return Some(at);
         }
         if peers.len() >= MAX_PEERS {
             return None;
         }
-        peers.push(name.to_string());
+        peers.push(Place { name: name.to_string(), users: 1 });
         Some(peers.len() - 1)
+    }
+
+    /// A peer does not use its number any more: what tables know under it is forgotten, because the next
+    /// to have it may be another peer.
+    pub(crate) fn release_peer(&self, index: usize) {
+        let mut peers = self.peers.lock();
+        let Some(place) = peers.get_mut(index) else { return };
+        place.users = place.users.saturating_sub(1);
+        if place.users == 0 {
+            self.by_name.read().values().for_each(|table| table.forget_peer(index));
+        }
     }
 
     /// How many peers there are.
     pub(crate) fn peer_count(&self) -> usize {
-        self.peers.lock().len()
+        self.peers.lock().iter().filter(|p| p.users > 0).count()
     }
 
     /// Has the senders look, though no entry has changed.

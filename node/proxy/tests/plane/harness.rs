@@ -40,7 +40,7 @@ pub(crate) fn tracking_backend(mode: Mode, servers: &[SocketAddr], store: Vec<Da
         ..listen(mode, servers)
     };
     let expr = Expr { fetch: Fetch::Src, converters: vec![], text: String::new() };
-    (backend, Rule::always(Action::Track(TrackRule { counter: 0, expr, table: "b".into() })))
+    (backend, Rule::always(Action::Track(TrackRule { counter: 0, expr, table: Link::new("b") })))
 }
 
 /// A `listen` section named `l` on a port of the system's choice.

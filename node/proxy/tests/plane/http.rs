@@ -438,7 +438,7 @@ fn a_stick_table_keeps_a_session_on_its_server() {
             http_request: vec![Rule::always(Action::Track(TrackRule {
                 counter: 0,
                 expr,
-                table: "l".into(),
+                table: Link::new("l"),
             }))],
             ..Rules::default()
         },

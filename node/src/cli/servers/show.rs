@@ -173,9 +173,14 @@ pub(super) fn places(call: &Call<'_>) -> Answer {
         let arbiter = machine.arbiter(call.now).map_or("-".to_owned(), |node| node.to_string());
         (arbiter, machine.missing(call.now).map(|node| node.to_string()).collect::<Vec<_>>())
     });
+    let advice = missing.iter().map(|node| {
+        format!("# node '{node}' is waited for: start it, or take it out with 'cluster leave {node}'\n")
+    });
+    let advice: String = advice.collect();
     let missing = if missing.is_empty() { "-".to_owned() } else { missing.join(",") };
     let mut out = format!(
         "# arbiter: {arbiter}, reserved for nodes that are not heard from: {missing}\n\
+         {advice}\
          # be_name srv_name maxconn own usable in_use waiting\n"
     );
     for backend in backends {

@@ -5,8 +5,8 @@ use crate::expr;
 use crate::known;
 use crate::line::Fault;
 use crate::model::{
-    Action, Change, CounterAction, Format, HeaderAction, HeaderEdit, NameMatch, PatternAction, PatternEdit,
-    Regex, TrackRule, Type, ValueFrom, Variable,
+    Action, Change, CounterAction, FRAMING, Format, HeaderAction, HeaderEdit, Link, NameMatch, PatternAction,
+    PatternEdit, Regex, TrackRule, Type, ValueFrom, Variable,
 };
 use crate::parser::Parser;
 
@@ -139,7 +139,7 @@ pub(super) fn names(set: Set) -> impl Iterator<Item = &'static str> {
 /// `<key> [table <table>]`.
 fn track(parser: &mut Parser<'_>, line: &mut Line<'_, '_>, counter: u8) -> Result<Action, Fault> {
     let expr = line.expr(parser, &["table"])?;
-    let table = line.table(parser)?;
+    let table = Link::new(&line.table(parser)?);
     Ok(Action::Track(TrackRule { counter, expr, table }))
 }
 
@@ -246,12 +246,10 @@ fn header_name(line: &mut Line<'_, '_>) -> Result<String, Fault> {
 
 /// What says where a message ends is the proxy's to say.
 fn check_framing(line: &Line<'_, '_>, name: &str) -> Result<(), Fault> {
-    match name {
-        "content-length" | "transfer-encoding" | "connection" | "upgrade" => {
-            Err(line.fault_before(known::unsupported(&format!("a rule about '{name}'"))))
-        }
-        _ => Ok(()),
+    if FRAMING.contains(&name) {
+        return Err(line.fault_before(known::unsupported(&format!("a rule about '{name}'"))));
     }
+    Ok(())
 }
 
 /// `silent`, or a level of syslog.
