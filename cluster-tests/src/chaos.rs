@@ -80,6 +80,8 @@ struct Chaos<'a> {
     report: Report,
     registers: std::collections::BTreeMap<load::Register, checks::Known>,
     losses: Vec<Loss>,
+    /// When all was up.
+    ready: Duration,
     /// Since when what a node counts may not have reached the others.
     unheard: Duration,
 }
@@ -127,10 +129,12 @@ impl<'a> Chaos<'a> {
             registers,
             losses,
             unheard,
+            ready: Duration::ZERO,
         };
         chaos.say("cluster, load and witnesses run");
         // The servers must be up on every node before anything is asked of them.
         chaos.wait_forwarding()?;
+        chaos.ready = chaos.rig.now();
         Ok(chaos)
     }
 
@@ -219,7 +223,8 @@ impl<'a> Chaos<'a> {
         std::thread::sleep(step.pause);
         // So that every fault finds a cluster to disturb; how long it takes is in the gap.
         let _ = self.rig.settle(Duration::from_millis(100), Duration::from_secs(15));
-        let gap = longest_gap(&self.rig.prober.since(from.saturating_sub(Duration::from_millis(20))));
+        let shots = self.rig.prober.since(from.saturating_sub(Duration::from_millis(20)));
+        let gap = longest_gap(&shots, self.rig.now());
         let what = step.fault.to_string();
         self.report.picture.events.push(Event { from, to, node, everywhere: all, what, gap });
         self.report.faults += 1;
@@ -285,7 +290,7 @@ impl<'a> Chaos<'a> {
 
     fn finish(mut self) -> Report {
         drop(self.load);
-        self.report.conclude(&self.rig, self.nemesis.wiped);
+        self.report.conclude(&self.rig, self.ready, self.nemesis.wiped);
         self.report
     }
 }

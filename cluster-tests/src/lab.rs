@@ -254,6 +254,11 @@ impl Network {
         let _ = ip(&["-n", &namespace, "addr", "del", &format!("{}/32", self.vip()), "dev", "eth0"]);
     }
 
+    /// Lets the clients ask anew who has the floating address.
+    pub fn forget_neighbours(&self) {
+        let _ = ip(&["-n", &self.client(), "neigh", "flush", "dev", "eth0"]);
+    }
+
     fn tc(&self, namespace: &str, words: &str) -> Result<(), String> {
         let args = ["-n", namespace].into_iter().chain(words.split(' ')).collect::<Vec<_>>();
         run("tc", &args, "").map(drop)

@@ -114,9 +114,11 @@ impl Shot {
     }
 }
 
-/// Longest time without the end of an answer, among the probes of a time.
-pub fn longest_gap(shots: &[Shot]) -> Duration {
+/// Longest time without the end of an answer, among the probes of a time that ends with `until`.
+pub fn longest_gap(shots: &[Shot], until: Duration) -> Duration {
+    let Some(first) = shots.first() else { return Duration::MAX };
     let mut ends: Vec<Duration> = shots.iter().filter(|s| s.body().is_some()).map(|s| s.ended).collect();
+    ends.extend([first.sent, until]);
     ends.sort_unstable();
     ends.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(Duration::MAX)
 }
@@ -307,8 +309,10 @@ mod tests {
     fn a_gap_is_the_time_without_answers() {
         let shots =
             [shot(0, 1, Some("a")), shot(5, 900, None), shot(10, 71, Some("b")), shot(15, 70, Some("b"))];
-        assert_eq!(longest_gap(&shots), Duration::from_millis(69));
-        assert_eq!(longest_gap(&shots[..1]), Duration::MAX, "one answer says nothing of what follows");
+        let until = Duration::from_millis;
+        assert_eq!(longest_gap(&shots, until(72)), until(69));
+        assert_eq!(longest_gap(&shots, until(200)), until(129), "it may not be over");
+        assert_eq!(longest_gap(&[], until(200)), Duration::MAX);
     }
 
     #[test]

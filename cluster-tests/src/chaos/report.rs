@@ -125,11 +125,11 @@ impl Report {
         )
     }
 
-    pub(super) fn conclude(&mut self, rig: &Rig, wiped: usize) {
+    pub(super) fn conclude(&mut self, rig: &Rig, ready: Duration, wiped: usize) {
         self.wiped = wiped;
         self.picture.length = rig.now();
         self.picture.held = rig.held();
-        self.picture.shots = rig.prober.shots();
+        self.picture.shots = rig.prober.since(ready);
         let doubled = overlaps(&self.picture.held);
         self.overlap = doubled.iter().map(|o| o.span.to - o.span.from).sum();
         for overlap in doubled.iter().take(20) {

@@ -122,7 +122,7 @@ impl Picture {
             let _ = write!(out, "<text x='8' y='{}'>{}</text>", y + 14.0, escape(name));
             let _ = write!(
                 out,
-                "<rect class=lane x='{LEFT}' y='{y}' width='{}' height='{}'/>",
+                "<rect class='lane' x='{LEFT}' y='{y}' width='{}' height='{}'/>",
                 WIDTH - LEFT - 10.0,
                 LANE - 3.0
             );
@@ -168,7 +168,7 @@ impl Picture {
             let x = scale.x(at);
             let _ = write!(
                 out,
-                "<line class=tick x1='{x:.1}' y1='16' x2='{x:.1}' y2='{}'/><text class=small x='{:.1}' y='12'>{}:{:02}</text>",
+                "<line class='tick' x1='{x:.1}' y1='16' x2='{x:.1}' y2='{}'/><text class='small' x='{:.1}' y='12'>{}:{:02}</text>",
                 height - 6.0,
                 x + 2.0,
                 at as u64 / 60,
@@ -182,7 +182,7 @@ impl Picture {
             let x = scale.x(check);
             let _ = write!(
                 out,
-                "<line class=check x1='{x:.1}' y1='16' x2='{x:.1}' y2='{}'><title>everything compared</title></line>",
+                "<line class='check' x1='{x:.1}' y1='16' x2='{x:.1}' y2='{}'><title>everything compared</title></line>",
                 height - 6.0
             );
         }
@@ -193,13 +193,13 @@ impl Picture {
         const HIGH: f64 = 40.0;
         let _ = write!(
             out,
-            "<text x='8' y='{}'>no answer</text><text class=small x='8' y='{}'>% of requests</text>",
+            "<text x='8' y='{}'>no answer</text><text class='small' x='8' y='{}'>% of requests</text>",
             y + 16.0,
             y + 30.0
         );
         let _ = write!(
             out,
-            "<rect class=lane x='{LEFT}' y='{y}' width='{}' height='{HIGH}'/>",
+            "<rect class='lane' x='{LEFT}' y='{y}' width='{}' height='{HIGH}'/>",
             WIDTH - LEFT - 10.0
         );
         // Five a second: a takeover is shorter than one.
@@ -218,7 +218,7 @@ impl Picture {
             let x = scale.x(scale.from + bin as f64 / 5.0);
             let _ = write!(
                 out,
-                "<rect class=err x='{x:.1}' y='{:.1}' width='{:.2}' height='{:.1}'/>",
+                "<rect class='err' x='{x:.1}' y='{:.1}' width='{:.2}' height='{:.1}'/>",
                 y + HIGH * (1.0 - part),
                 (scale.per_second / 5.0).max(0.8),
                 HIGH * part
@@ -231,13 +231,13 @@ impl Picture {
         let most = self.memory.iter().flatten().map(|(_, mb)| *mb).fold(1.0, f64::max);
         let _ = write!(
             out,
-            "<text x='8' y='{}'>memory</text><text class=small x='8' y='{}'>to {most:.0} MB</text>",
+            "<text x='8' y='{}'>memory</text><text class='small' x='8' y='{}'>to {most:.0} MB</text>",
             y + 16.0,
             y + 30.0
         );
         let _ = write!(
             out,
-            "<rect class=lane x='{LEFT}' y='{y}' width='{}' height='{HIGH}'/>",
+            "<rect class='lane' x='{LEFT}' y='{y}' width='{}' height='{HIGH}'/>",
             WIDTH - LEFT - 10.0
         );
         for (node, samples) in self.memory.iter().enumerate() {

@@ -163,6 +163,19 @@ impl Station {
         try_api(&socket.display().to_string(), command, limit)
     }
 
+    /// Where the threads of the first program stand in the kernel.
+    pub fn threads(&self) -> String {
+        let Some(child) = self.running.first().and_then(Option::as_ref) else { return String::new() };
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", child.id())).into_iter().flatten().flatten();
+        let read = |task: &Path, file| std::fs::read_to_string(task.join(file)).unwrap_or_default();
+        let row = |task: PathBuf| {
+            let stack: Vec<String> =
+                read(&task, "stack").lines().take(3).map(|l| l.trim().to_owned()).collect();
+            format!("{:<16} {}\n", read(&task, "comm").trim(), stack.join(" "))
+        };
+        tasks.map(|t| row(t.path())).collect()
+    }
+
     /// The end of what it has printed.
     pub fn log_tail(&self, lines: usize) -> String {
         let mut text = String::new();

@@ -219,7 +219,11 @@ impl Rig {
                 return Ok(index);
             }
             if self.now() > began + limit {
-                return Err(format!("no single holder within {limit:?}\n{}", self.logs(25)));
+                return Err(format!(
+                    "no single holder within {limit:?}\n{}\n{}",
+                    self.diagnosis(),
+                    self.logs(25)
+                ));
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -245,6 +249,24 @@ impl Rig {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// What the nodes and their kernels say of the floating address, and where their threads stand.
+    fn diagnosis(&self) -> String {
+        let mut text = String::new();
+        for station in &self.stations {
+            let namespace = self.network.namespace(station.name());
+            let said = station.api("show vip", Duration::from_secs(2));
+            text += &format!("--- {} says:\n{}\n", station.name(), said.unwrap_or_else(|e| e.to_string()));
+            for words in [&["ip", "-br", "addr"][..], &["nft", "list", "ruleset"]] {
+                let mut command = std::process::Command::new("ip");
+                let out = command.args(["netns", "exec", &namespace]).args(words).output();
+                text +=
+                    &out.map_or_else(|e| e.to_string(), |o| String::from_utf8_lossy(&o.stdout).into_owned());
+            }
+            text += &station.threads();
+        }
+        text
     }
 
     /// The ends of all logs.
