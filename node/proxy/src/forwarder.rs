@@ -19,7 +19,7 @@ use phalanx_engine::server::Server;
 use phalanx_engine::state::State;
 use phalanx_engine::state::sessions::{Kill, Phase};
 use phalanx_sys::clock::Clock;
-use phalanx_sys::net::{Listen, is_listening};
+use phalanx_sys::net::{Listen, is_listening, refuse_new};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 
@@ -184,6 +184,44 @@ impl Forwarder {
             .flat_map(|(_, open)| &open.duplicates)
             .filter_map(|socket| socket.as_fd().try_clone_to_owned().ok())
             .collect()
+    }
+
+    /// The listeners on `addr` begin no connection any more; those that wait are still accepted.
+    pub fn quiesce(&self, addr: IpAddr) {
+        let inner = self.inner.lock();
+        let on_it = inner.open.iter().filter(|(key, _)| key.addr.ip() == addr);
+        for socket in on_it.flat_map(|(_, open)| &open.duplicates) {
+            if let Err(error) = refuse_new(socket) {
+                tracing::warn!(
+                    "{addr}: new connections are not kept off before its listeners close: {error}"
+                );
+            }
+        }
+    }
+
+    /// What keeps connections to `addr` from being accepted here, or would if it were open: listeners
+    /// that don't listen, addresses that can't be bound. `None` while listeners are being changed.
+    pub fn unready(&self, addr: IpAddr) -> Option<Vec<String>> {
+        let plan = self.shared.state.plan_owned();
+        let inner = self.inner.try_lock()?;
+        if inner.stopping {
+            return None;
+        }
+        let concerns = |ip: IpAddr| ip == addr || (ip.is_unspecified() && ip.is_ipv4() == addr.is_ipv4());
+        let mut unready = Vec::new();
+        for line in lines(&plan, &HashSet::from([addr])).iter().filter(|l| concerns(l.bind.addr.ip())) {
+            let (proxy, addr) = (line.proxy, line.bind.addr);
+            match inner.open.get(&line.key) {
+                Some(open) if open.duplicates.iter().all(is_listening) => {}
+                None if gated(&plan.config, &inner.held, addr.ip()) => {
+                    if let Err(error) = listen(line.bind).bound() {
+                        unready.push(StartError::bind(proxy, line.bind, error).to_string());
+                    }
+                }
+                _ => unready.push(format!("proxy '{proxy}' does not listen on {addr}")),
+            }
+        }
+        Some(unready)
     }
 
     /// The addresses that are listened on; a port of 0 in the configuration is resolved.
@@ -374,16 +412,7 @@ fn key(bind: &Bind, before: &[Key]) -> Key {
 
 /// One socket for each worker. With port 0 the first decides.
 fn open(bind: &Bind, workers: usize) -> io::Result<(SocketAddr, Vec<TcpListener>)> {
-    let mut listen = Listen {
-        reuse_port: true,
-        free_bind: true,
-        interface: bind.interface.clone(),
-        only_v6: bind.v6only,
-        ..Listen::on(bind.addr)
-    };
-    if let Some(backlog) = bind.backlog {
-        listen.backlog = backlog;
-    }
+    let mut listen = listen(bind);
     let mut sockets = Vec::with_capacity(workers);
     for _ in 0..workers {
         let socket = listen.open()?;
@@ -394,4 +423,19 @@ fn open(bind: &Bind, workers: usize) -> io::Result<(SocketAddr, Vec<TcpListener>
         sockets.push(socket);
     }
     Ok((listen.addr, sockets))
+}
+
+/// How its sockets are opened.
+fn listen(bind: &Bind) -> Listen {
+    let mut listen = Listen {
+        reuse_port: true,
+        free_bind: true,
+        interface: bind.interface.clone(),
+        only_v6: bind.v6only,
+        ..Listen::on(bind.addr)
+    };
+    if let Some(backlog) = bind.backlog {
+        listen.backlog = backlog;
+    }
+    listen
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use phalanx_engine::frontend::{Frontend, Status};
@@ -73,8 +73,9 @@ impl Listener {
     pub(crate) fn close(self, worker: &Rc<Worker>) {
         self.task.abort();
         let target = self.target.borrow().clone();
-        let mut cx = Context::from_waker(Waker::noop());
-        while let Poll::Ready(Ok((stream, peer))) = self.socket.poll_accept(&mut cx) {
+        // Asked of the kernel: the event loop may not have heard yet of the last ones.
+        while let Ok((stream, peer)) = phalanx_sys::net::accept(&*self.socket) {
+            let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { continue };
             if let Some(place) =
                 worker.shared.room.enter(&target.limit, &target.frontend, worker.shared.state.process())
             {

@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 
 /// How to open a listener.
 #[derive(Clone, Debug)]
@@ -211,6 +211,36 @@ pub fn shutdown(socket: &impl AsFd) -> io::Result<()> {
     }
 }
 
+/// A listener begins no connection any more: each SYN is lost on it, as if on the way, so that the
+/// client asks again. Connections that have begun can still be accepted.
+///
+/// # Errors
+/// What `setsockopt` said.
+pub fn refuse_new(listener: &impl AsFd) -> io::Result<()> {
+    // A classic packet filter, which sees the TCP header: flags at 13, of which SYN (2) is set and ACK (16)
+    // is not. Accepted sockets inherit it, which is no harm: they get none.
+    const NO_SYN: [SockFilter; 5] = [
+        SockFilter::new(0x30, 0, 0, 13),
+        SockFilter::new(0x54, 0, 0, 0x12),
+        SockFilter::new(0x15, 0, 1, 0x02),
+        SockFilter::new(0x06, 0, 0, 0),
+        SockFilter::new(0x06, 0, 0, u32::MAX),
+    ];
+    SockRef::from(listener).attach_filter(&NO_SYN)
+}
+
+/// Takes a connection that waits, whatever an event loop knows about it; non-blocking, as is what is
+/// taken.
+///
+/// # Errors
+/// What `accept` said: `WouldBlock` when none waits.
+pub fn accept(listener: &impl AsFd) -> io::Result<(TcpStream, SocketAddr)> {
+    let (socket, peer) = SockRef::from(listener).accept()?;
+    socket.set_nonblocking(true)?;
+    let peer = peer.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+    Ok((socket.into(), peer))
+}
+
 /// Index of a network interface.
 ///
 /// # Errors
@@ -309,6 +339,25 @@ mod tests {
         shutdown(&dup).unwrap();
         assert_eq!(TcpStream::connect(addr).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         shutdown(&dup).unwrap();
+    }
+
+    #[test]
+    fn a_listener_that_refuses_new_connections_keeps_those_that_wait() {
+        let listener = loopback().open().unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut waiting = TcpStream::connect(addr).unwrap();
+        refuse_new(&listener).unwrap();
+        let error = TcpStream::connect_timeout(&addr, Duration::from_millis(100)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "lost, not refused");
+        waiting.write_all(b"x").unwrap();
+        let (mut taken, peer) = accept(&listener).unwrap();
+        assert_eq!(peer, waiting.local_addr().unwrap());
+        taken.set_nonblocking(false).unwrap();
+        taken.write_all(b"y").unwrap();
+        let mut buf = [0];
+        taken.read_exact(&mut buf).unwrap();
+        waiting.read_exact(&mut buf).unwrap();
+        assert_eq!(accept(&listener).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

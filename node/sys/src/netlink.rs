@@ -1,8 +1,10 @@
 //! A compact netlink: building messages, sending them, reading acknowledgements.
 //!
-//! Only what floating IPs need ([`route`]: addresses and links; [`nft`]: the kernel-enforced lease).
+//! Only what floating IPs need ([`route`]: addresses and links; [`nft`]: the kernel-enforced lease;
+//! [`diag`]: the connections of an address).
 //! Every request is answered by an acknowledgement and waits at most [`PATIENCE`] for it.
 
+pub mod diag;
 pub mod nft;
 pub mod route;
 

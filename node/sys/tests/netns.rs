@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use phalanx_sys::neighbour;
+use phalanx_sys::netlink::diag::connections;
 use phalanx_sys::netlink::nft::Nft;
 use phalanx_sys::netlink::route::Route;
 
@@ -75,6 +76,7 @@ fn a_vip_lives_and_dies_in_the_kernel() {
         for (vip, prefix) in [("10.9.0.77", 32), ("2001:db8:9::77", 128)] {
             addresses_and_announcements(&far, vip.parse().unwrap(), prefix);
             kernel_lease(&far, vip.parse().unwrap(), prefix);
+            passing_on(&far, vip.parse().unwrap(), prefix);
         }
     });
     worker.join().unwrap();
@@ -103,6 +105,72 @@ fn addresses_and_announcements(far: &Far, vip: IpAddr, prefix: u8) {
     until("valid_lft to run out", || !route.has_address(link.index, vip).unwrap());
 }
 
+/// A host that has just taken the VIP from the far one: what it does not know goes back there.
+fn passing_on(far: &Far, vip: IpAddr, prefix: u8) {
+    let mut route = Route::open().unwrap();
+    let mut nft = Nft::open().unwrap();
+    let link = route.link("near").unwrap();
+    route.add_address(link.index, vip, prefix, None).unwrap();
+    let far_addr: IpAddr =
+        if vip.is_ipv4() { [10, 9, 0, 2].into() } else { "2001:db8:9::2".parse().unwrap() };
+    for _ in 0..2 {
+        nft.set_up_passes(&[("near".into(), link.index)]).unwrap();
+        nft.watch(vip, Duration::from_secs(30)).unwrap();
+        nft.pass(vip, far_addr, Duration::from_secs(30)).unwrap();
+        nft.pass(vip, vip, Duration::from_secs(30)).expect("another neighbour");
+        nft.pass(vip, far_addr, Duration::from_secs(30)).expect("and back");
+        nft.send_home(vip, far_addr, &[[2, 0, 0, 0, 0, 1]], Duration::from_secs(30)).unwrap();
+        nft.end_home(vip).unwrap();
+    }
+    let listener = std::net::TcpListener::bind((vip, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // What begins here, is here.
+    let talk = format!("echo hi | timeout 3 nc -q 1 {vip} {port} >/dev/null && echo yes");
+    let talking = std::thread::spawn({
+        let (pid, talk) = (far.0.id(), talk.clone());
+        move || run(&format!("nsenter -t {pid} -n sh -c '{talk}'"))
+    });
+    let (mut stream, peer) = listener.accept().unwrap();
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut text).unwrap();
+    assert_eq!(text, "hi\n");
+    drop(stream);
+    assert!(talking.join().unwrap().contains("yes"));
+    let rules = run("nft list ruleset");
+    assert!(rules.contains(&format!("{vip} . {}", peer.ip())), "remembered:\n{rules}");
+    // What did not, is not: after the table has forgotten it, unless it is told.
+    let connect = || {
+        let far_pid = far.0.id();
+        let talk = format!("(sleep 0.3; echo hi) | timeout 2 nc -q 1 {vip} {port} >/dev/null && echo yes");
+        let talking = std::thread::spawn(move || run(&format!("nsenter -t {far_pid} -n sh -c '{talk}'")));
+        let (stream, peer) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        (stream, peer, talking)
+    };
+    for told in [true, false] {
+        let (mut stream, _, talking) = connect();
+        nft.set_up_passes(&[("near".into(), link.index)]).unwrap();
+        nft.watch(vip, Duration::from_secs(30)).unwrap();
+        if told {
+            let mut flows = Vec::new();
+            connections(vip, |c| flows.push(c.flow)).unwrap();
+            nft.add_mine(&flows).unwrap();
+            nft.add_mine(&flows).unwrap();
+        }
+        nft.pass(vip, far_addr, Duration::from_secs(30)).unwrap();
+        let mut buf = [0; 8];
+        let heard = std::io::Read::read(&mut stream, &mut buf);
+        assert_eq!(heard.is_ok_and(|n| n > 0), told, "told {told}: {}", run("nft list ruleset"));
+        drop(stream);
+        talking.join().unwrap();
+    }
+    nft.end_pass(vip).unwrap();
+    nft.end_pass(vip).unwrap();
+    nft.remove_passes().unwrap();
+    route.remove_address(link.index, vip, prefix).unwrap();
+    assert!(!run("nft list ruleset").contains("phalanx"));
+}
+
 fn kernel_lease(far: &Far, vip: IpAddr, prefix: u8) {
     let mut route = Route::open().unwrap();
     let mut nft = Nft::open().unwrap();
@@ -118,6 +186,16 @@ fn kernel_lease(far: &Far, vip: IpAddr, prefix: u8) {
     let neighbour = far.run(&format!("ip neigh show {vip}"));
     assert!(!neighbour.contains("REACHABLE"), "nor do ARP or ND answer: {neighbour}");
     for _ in 0..3 {
+        nft.hold(vip, Duration::from_secs(30)).unwrap();
+    }
+    let own: IpAddr = if vip.is_ipv4() { [10, 9, 0, 1].into() } else { "2001:db8:9::1".parse().unwrap() };
+    for own in [own, own] {
+        nft.drain(vip, own, Duration::from_secs(30)).unwrap_or_else(|e| panic!("draining as {own}: {e}"));
+    }
+    far.run("ip neigh flush dev far");
+    assert!(!far.pings(&text), "draining, so silent");
+    for _ in 0..2 {
+        nft.end_drain(vip).unwrap();
         nft.hold(vip, Duration::from_secs(30)).unwrap();
     }
     far.run("ip neigh flush dev far");

@@ -118,6 +118,31 @@ impl Route {
         Ok(found)
     }
 
+    /// The addresses of an interface, of the family of `like`.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn addresses(&mut self, link: u32, like: IpAddr) -> io::Result<Vec<IpAddr>> {
+        let sequence = self.0.next_sequence();
+        let mut b = Builder::default();
+        b.message(RTM_GETADDR, NLM_F_DUMP, sequence).put(&[family(like), 0, 0, 0]).put(&0u32.to_ne_bytes());
+        self.0.send(b.finish())?;
+        let mut found = Vec::new();
+        self.0.answers(sequence, sequence, |kind, body| {
+            if kind == RTM_NEWADDR && body.len() >= 8 && u32::from_ne_bytes(array(&body[4..8])) == link {
+                let of = |wanted| attributes(&body[8..]).find(|(k, _)| *k == wanted).map(|(_, value)| value);
+                // IPv6 has only the second, where it is the address; IPv4 has the peer's there.
+                let Some(value) = of(IFA_LOCAL).or(of(IFA_ADDRESS)) else { return };
+                match value.len() {
+                    4 => found.push(IpAddr::from(array::<4>(value))),
+                    16 => found.push(IpAddr::from(array::<16>(value))),
+                    _ => {}
+                }
+            }
+        })?;
+        Ok(found)
+    }
+
     /// An interface by name.
     ///
     /// # Errors
