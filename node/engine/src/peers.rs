@@ -636,10 +636,17 @@ impl Peer {
             if self.session.is_some() {
                 table.attach(self.index, &acked, false);
             }
-            let mine = Mine { table, update: 0, acked };
             match place {
-                Some(at) => self.mine[at] = mine,
-                None => self.mine.push(mine),
+                Some(at) => {
+                    // Positions of the one before mean nothing here, and it may have had more shards.
+                    // The numbers go on, so that a late acknowledgement is of nothing.
+                    let mine = &mut self.mine[at];
+                    (mine.table, mine.acked) = (table, acked);
+                    if let Some(session) = &mut self.session {
+                        session.forget(at);
+                    }
+                }
+                None => self.mine.push(Mine { table, update: 0, acked }),
             }
             if let Some(session) = &mut self.session {
                 for theirs in session.theirs.values_mut() {
@@ -658,6 +665,17 @@ impl Peer {
 }
 
 impl Session {
+    /// Another table has taken the place of table `at`: nothing of the one before is on its way.
+    fn forget(&mut self, at: usize) {
+        self.flights.retain(|flight| flight.table != at);
+        if let Some(dirty) = self.dirty.get_mut(at) {
+            *dirty = 0;
+        }
+        if let Some(teach) = self.teach.as_mut().filter(|teach| teach.table == at) {
+            (teach.shard, teach.from) = (0, 0);
+        }
+    }
+
     /// Acknowledges what has come.
     fn acknowledge(&mut self) {
         for (id, theirs) in &mut self.theirs {

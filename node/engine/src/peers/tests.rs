@@ -311,3 +311,34 @@ fn nothing_that_comes_panics() {
         tables.get("t").unwrap().check_invariants();
     }
 }
+
+#[test]
+fn a_smaller_table_takes_the_place_of_one_that_is_being_sent() {
+    let now = at(1_000);
+    let [(a, mut of_a), (b, mut of_b)] = pair(now);
+    let spec = |size| Spec {
+        expire: Some(Duration::from_secs(600)),
+        section: Some("p".to_string()),
+        ..Spec::new(KeyType::Ip, size, &[DataType::Gpc0])
+    };
+    let count = |n: u32| a.get("t").unwrap().inc(&Key::V4(n), Data::GPC0, 1, now);
+    (0..5_000).for_each(|n| _ = count(n));
+    // The first burst is on its way, shards are still to be gone through, and the peer asks for all.
+    let mut first = Vec::new();
+    assert!(of_a.poll_output(&mut first, now));
+    of_a.receive(&[CONTROL, Control::ResyncRequest as u8], Role::Learner, now).unwrap();
+    a.apply(&BTreeMap::from([("t".to_string(), spec(10))]), now);
+    count(7);
+    let sent = out(&mut of_a, now);
+    assert!(!sent.is_empty());
+    // An acknowledgement of what was sent of the table before is none of what this one sent.
+    let acked = |peer: &Peer| peer.mine.iter().find(|m| m.table.name() == "t").unwrap().acked.clone();
+    let before = acked(&of_a);
+    of_b.receive(&first, Role::Learner, now).unwrap();
+    of_b.handle_timeout(Role::Learner, now);
+    of_a.receive(&out(&mut of_b, now), Role::Learner, now).unwrap();
+    assert_eq!(acked(&of_a), before);
+    of_b.receive(&sent, Role::Learner, now).unwrap();
+    of_b.handle_timeout(Role::Learner, now);
+    assert!(value(&b, &Key::V4(7), Data::GPC0, now) > Some(0));
+}
