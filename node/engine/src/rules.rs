@@ -154,7 +154,7 @@ fn edit_patterns(action: &PatternAction, at: &Context<'_>) {
         PatternEdit::DelMap | PatternEdit::DelAcl => pattern::Edit::Delete,
     };
     // The queue counts what it has no room for, and the control plane says so.
-    world.state.pattern_edits().push(&action.file, &text(&action.key), edit);
+    world.state.pattern_edits().push(&action.file, text(&action.key), edit);
 }
 
 /// Changes what a tracked entry counts.

@@ -3,7 +3,8 @@
 //! A worker never waits: [`Queue::push`] puts an edit into a bounded table, where a later edit of the
 //! same key replaces an earlier one. The control plane takes what has gathered ([`Queue::poll`]) and
 //! proposes it like a command, so the change is agreed on by all nodes and visible some milliseconds
-//! later, not to the request that asked for it. When the table is full, edits are dropped and counted.
+//! later, not to the request that asked for it. When the table is full, by number or by bytes, edits are
+//! dropped and counted. All workers share its lock: texts are made before it is taken.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -11,10 +12,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, Waker};
 
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use parking_lot::Mutex;
 
 /// Edits that may wait, all sets together.
 const ROOM: usize = 16_384;
+
+/// Bytes of their keys and values, all sets together.
+const MAX_BYTES: usize = 16 << 20;
 
 /// Longest key or value that a rule may set.
 const LONGEST: usize = 8192;
@@ -30,6 +35,12 @@ pub enum Edit {
     Delete,
 }
 
+impl Edit {
+    fn len(&self) -> usize {
+        if let Edit::SetMap(value) = self { value.len() } else { 0 }
+    }
+}
+
 /// The edits that wait.
 #[derive(Debug, Default)]
 pub struct Queue {
@@ -41,6 +52,7 @@ pub struct Queue {
 struct Inner {
     /// By set and key.
     edits: HashMap<(Arc<str>, String), Edit>,
+    bytes: usize,
     waker: Option<Waker>,
 }
 
@@ -50,28 +62,48 @@ pub type Asked = ((Arc<str>, String), Edit);
 impl Queue {
     /// Asks for an edit of a key of the set of this identity (its file's name). Never waits; `false` =
     /// it was dropped, and counted.
-    pub fn push(&self, set: &Arc<str>, key: &str, edit: Edit) -> bool {
-        let value = if let Edit::SetMap(value) = &edit { value.len() } else { 0 };
+    pub fn push(&self, set: &Arc<str>, key: impl Into<String>, edit: Edit) -> bool {
+        let key = key.into();
+        if key.is_empty() || key.len() > LONGEST || edit.len() > LONGEST {
+            return self.drop_one();
+        }
+        let more = key.len() + edit.len();
+        let asked = (set.clone(), key);
         let mut inner = self.inner.lock();
-        let full = inner.edits.len() >= ROOM;
-        match inner.edits.get_mut(&(set.clone(), key.to_owned())) {
-            _ if key.len() > LONGEST || value > LONGEST || key.is_empty() => {}
-            Some(waiting) => {
-                *waiting = edit;
-                return true;
+        let Inner { edits, bytes, waker } = &mut *inner;
+        let full = edits.len() >= ROOM;
+        match edits.entry(asked) {
+            Entry::Occupied(mut waiting) => {
+                let after = *bytes - waiting.get().len() + edit.len();
+                if after > MAX_BYTES {
+                    drop(inner);
+                    return self.drop_one();
+                }
+                *bytes = after;
+                let before = waiting.insert(edit);
+                drop(inner);
+                drop(before);
             }
-            None if !full => {
-                inner.edits.insert((set.clone(), key.to_owned()), edit);
-                let waker = inner.waker.take();
+            Entry::Vacant(free) => {
+                let after = *bytes + more;
+                if full || after > MAX_BYTES {
+                    drop(inner);
+                    return self.drop_one();
+                }
+                *bytes = after;
+                free.insert(edit);
+                let waker = waker.take();
                 drop(inner);
                 if let Some(waker) = waker {
                     waker.wake();
                 }
-                return true;
             }
-            None => {}
         }
-        drop(inner);
+        true
+    }
+
+    /// Counts an edit that was dropped.
+    fn drop_one(&self) -> bool {
         self.dropped.fetch_add(1, Relaxed);
         false
     }
@@ -83,8 +115,10 @@ impl Queue {
             inner.waker = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        let mut taken: Vec<_> = std::mem::take(&mut inner.edits).into_iter().collect();
+        let edits = std::mem::take(&mut inner.edits);
+        inner.bytes = 0;
         drop(inner);
+        let mut taken: Vec<_> = edits.into_iter().collect();
         taken.sort_by(|(a, _), (b, _)| a.cmp(b));
         Poll::Ready(taken)
     }
@@ -121,10 +155,27 @@ mod tests {
                 ((set.clone(), "k".into()), Edit::SetMap("2".into()))
             ]
         );
-        assert!(!queue.push(&set, &"k".repeat(LONGEST + 1), Edit::AddAcl));
-        assert!((0..ROOM).all(|n| queue.push(&set, &n.to_string(), Edit::AddAcl)));
+        assert!(!queue.push(&set, "k".repeat(LONGEST + 1), Edit::AddAcl));
+        assert!((0..ROOM).all(|n| queue.push(&set, n.to_string(), Edit::AddAcl)));
         assert!(!queue.push(&set, "one more", Edit::AddAcl));
         assert!(queue.push(&set, "7", Edit::Delete), "a key that waits already");
         assert_eq!((queue.dropped(), taken(&queue).len()), (2, ROOM));
+    }
+
+    #[test]
+    fn a_queue_is_bounded_in_bytes() {
+        let (queue, set) = (Queue::default(), Arc::<str>::from("f"));
+        let long = || Edit::SetMap("v".repeat(LONGEST));
+        let all = MAX_BYTES / (LONGEST + 8);
+        for _ in 0..2 {
+            assert!((0..all).all(|n| queue.push(&set, format!("{n:08}"), long())));
+            assert!(!queue.push(&set, "one more", long()));
+            // What is replaced makes room, and what is taken too.
+            assert!(queue.push(&set, "00000007", Edit::Delete));
+            assert!(queue.push(&set, "more", long()));
+            assert!(!queue.push(&set, "00000007", long()));
+            assert_eq!(taken(&queue).len(), all + 1);
+        }
+        assert_eq!(queue.dropped(), 4);
     }
 }
