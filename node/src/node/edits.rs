@@ -13,6 +13,8 @@ use phalanx_engine::registry::patterns::{KeyChange, KeyEdit, PatternAction, Patt
 use phalanx_engine::registry::{Command, Reply};
 use phalanx_engine::state::State;
 
+use tokio::time::Instant;
+
 use crate::cli;
 
 /// Edits in one command.
@@ -26,10 +28,14 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// Runs until the process ends.
 pub(super) async fn carry(state: Arc<State>, context: Arc<cli::Context>) {
-    let (mut lost, mut said, mut last) = (0, 0, None::<tokio::time::Instant>);
+    let (mut lost, mut losses) = (0, Losses::default());
     loop {
-        let asked = std::future::poll_fn(|cx| state.pattern_edits().poll(cx)).await;
-        let mut reason = None;
+        let asked = std::future::poll_fn(|cx| state.pattern_edits().poll(cx));
+        let asked = match losses.due {
+            // What is still to be said is said, even if no more comes.
+            Some(due) => tokio::time::timeout_at(due, asked).await.unwrap_or_default(),
+            None => asked.await,
+        };
         for (set, edits) in by_set(&state, asked) {
             for edits in pieces(edits) {
                 let count = edits.len() as u64;
@@ -39,20 +45,41 @@ pub(super) async fn carry(state: Arc<State>, context: Arc<cli::Context>) {
                     Ok(Reply::Ok | Reply::Text(_)) => {}
                     Ok(Reply::Refused(why)) | Err(why) => {
                         lost += count;
-                        reason = Some(why);
+                        losses.reason = Some(why);
                     }
                 }
             }
         }
-        let all = lost + state.pattern_edits().dropped();
-        if all > said && last.is_none_or(|last| last.elapsed() >= WARN_EVERY) {
-            let why = reason.unwrap_or_else(|| "more came than the cluster can agree on".to_owned());
-            tracing::warn!(
-                "{} changes of maps and ACLs that rules asked for were dropped: {why}",
-                all - said
-            );
-            (said, last) = (all, Some(tokio::time::Instant::now()));
+        if let Some(warning) = losses.warning(lost + state.pattern_edits().dropped(), Instant::now()) {
+            tracing::warn!("{warning}");
         }
+    }
+}
+
+/// What is said of edits that were dropped, and when.
+#[derive(Default)]
+struct Losses {
+    /// How many were told of.
+    said: u64,
+    last: Option<Instant>,
+    /// When the next warning is due.
+    due: Option<Instant>,
+    /// Why edits were dropped last that were not told of yet.
+    reason: Option<String>,
+}
+
+impl Losses {
+    /// What to say now that so many were dropped in all.
+    fn warning(&mut self, all: u64, now: Instant) -> Option<String> {
+        self.due = None;
+        let count = all.checked_sub(self.said).filter(|count| *count > 0)?;
+        if let Some(due) = self.last.map(|last| last + WARN_EVERY).filter(|due| *due > now) {
+            self.due = Some(due);
+            return None;
+        }
+        (self.said, self.last) = (all, Some(now));
+        let why = self.reason.take().unwrap_or_else(|| "more came than the cluster can agree on".to_owned());
+        Some(format!("{count} changes of maps and ACLs that rules asked for were dropped: {why}"))
     }
 }
 
@@ -102,4 +129,24 @@ fn pieces(edits: Vec<KeyEdit>) -> Vec<Vec<KeyEdit>> {
         }
     }
     pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_warning_that_has_to_wait_keeps_its_reason() {
+        let (mut losses, start) = (Losses::default(), Instant::now());
+        assert_eq!(losses.warning(0, start), None);
+        let first = losses.warning(3, start).unwrap();
+        assert!(first.starts_with("3 changes") && first.ends_with("more came than the cluster can agree on"));
+        losses.reason = Some("no quorum".into());
+        assert_eq!(losses.warning(5, start + WARN_EVERY / 2), None);
+        assert_eq!(losses.due, Some(start + WARN_EVERY));
+        // Others were dropped since, of a full queue.
+        let second = losses.warning(6, start + WARN_EVERY).unwrap();
+        assert!(second.starts_with("3 changes") && second.ends_with("no quorum"), "{second}");
+        assert_eq!((losses.warning(6, start + WARN_EVERY * 3), losses.due), (None, None));
+    }
 }

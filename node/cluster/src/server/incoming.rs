@@ -6,7 +6,7 @@
 //! on here, with a deadline, and beside accepting. An error of `accept` (no descriptors left, say) is a
 //! pause, never the end of serving.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -48,6 +48,9 @@ const LINGER: Duration = Duration::from_secs(1);
 const STRANGERS: usize = 64;
 const REPORTED: usize = 8;
 
+/// Warnings of strangers in [`REMEMBERED`]: a scan from many addresses must not fill the log.
+const WARNINGS: u32 = 16;
+
 /// What was told of an address is told again if it comes after so long, and good connections before.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
@@ -75,7 +78,7 @@ pub(super) fn incoming(
         tls,
         haproxys,
         greeted: FuturesUnordered::new(),
-        told: BTreeMap::new(),
+        strangers: Strangers::default(),
     };
     stream::unfold(door, async |mut door| {
         let connection = door.next().await;
@@ -92,8 +95,52 @@ struct Door {
     tls: Option<Tls>,
     haproxys: Option<haproxy::Handle>,
     greeted: FuturesUnordered<Greeting>,
-    /// What was told of each address since it last did well, and when the last of it.
-    told: BTreeMap<IpAddr, (Instant, Vec<String>)>,
+    strangers: Strangers,
+}
+
+/// What was told of addresses: each problem of each once, the log shall not be filled from outside.
+#[derive(Default)]
+struct Strangers {
+    /// Since it last did well, with when the last connection was refused.
+    told: HashMap<IpAddr, (Instant, Vec<String>)>,
+    /// When warnings began to be counted, how many there were since, and what went without one.
+    window: Option<Instant>,
+    warnings: u32,
+    untold: u64,
+}
+
+impl Strangers {
+    /// Whether a refused connection is worth a warning, and how many went without since the last one.
+    fn tell(&mut self, from: IpAddr, why: &str, now: Instant) -> Option<u64> {
+        if self.told.len() >= STRANGERS && !self.told.contains_key(&from) {
+            let oldest = self.told.iter().min_by_key(|(_, (at, _))| *at).map(|(from, _)| *from);
+            self.told.remove(&oldest?);
+        }
+        let (at, told) = self.told.entry(from).or_insert_with(|| (now, Vec::new()));
+        *at = now;
+        if told.len() >= REPORTED || told.iter().any(|known| known == why) {
+            return None;
+        }
+        if self.window.is_none_or(|began| now.duration_since(began) >= REMEMBERED) {
+            (self.window, self.warnings) = (Some(now), 0);
+        }
+        if self.warnings >= WARNINGS {
+            // Not marked as told: it is, should it come again in better times.
+            self.untold += 1;
+            return None;
+        }
+        told.push(why.to_owned());
+        self.warnings += 1;
+        Some(std::mem::take(&mut self.untold))
+    }
+
+    /// Whether this address, that does well now, was told of. Not at once: whoever sends now this and now
+    /// that would be told of each time.
+    fn is_forgiven(&mut self, from: IpAddr, now: Instant) -> bool {
+        let is_old =
+            |(at, told): &(Instant, Vec<String>)| now.duration_since(*at) > REMEMBERED && !told.is_empty();
+        self.told.get(&from).is_some_and(is_old) && self.told.remove(&from).is_some()
+    }
 }
 
 /// Why a connection is not let in.
@@ -141,23 +188,19 @@ impl Door {
     }
 
     fn did_well(&mut self, from: IpAddr, connection: &Connection) {
-        // Not at once: whoever sends now this and now that would be told of each time.
-        let is_old = |(at, _): &(Instant, Vec<String>)| at.elapsed() > REMEMBERED;
-        if connection.line.fits && self.told.get(&from).is_some_and(is_old) {
-            self.told.remove(&from);
+        if connection.line.fits && self.strangers.is_forgiven(from, Instant::now()) {
             info!("cluster {}: connections from {from} are accepted again", self.cluster);
         }
     }
 
     fn tell(&mut self, from: IpAddr, why: String) {
-        if self.told.len() >= STRANGERS && !self.told.contains_key(&from) {
-            self.told.pop_first();
-        }
-        let (at, told) = self.told.entry(from).or_insert_with(|| (Instant::now(), Vec::new()));
-        *at = Instant::now();
-        if told.len() < REPORTED && !told.contains(&why) {
-            warn!("cluster {}: connection from {from} refused: {why}", self.cluster);
-            told.push(why);
+        let Some(untold) = self.strangers.tell(from, &why, Instant::now()) else { return };
+        let cluster = &self.cluster;
+        match untold {
+            0 => warn!("cluster {cluster}: connection from {from} refused: {why}"),
+            _ => {
+                warn!("cluster {cluster}: connection from {from} refused: {why} (and {untold} others before)")
+            }
         }
     }
 }
@@ -374,5 +417,34 @@ mod tests {
         held.pop();
         clients.push(connect(addr).await);
         assert!(incoming.next().await.unwrap().is_ok());
+    }
+
+    #[test]
+    fn strangers_are_told_of_once_and_a_scan_does_not_fill_the_log() {
+        let (mut strangers, start) = (Strangers::default(), Instant::now());
+        let later = |s: u64| start + Duration::from_secs(s);
+        let address = |n: u32| IpAddr::from(n.to_be_bytes());
+        assert_eq!(strangers.tell(address(7), "a", start), Some(0));
+        assert_eq!(strangers.tell(address(7), "a", start), None);
+        assert_eq!(strangers.tell(address(7), "b", start), Some(0));
+        // A scan: few are told of, and the node that was there before stays known while it comes.
+        let warned = (100..1100).filter(|n| {
+            let now = start + Duration::from_millis(u64::from(*n));
+            assert_eq!(strangers.tell(address(7), "a", now), None);
+            strangers.tell(address(*n), "a", now).is_some()
+        });
+        assert_eq!(warned.count(), WARNINGS as usize - 2);
+        assert_eq!(strangers.told.len(), STRANGERS);
+        assert!(!strangers.told.contains_key(&address(100)), "the oldest goes");
+        assert!(strangers.told.contains_key(&address(1099)));
+        // Those that nothing was said of are told of later, with how many there were.
+        let untold = 1000 - u64::from(WARNINGS) + 2;
+        assert_eq!(strangers.tell(address(1099), "a", later(61)), Some(untold));
+        assert_eq!(strangers.tell(address(1098), "a", later(61)), Some(0));
+        assert!(!strangers.is_forgiven(address(7), later(2)), "not at once");
+        assert!(
+            strangers.is_forgiven(address(7), later(62)) && !strangers.is_forgiven(address(7), later(62))
+        );
+        assert_eq!(strangers.tell(address(7), "a", later(63)), Some(0));
     }
 }
