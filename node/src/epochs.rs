@@ -6,8 +6,8 @@
 //! changed since put that epoch aside on this node, with a warning; the next epoch counts again.
 //! What was applied is stored beside the cluster's log, whole or not at all.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,12 +16,12 @@ use std::sync::atomic::Ordering::SeqCst;
 use parking_lot::Mutex;
 use phalanx_config::{Cluster, Config, Severity, Source};
 use phalanx_engine::registry::epochs::hash;
+use phalanx_sys::files;
 use serde::{Deserialize, Serialize};
 
 use crate::load::{Files, Loaded};
 
 const FILE: &str = "config.epoch";
-const FILE_NEW: &str = "config.epoch.new";
 
 /// Version of the file.
 const FORMAT: u32 = 1;
@@ -312,18 +312,10 @@ fn load(dir: &Path) -> io::Result<Option<Record>> {
     Ok(Some(record))
 }
 
-/// Replaces the file as a whole: written beside, synced, renamed, directory synced.
 fn store(dir: &Path, record: &Record) -> io::Result<()> {
     let body = serde_json::to_vec(record)?;
-    let new = dir.join(FILE_NEW);
-    let mut file = File::create(&new)?;
     // It may hold passwords.
-    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-    file.write_all(&hash(&body).to_le_bytes())?;
-    file.write_all(&body)?;
-    file.sync_all()?;
-    fs::rename(&new, dir.join(FILE))?;
-    File::open(dir)?.sync_all()
+    files::replace(dir, FILE, &[&hash(&body).to_le_bytes(), &body], true)
 }
 
 #[cfg(test)]

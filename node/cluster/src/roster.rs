@@ -6,8 +6,8 @@
 //! peers, to the guard of the port and to the leases. Leases count over it only when this node knows
 //! that it has all that was committed before it came ([`Roster::allow`]).
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,6 +16,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use phalanx_engine::membership::Adopted;
 use phalanx_engine::registry::{Members, Stage};
+use phalanx_sys::files;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
@@ -26,7 +27,6 @@ use crate::vip::Vips;
 use crate::{Node, Settings};
 
 const FILE: &str = "members";
-const FILE_NEW: &str = "members.new";
 const MAGIC: &[u8] = b"PHXMEMB\n";
 
 /// Handle of the list.
@@ -257,14 +257,7 @@ fn nodes_of(members: &Members, settings: &Settings) -> Vec<Node> {
 fn store(dir: &Path, members: &Members, allowed: bool) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     let body = encode(&(FORMAT, members, allowed))?;
-    let new = dir.join(FILE_NEW);
-    let mut file = File::create(&new)?;
-    for part in [MAGIC, &fnv1a(&body).to_le_bytes(), &body] {
-        file.write_all(part)?;
-    }
-    file.sync_all()?;
-    fs::rename(&new, dir.join(FILE))?;
-    File::open(dir)?.sync_all()
+    files::replace(dir, FILE, &[MAGIC, &fnv1a(&body).to_le_bytes(), &body], false)
 }
 
 fn load(path: &Path) -> io::Result<Option<(Members, bool)>> {

@@ -4,8 +4,8 @@
 //! and only then answers the commands: whoever has the answer finds the node's state changed. A
 //! snapshot is one file, replaced as a whole (written beside, synced, renamed, directory synced).
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use parking_lot::Mutex;
 use phalanx_engine::registry::{Registry, Reply};
+use phalanx_sys::files;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tracing::error;
@@ -27,7 +28,6 @@ use crate::identity::fnv1a;
 use crate::roster::Roster;
 
 const FILE: &str = "snapshot";
-const FILE_NEW: &str = "snapshot.new";
 const MAGIC: &[u8] = b"PHXSNAP\n";
 
 /// Called with the registry after it changed.
@@ -216,14 +216,7 @@ fn store(dir: &Path, meta: &SnapshotMeta, data: &[u8]) -> io::Result<()> {
     let head = (body.len() as u64).to_le_bytes();
     body.extend_from_slice(data);
     let sum = fnv1a(&body).to_le_bytes();
-    let new = dir.join(FILE_NEW);
-    let mut file = File::create(&new)?;
-    for part in [MAGIC, &sum, &head, &body] {
-        file.write_all(part)?;
-    }
-    file.sync_all()?;
-    fs::rename(&new, dir.join(FILE))?;
-    File::open(dir)?.sync_all()
+    files::replace(dir, FILE, &[MAGIC, &sum, &head, &body], false)
 }
 
 /// The registry of a snapshot, also of one that an earlier program wrote.
