@@ -120,7 +120,7 @@ impl Tls {
     /// What peers will find wrong with this node's own certificate, if anything.
     pub(crate) fn own_problem(&self, this: &Node) -> Option<String> {
         let loaded = self.0.load();
-        let verifier = AnyName { inner: loaded.verifier.clone()?, names: this.tls_names() };
+        let verifier = loaded.wants(this.tls_names())?;
         let (own, chain) = loaded.chain.split_first()?;
         let any = ServerName::IpAddress(Ipv4Addr::LOCALHOST.into());
         let verified = verifier.verify_server_cert(own, chain, &any, &[], UnixTime::now());
@@ -152,10 +152,9 @@ impl Tls {
     /// For a connection to a peer that goes by one of these names.
     fn client(&self, names: &[ServerName<'static>]) -> Arc<ClientConfig> {
         let loaded = self.0.load();
-        let Some(inner) = loaded.verifier.clone() else { return loaded.client.clone() };
+        let Some(verifier) = loaded.wants(names.to_vec()) else { return loaded.client.clone() };
         let mut config = ClientConfig::clone(&loaded.client);
-        let verifier = Arc::new(AnyName { inner, names: names.to_vec() });
-        config.dangerous().set_certificate_verifier(verifier);
+        config.dangerous().set_certificate_verifier(Arc::new(verifier));
         Arc::new(config)
     }
 }
@@ -167,6 +166,12 @@ impl fmt::Debug for Tls {
 }
 
 impl Loaded {
+    /// What a server has to show that goes by one of these names; `None` with `verify none`.
+    fn wants(&self, names: Vec<ServerName<'static>>) -> Option<Shown> {
+        let provider = self.client.crypto_provider().clone();
+        Some(Shown { provider, wanted: Some((self.verifier.clone()?, names)) })
+    }
+
     fn new(files: Files) -> Result<Loaded, Error> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let chain = certificates(&files.crt).map_err(Error::Crt)?;
@@ -206,7 +211,7 @@ impl Loaded {
             .with_protocol_versions(&[&TLS13])
             .map_err(plain)?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody(provider)))
+            .with_custom_certificate_verifier(Arc::new(Shown { provider, wanted: None }))
             .with_client_auth_cert(chain.clone(), key)
             .map_err(unusable)?;
         client.alpn_protocols = vec![b"h2".to_vec()];
@@ -255,14 +260,15 @@ fn not_for(node: &str, addr: &str) -> String {
     format!("is neither for the name '{node}' nor for '{}' (subject alternative names)", host(addr))
 }
 
-/// Takes a server's certificate if it is good for one of the names.
+/// What a server has to show: that it holds the key of its certificate, and with `verify required` that
+/// this one is good for one of the names.
 #[derive(Debug)]
-struct AnyName {
-    inner: Arc<WebPkiServerVerifier>,
-    names: Vec<ServerName<'static>>,
+struct Shown {
+    provider: Arc<CryptoProvider>,
+    wanted: Option<(Arc<WebPkiServerVerifier>, Vec<ServerName<'static>>)>,
 }
 
-impl ServerCertVerifier for AnyName {
+impl ServerCertVerifier for Shown {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -271,9 +277,10 @@ impl ServerCertVerifier for AnyName {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some((verifier, names)) = &self.wanted else { return Ok(ServerCertVerified::assertion()) };
         let mut last = rustls::Error::InvalidCertificate(CertificateError::NotValidForName);
-        for name in &self.names {
-            match self.inner.verify_server_cert(end_entity, intermediates, name, ocsp_response, now) {
+        for name in names {
+            match verifier.verify_server_cert(end_entity, intermediates, name, ocsp_response, now) {
                 Err(error) => last = error,
                 verified => return verified,
             }
@@ -287,7 +294,7 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -296,50 +303,11 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
-}
-
-/// `verify none`: whoever holds the key of the certificate that he shows.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 

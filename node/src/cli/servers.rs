@@ -23,6 +23,19 @@ use super::keyword::{Answer, Call, Keyword, Run};
 
 mod show;
 
+/// A command that makes one change of a server.
+macro_rules! switch {
+    ($words:expr, $text:literal, $change:expr) => {
+        Keyword {
+            words: &$words,
+            usage: "<bk>/<srv>",
+            text: $text,
+            level: Level::Admin,
+            run: Run::Later(|call| Box::pin(change(call, $change))),
+        }
+    };
+}
+
 pub(super) const KEYWORDS: &[Keyword] = &[
     Keyword {
         words: &["show", "backend"],
@@ -87,48 +100,12 @@ pub(super) const KEYWORDS: &[Keyword] = &[
         level: Level::Admin,
         run: Run::Later(|call| Box::pin(del(call))),
     },
-    Keyword {
-        words: &["enable", "server"],
-        usage: "<bk>/<srv>",
-        text: "enable a disabled server",
-        level: Level::Admin,
-        run: Run::Later(|call| Box::pin(change(call, Change::Admin(Admin::Ready)))),
-    },
-    Keyword {
-        words: &["disable", "server"],
-        usage: "<bk>/<srv>",
-        text: "disable a server for maintenance",
-        level: Level::Admin,
-        run: Run::Later(|call| Box::pin(change(call, Change::Admin(Admin::Maint)))),
-    },
-    Keyword {
-        words: &["enable", "health"],
-        usage: "<bk>/<srv>",
-        text: "enable health checks",
-        level: Level::Admin,
-        run: Run::Later(|call| Box::pin(change(call, Change::Check(true)))),
-    },
-    Keyword {
-        words: &["disable", "health"],
-        usage: "<bk>/<srv>",
-        text: "disable health checks",
-        level: Level::Admin,
-        run: Run::Later(|call| Box::pin(change(call, Change::Check(false)))),
-    },
-    Keyword {
-        words: &["enable", "agent"],
-        usage: "<bk>/<srv>",
-        text: "enable agent checks",
-        level: Level::Admin,
-        run: Run::Later(|call| Box::pin(change(call, Change::Agent(AgentChange::Enabled(true))))),
-    },
-    Keyword {
-        words: &["disable", "agent"],
-        usage: "<bk>/<srv>",
-        text: "disable agent checks",
-        level: Level::Admin,
-        run: Run::Later(|call| Box::pin(change(call, Change::Agent(AgentChange::Enabled(false))))),
-    },
+    switch!(["enable", "server"], "enable a disabled server", Change::Admin(Admin::Ready)),
+    switch!(["disable", "server"], "disable a server for maintenance", Change::Admin(Admin::Maint)),
+    switch!(["enable", "health"], "enable health checks", Change::Check(true)),
+    switch!(["disable", "health"], "disable health checks", Change::Check(false)),
+    switch!(["enable", "agent"], "enable agent checks", Change::Agent(AgentChange::Enabled(true))),
+    switch!(["disable", "agent"], "disable agent checks", Change::Agent(AgentChange::Enabled(false))),
     Keyword {
         words: &["set", "weight"],
         usage: "<bk>/<srv> <weight>[%]",
