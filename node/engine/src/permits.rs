@@ -191,6 +191,9 @@ impl Permits {
 
     /// Takes a message of node `from`, in its run `incarnation`.
     pub fn handle(&mut self, from: &str, incarnation: u64, message: Message, now: Now) {
+        if message.ballot().counter > Ballot::LAST {
+            return;
+        }
         let Some(peer) = self.peers.get_mut(from).filter(|p| p.incarnation <= incarnation) else { return };
         *peer = Peer { incarnation, heard: Some(now.mono), gone: None };
         let name: NodeName = from.into();

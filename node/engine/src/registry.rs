@@ -211,6 +211,7 @@ impl Registry {
             Command::Member(command) => {
                 let reply = self.members.apply(command, self.revision);
                 self.maintenance.forget(&self.members);
+                self.epochs.forget(&self.members);
                 reply
             }
             Command::Maintenance(command) => self.maintenance.apply(command, &self.members),

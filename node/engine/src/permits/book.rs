@@ -92,7 +92,7 @@ impl Book {
 
     /// Places of a server that are or may be somebody's.
     pub(super) fn total(&self, key: &Key) -> u32 {
-        self.nodes.values().map(|m| m.reserved(key)).sum()
+        sum(self.nodes.values().map(|m| m.reserved(key)))
     }
 
     /// Whether the nodes should be asked for reports now.
@@ -185,17 +185,18 @@ impl Book {
         // Nodes may run different configurations for a while: the lowest counts.
         let limit = limits.filter(|l| *l > 0).min().unwrap_or(0);
         let sharing = |m: &Member| m.lives && m.accounts.get(key).is_some_and(|a| a.limit > 0);
-        let lost: u32 = self.nodes.values().filter(|m| !sharing(m)).map(|m| m.reserved(key)).sum();
-        let ghosts: u32 = self.nodes.values().filter(|m| sharing(m)).map(|m| m.ghosts(key)).sum();
+        let lost = sum(self.nodes.values().filter(|m| !sharing(m)).map(|m| m.reserved(key)));
+        let ghosts = sum(self.nodes.values().filter(|m| sharing(m)).map(|m| m.ghosts(key)));
+        let gone = lost.saturating_add(ghosts);
         let reserved = self.total(key);
         let available = match complete {
-            true => limit.saturating_sub(lost + ghosts),
+            true => limit.saturating_sub(gone),
             // Somebody may hold what is missing in the sum: only what is known can be moved.
-            false => reserved.saturating_sub(lost + ghosts).min(limit),
+            false => reserved.saturating_sub(gone).min(limit),
         };
         let mut shares: Vec<&mut Account> =
             self.nodes.values_mut().filter(|m| sharing(m)).filter_map(|m| m.accounts.get_mut(key)).collect();
-        let targets: u32 = shares.iter().map(|a| a.target).sum();
+        let targets = sum(shares.iter().map(|a| a.target));
         let short = shares.iter().any(|a| a.is_short());
         self.short |= short;
         if targets != available || short {
@@ -235,12 +236,17 @@ impl Member {
     }
 
     fn ghosts(&self, key: &Key) -> u32 {
-        self.ghosts.iter().filter(|(k, ..)| k == key).map(|(_, upper, _)| upper).sum()
+        sum(self.ghosts.iter().filter(|(k, ..)| k == key).map(|(_, upper, _)| *upper))
     }
 
     fn reserved(&self, key: &Key) -> u32 {
-        self.accounts.get(key).map_or(0, |a| a.upper) + self.ghosts(key)
+        self.accounts.get(key).map_or(0, |a| a.upper).saturating_add(self.ghosts(key))
     }
+}
+
+/// Adds up what nodes have told: whatever that is, a sum that does not fit is more than there is.
+fn sum(places: impl Iterator<Item = u32>) -> u32 {
+    places.fold(0, u32::saturating_add)
 }
 
 /// Shares `total` out: each gets what it asks for as far as it goes, nobody more than others that ask
@@ -270,7 +276,35 @@ pub(super) fn fair(total: u32, demands: &[u32]) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Ballot, Key, Line, Message, Permits};
     use super::fair;
+    use crate::time::Now;
+
+    #[test]
+    fn what_peers_tell_is_never_more_than_can_be_counted() {
+        let at = |ms: u64| Now { mono: std::time::Duration::from_millis(ms), unix_us: ms * 1000 };
+        let key = Key { backend: "b".into(), server: "s".into() };
+        let mut permits = Permits::new("a", 1, at(0));
+        permits.set_peers(["b", "c"].into_iter());
+        let ballot = Ballot { counter: u64::MAX, node: "b".into() };
+        permits.handle("b", 1, Message::Claim { ballot }, at(1));
+        for ms in (1000..3000).step_by(50) {
+            permits.observe(&key, 10, 0, 5);
+            permits.tick(at(ms));
+            while permits.poll_output().is_some() {}
+            let Some(ballot) = permits.book.as_ref().map(|book| book.ballot.clone()) else { continue };
+            for name in ["b", "c"] {
+                let most = u32::MAX;
+                let (key, applied) = (key.clone(), 0);
+                let line = Line { key, limit: 10, held: most, served: most, waiting: most, applied };
+                let report =
+                    Message::Report { ballot: ballot.clone(), number: ms, full: true, lines: vec![line] };
+                permits.handle(name, 1 + ms / 1500, report, at(ms));
+            }
+        }
+        assert_eq!(permits.view(&key).2, Some(u32::MAX), "it keeps the book, and all are taken");
+        assert_eq!(permits.places(&key), 0);
+    }
 
     #[test]
     fn shares_are_fair_and_all_of_it() {

@@ -22,6 +22,11 @@ pub struct Ballot {
     pub node: NodeName,
 }
 
+impl Ballot {
+    /// Of a peer, higher ones are not believed: no office could come after.
+    pub(super) const LAST: u64 = u64::MAX / 2;
+}
+
 /// What a node has of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
@@ -78,4 +83,15 @@ pub enum Message {
         /// It shall use no more than so many, and give the others back.
         cap: u32,
     },
+}
+
+impl Message {
+    pub(super) fn ballot(&self) -> &Ballot {
+        match self {
+            Message::Beat { promised: ballot }
+            | Message::Claim { ballot }
+            | Message::Report { ballot, .. }
+            | Message::Order { ballot, .. } => ballot,
+        }
+    }
 }

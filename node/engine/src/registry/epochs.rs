@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::Reply;
+use super::{Members, Reply};
 
 /// Largest text of a configuration.
 pub const MAX_TEXT: usize = 1 << 20;
@@ -287,6 +287,13 @@ impl Epochs {
         };
         self.finish();
         reply
+    }
+
+    /// What a node said that is no member any more makes room for others.
+    pub(super) fn forget(&mut self, members: &Members) {
+        if members.founded() {
+            self.marks.retain(|node, _| members.get(node).is_some());
+        }
     }
 
     fn push(&mut self, push: &Push) -> Reply {

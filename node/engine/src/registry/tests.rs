@@ -236,6 +236,22 @@ fn kept_replies_are_bounded() {
     assert!(bytes.len() < 64 * 1024, "{} bytes", bytes.len());
 }
 
+#[test]
+fn what_a_node_that_left_said_of_epochs_makes_room() {
+    let mut r = Registry::new();
+    let new = |name: &str| NewMember { name: name.into(), addr: format!("{name}:1"), witness: false };
+    r.apply(&Command::Member(MemberCommand::Found { id: 7, nodes: ["n1", "n2"].map(new).to_vec() }));
+    for node in ["n1", "n2"] {
+        let said =
+            epochs::ConfigCommand::Report { wanted: 0, runs: 0, node: node.into(), run: 1, error: None };
+        r.apply(&Command::Config(said));
+        assert!(r.epochs().mark(node).is_some());
+    }
+    r.apply(&Command::Member(MemberCommand::Leave { name: "n2".into() }));
+    r.apply(&Command::Member(MemberCommand::Remove { name: "n2".into(), config: 1 }));
+    assert!(r.epochs().mark("n1").is_some() && r.epochs().mark("n2").is_none());
+}
+
 fn random_command(rng: &mut StdRng) -> Command {
     let name = format!("s{}", rng.random_range(1..6));
     let origin = if rng.random_bool(0.5) { Origin::Added } else { Origin::Config };
