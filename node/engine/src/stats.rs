@@ -10,6 +10,7 @@ use phalanx_config::model::{self, Balance, Mode};
 use crate::backend::Backend;
 use crate::counters::Snapshot;
 use crate::frontend::Frontend;
+use crate::health::Report;
 use crate::server::Server;
 use crate::state::State;
 use crate::time::Now;
@@ -330,18 +331,8 @@ fn check(row: &mut Row, server: &Server, now: Now) {
         row.set(CheckDesc, apart.report.status.text());
         return;
     }
-    let Some(last) = &check.last else {
-        row.set(CheckStatus, "INI");
-        row.set(CheckDesc, "Initializing");
-        return;
-    };
-    row.set(CheckStatus, last.status.code());
-    if let Some(code) = last.code {
-        row.set(CheckCode, u32::from(code));
-    }
-    row.set(CheckDuration, last.duration.as_millis() as u64);
-    row.set(LastChk, last.info.as_str());
-    row.set(CheckDesc, last.status.text());
+    let columns = [CheckStatus, CheckCode, CheckDuration, LastChk, CheckDesc];
+    report(row, check.last.as_ref(), columns);
 }
 
 fn agent(row: &mut Row, server: &Server) {
@@ -352,18 +343,24 @@ fn agent(row: &mut Row, server: &Server) {
     row.set(AgentRise, 1u32);
     row.set(AgentFall, 1u32);
     row.set(AgentHealth, u32::from(!agent.view.down));
-    let Some(last) = &agent.last else {
-        row.set(AgentStatus, "INI");
-        row.set(AgentDesc, "Initializing");
+    let columns = [AgentStatus, AgentCode, AgentDuration, LastAgt, AgentDesc];
+    report(row, agent.last.as_ref(), columns);
+}
+
+/// What a check said last.
+fn report(row: &mut Row, last: Option<&Report>, [status, code, duration, info, text]: [Column; 5]) {
+    let Some(last) = last else {
+        row.set(status, "INI");
+        row.set(text, "Initializing");
         return;
     };
-    row.set(AgentStatus, last.status.code());
-    if let Some(code) = last.code {
-        row.set(AgentCode, u32::from(code));
+    row.set(status, last.status.code());
+    if let Some(number) = last.code {
+        row.set(code, u32::from(number));
     }
-    row.set(AgentDuration, last.duration.as_millis() as u64);
-    row.set(LastAgt, last.info.as_str());
-    row.set(AgentDesc, last.status.text());
+    row.set(duration, last.duration.as_millis() as u64);
+    row.set(info, last.info.as_str());
+    row.set(text, last.status.text());
 }
 
 fn backend_row(config: &model::Proxy, backend: &Backend, details: bool, now: Now) -> Row {
