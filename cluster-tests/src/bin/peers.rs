@@ -4,15 +4,17 @@
 //! three keys of one table (`type ip`, `store http_req_rate`) and is answered by the proxy itself. The
 //! teacher is filled once; then rounds alternate, A B A B, each with a fresh learner: it is taught
 //! everything while requests go on, then updates are timed from the request to the learner's Runtime
-//! API, alone and under load, and CPU time is read. Shown are medians with least and most, and beside
-//! each row that has a target whether our median meets it. `cluster-tests/README.md` has the method and
-//! what came out.
+//! API, alone and under load, and CPU time is read. Where there are two CPUs the teacher has one to
+//! itself; learner, clients and watchers share the other, and clients and watchers go first there: their
+//! own waiting is not to be measured. Shown are medians with least and most, and beside each row that has
+//! a target whether our median meets it. `cluster-tests/README.md` has the method and what came out.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
@@ -140,14 +142,20 @@ fn run(args: &Args) -> Result<(), String> {
     if find("haproxy").is_none() {
         return Err("needs the program 'haproxy': apt-get install haproxy".into());
     }
+    let placed = place()?;
     if cfg!(debug_assertions) {
         eprintln!("peers: this is a debug build: the figures mean little, use --release");
     }
-    let mut sides =
-        [Side::new("phalanx", phalanx(), args)?, Side::new("haproxy", Path::new("haproxy"), args)?];
+    let mut sides = [
+        Side::new("phalanx", phalanx(), args, placed)?,
+        Side::new("haproxy", Path::new("haproxy"), args, placed)?,
+    ];
     println!(
-        "{} entries, {} rounds A B A B, busy = {} updates/s; nodes with nbthread 1",
-        args.entries, args.rounds, args.updates
+        "{} entries, {} rounds A B A B, busy = {} updates/s; nodes with nbthread 1; {}",
+        args.entries,
+        args.rounds,
+        args.updates,
+        if placed { "teacher and learner on a CPU each" } else { "all on whatever CPU" },
     );
     let mut memory = Vec::new();
     for side in &mut sides {
@@ -176,9 +184,37 @@ fn run(args: &Args) -> Result<(), String> {
     Ok(())
 }
 
+/// CPUs of the teacher, and of all else.
+const CPUS: [&str; 2] = ["0", "1"];
+/// Set for the run of this program that has its place.
+const PLACED: &str = "PEERS_PLACED";
+
+/// Moves this process to the second CPU, where it goes before whatever else runs there; whether it is
+/// there. Without two CPUs, or the right to do so, all run wherever the kernel puts them.
+fn place() -> Result<bool, String> {
+    if std::env::var_os(PLACED).is_some() {
+        return Ok(true);
+    }
+    let own = std::env::current_exe().map_err(|e| e.to_string())?;
+    let mut moved = Command::new("taskset");
+    moved.args(["-c", CPUS[1], "chrt", "--fifo", "1"]);
+    let mut tried = Command::new("taskset");
+    tried.args(["-c", CPUS[0], "taskset", "-c", CPUS[1], "chrt", "--fifo", "1", "true"]);
+    let tried = tried.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if !tried.is_ok_and(|status| status.success()) {
+        eprintln!(
+            "peers: needs two CPUs, 'taskset' and 'chrt' (and to be root) to keep teacher and learner apart"
+        );
+        return Ok(false);
+    }
+    moved.arg(own).args(std::env::args_os().skip(1)).env(PLACED, "1");
+    Err(format!("cannot run taskset: {}", moved.exec()))
+}
+
 /// Two nodes of one product.
 struct Side {
     name: &'static str,
+    placed: bool,
     program: PathBuf,
     base: Base,
     dir: tempfile::TempDir,
@@ -199,10 +235,11 @@ const LIMIT: Duration = Duration::from_secs(120);
 const PROBES: u32 = 300;
 
 impl Side {
-    fn new(name: &'static str, program: &Path, args: &Args) -> Result<Side, String> {
+    fn new(name: &'static str, program: &Path, args: &Args, placed: bool) -> Result<Side, String> {
         let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
         Ok(Side {
             name,
+            placed,
             program: program.to_owned(),
             base: Base::free(),
             dir,
@@ -238,7 +275,13 @@ impl Side {
         );
         let file = dir.join("proxy.cfg");
         std::fs::write(&file, text).map_err(|e| e.to_string())?;
-        let mut command = Command::new(&self.program);
+        let mut command = if self.placed {
+            let mut command = Command::new("taskset");
+            command.args(["-c", CPUS[usize::from(node - 1)], "chrt", "--other", "0"]).arg(&self.program);
+            command
+        } else {
+            Command::new(&self.program)
+        };
         command.arg("-f").arg(&file).args(["-db", "-L", &format!("n{node}")]);
         Running::start(&mut command, &dir)
     }
@@ -279,6 +322,8 @@ impl Side {
         let learner = self.learner.as_ref().ok_or("no learner")?;
         let together = self.cpu_under_load(Some(learner))?;
         self.learner = None;
+        // Before and after, so that what drifts does not count as the peer's doing.
+        let alone = (alone[0] + self.cpu_under_load(None)?[0]) / 2.0;
         Ok([
             taught[0],
             taught[1],
@@ -290,7 +335,7 @@ impl Side {
             percentile(quiet, 99),
             percentile(busy.clone(), 50),
             percentile(busy, 99),
-            together[0] - alone[0],
+            together[0] - alone,
             together[1],
             taught[4],
         ])
@@ -353,6 +398,8 @@ impl Side {
                 if began.elapsed() > LIMIT {
                     return Err(format!("an update was not seen within {LIMIT:?}"));
                 }
+                // Watching must not take the CPU from what is watched.
+                std::thread::sleep(Duration::from_micros(50));
             }
             times.push(began.elapsed().as_secs_f64() * 1e3);
             std::thread::sleep(pause);
@@ -506,7 +553,8 @@ impl Paced {
     }
 }
 
-/// Requests at a high rate on one connection, a millisecond's worth at a time.
+/// Requests at a high rate on one connection, a millisecond's worth at a time: always as many in one go,
+/// so that what they cost does not depend on how punctual the clients are.
 struct Flood {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
@@ -518,24 +566,21 @@ impl Flood {
         let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, count) = (stop.clone(), sent.clone());
         let mut client = Client::connect(addr)?;
+        let each = (rate / 1000).clamp(1, 256);
         let thread = std::thread::spawn(move || {
-            let began = Instant::now();
-            let (mut done, mut key) = (0u64, 0u32);
-            while !stopped.load(Relaxed) {
-                let due = (began.elapsed().as_secs_f64() * f64::from(rate)) as u64;
-                // What could not be sent in time is not made up for in one go.
-                let some: Vec<_> = (done..due.min(done + 256))
-                    .map(|_| {
-                        key = (key + KEYS) % (entries / KEYS * KEYS);
-                        [key, key + 1, key + 2]
-                    })
-                    .collect();
-                if some.is_empty() {
-                    std::thread::sleep(Duration::from_micros(500));
-                    continue;
+            let (began, mut key) = (Instant::now(), 0u32);
+            for turn in 0u32.. {
+                if stopped.load(Relaxed) {
+                    break;
                 }
+                let due = began + Duration::from_secs(1) / (rate / each) * turn;
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                let next = |_| {
+                    key = (key + KEYS) % (entries / KEYS * KEYS);
+                    [key, key + 1, key + 2]
+                };
+                let some: Vec<_> = (0..each).map(next).collect();
                 client.ask(&some)?;
-                done = due;
                 count.fetch_add(some.len() as u64, Relaxed);
             }
             Ok(())

@@ -113,6 +113,9 @@ impl Worker {
     }
 }
 
+/// How long a worker's turn on a CPU is when others want it too.
+const TURN: Duration = Duration::from_micros(100);
+
 /// The body of a worker's thread.
 pub(crate) fn run(
     id: usize,
@@ -120,6 +123,10 @@ pub(crate) fn run(
     orders: mpsc::Receiver<Order>,
     runtime: tokio::runtime::LocalRuntime,
 ) {
+    // Requests are short and many; peers are taught and raft is driven on the same CPUs.
+    if let Err(e) = phalanx_sys::process::short_turns(TURN) {
+        tracing::debug!("worker {id}: turns as long as the kernel likes: {e}");
+    }
     runtime.block_on(serve(Rc::new(Worker::new(id, shared)), orders));
 }
 

@@ -52,6 +52,19 @@ pub(super) fn to_frame(message: Message) -> wire::Frame {
     wire::Frame { kind: Some(kind) }
 }
 
+/// Changes that a frame carries, what it teaches not among them.
+pub(super) fn changes(frame: &wire::Frame) -> u32 {
+    match &frame.kind {
+        Some(Kind::Batch(batch)) if !batch.positions.is_empty() => batch.count,
+        _ => 0,
+    }
+}
+
+/// Whether a frame teaches.
+pub(super) fn taught(frame: &wire::Frame) -> bool {
+    matches!(&frame.kind, Some(Kind::Batch(batch)) if batch.positions.is_empty())
+}
+
 /// The message of a frame; `None` for a kind that a later version added.
 pub(super) fn from_frame(frame: wire::Frame) -> Option<Message> {
     Some(match frame.kind? {
