@@ -68,6 +68,7 @@ pub struct Builder {
     witness: usize,
     config: Option<String>,
     netns: bool,
+    tls: bool,
 }
 
 impl Builder {
@@ -99,6 +100,13 @@ impl Builder {
         self
     }
 
+    /// With TLS between the nodes.
+    #[must_use]
+    pub fn tls(mut self) -> Builder {
+        self.tls = true;
+        self
+    }
+
     /// Starts it and waits for nodes, leader and holder.
     ///
     /// # Panics
@@ -114,6 +122,9 @@ impl Builder {
             command.arg("--netns");
         } else {
             command.args(["--base", base.prefix()]);
+        }
+        if self.tls {
+            command.arg("--tls");
         }
         if let Some(nodes) = self.nodes {
             command.arg("--nodes").arg(nodes.to_string());

@@ -13,7 +13,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use phalanx_config::model::{Config, Consul, Discovery, Resolvers};
 use phalanx_engine::discovery::{Instance, User, canonical, same, users};
-use phalanx_engine::registry::{Command, DiscoveryCommand, Found, Registry, Reply};
+use phalanx_engine::registry::{Command, DiscoveryCommand, Found, Names, Registry, Reply};
 use phalanx_sys::clock::Clock;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -170,21 +170,21 @@ type Sources = BTreeMap<String, (Discovery, Vec<User>)>;
 struct Tender {
     context: Arc<cli::Context>,
     readings: BTreeMap<String, Reading>,
-    /// Of the configuration in force, with that configuration.
-    sources: Option<(Arc<Config>, Arc<Sources>)>,
+    /// Of the configuration in force, with that configuration and the names that commands changed.
+    sources: Option<(Arc<Config>, Names, Arc<Sources>)>,
     /// Agreed sources that the configuration does not have, and since when.
     unknown: BTreeMap<String, Instant>,
 }
 
 impl Tender {
     async fn step(&mut self) {
-        let sources = self.sources();
+        let registry = self.context.authority.registry();
+        let sources = self.sources(registry.names());
         let Some(term) = self.term() else {
             self.readings.clear();
             self.unknown.clear();
             return;
         };
-        let registry = self.context.authority.registry();
         self.follow(&sources, &registry);
         for (name, (_, users)) in sources.iter() {
             self.propose(name, users, term, &registry).await;
@@ -193,13 +193,13 @@ impl Tender {
     }
 
     /// The sources of the configuration.
-    fn sources(&mut self) -> Arc<Sources> {
+    fn sources(&mut self, names: &Names) -> Arc<Sources> {
         let config = self.context.state.plan().config.clone();
         match &self.sources {
-            Some((of, sources)) if Arc::ptr_eq(of, &config) => sources.clone(),
+            Some((of, given, sources)) if Arc::ptr_eq(of, &config) && given == names => sources.clone(),
             _ => {
-                let sources = Arc::new(users(&config));
-                self.sources = Some((config, sources.clone()));
+                let sources = Arc::new(users(&config, names));
+                self.sources = Some((config, names.clone(), sources.clone()));
                 sources
             }
         }
@@ -214,7 +214,7 @@ impl Tender {
 
     /// Starts and ends reading as the configuration says.
     fn follow(&mut self, sources: &Sources, registry: &Registry) {
-        let Some((config, _)) = self.sources.clone() else { return };
+        let Some((config, ..)) = self.sources.clone() else { return };
         self.readings.retain(|name, reading| {
             let wanted = sources.get(name).and_then(|(source, _)| section(&config, source));
             wanted.as_ref() == Some(&reading.section) && !reading.task.is_finished()

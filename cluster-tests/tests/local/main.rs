@@ -17,5 +17,6 @@ mod patterns;
 mod places;
 mod reload;
 mod remote;
+mod secured;
 mod stick;
 mod tls;

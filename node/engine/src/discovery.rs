@@ -6,11 +6,14 @@
 //! about DNS and Consul; the program does the input and output. Everything here is pure: time and
 //! randomness are arguments, and no order of a hash map shows.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use phalanx_config::model::{self, Discovery};
 use serde::{Deserialize, Serialize};
+
+use crate::registry::Names;
 
 pub mod lookup;
 pub mod message;
@@ -122,14 +125,29 @@ impl Place {
     }
 }
 
+/// Where the address of a server comes from at run time: as its line says, or by the name that a
+/// command gave it.
+pub fn source<'a>(line: &'a model::Server, backend: &str, names: &Names) -> Option<Cow<'a, Discovery>> {
+    let source = line.discovered.as_deref()?;
+    let Discovery::Dns { resolvers, prefer, .. } = source else { return Some(Cow::Borrowed(source)) };
+    match names.of(backend, &line.name, &line.host) {
+        Some(name) if !source.is_srv() => Some(Cow::Owned(Discovery::Dns {
+            resolvers: resolvers.clone(),
+            name: name.trim_end_matches('.').to_ascii_lowercase(),
+            prefer: *prefer,
+        })),
+        _ => Some(Cow::Borrowed(source)),
+    }
+}
+
 /// The servers of the configuration that each source fills, by the source's name.
-pub fn users(config: &model::Config) -> BTreeMap<String, (Discovery, Vec<User>)> {
+pub fn users(config: &model::Config, names: &Names) -> BTreeMap<String, (Discovery, Vec<User>)> {
     let mut sources: BTreeMap<String, (Discovery, Vec<User>)> = BTreeMap::new();
     for proxy in config.proxies.iter().filter(|p| p.kind.is_backend() && !p.disabled) {
         for server in &proxy.servers {
-            let Some(source) = &server.discovered else { continue };
+            let Some(source) = source(server, &proxy.name, names) else { continue };
             let (_, users) =
-                sources.entry(source.to_string()).or_insert_with(|| ((**source).clone(), Vec::new()));
+                sources.entry(source.to_string()).or_insert_with(|| (source.into_owned(), Vec::new()));
             match users.last_mut().filter(|user| user.backend == proxy.name) {
                 Some(user) => user.slots.push(Slot::of(server)),
                 None => users.push(User { backend: proxy.name.clone(), slots: vec![Slot::of(server)] }),

@@ -27,6 +27,7 @@ use self::frontends::Frontends;
 use self::maintenance::Maintenance;
 pub use self::maintenance::MaintenanceCommand;
 pub use self::members::{MAX_MEMBERS, Member, MemberCommand, Members, NewMember, Stage};
+pub use self::names::Names;
 use self::patterns::Patterns;
 use self::replies::Replies;
 
@@ -37,6 +38,7 @@ pub mod epochs;
 pub mod frontends;
 mod maintenance;
 mod members;
+mod names;
 pub mod patterns;
 mod replies;
 
@@ -112,8 +114,23 @@ pub struct Registry {
     frontends: Frontends,
     /// Left out of what is stored while it is empty, as in what earlier programs wrote: see
     /// [`Registry::LAST_EMPTY`].
-    #[serde(skip_serializing_if = "Maintenance::is_empty")]
+    #[serde(skip_serializing_if = "Late::is_empty")]
+    late: Late,
+}
+
+/// What the registry has learnt to hold since its format was fixed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Late {
     maintenance: Maintenance,
+    /// The last, and as optional as all of it.
+    #[serde(skip_serializing_if = "Names::is_empty", deserialize_with = "names::or_none")]
+    names: Names,
+}
+
+impl Late {
+    fn is_empty(&self) -> bool {
+        self.maintenance.is_empty() && self.names.is_empty()
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -210,11 +227,11 @@ impl Registry {
             Command::Config(command) => self.epochs.apply(command),
             Command::Member(command) => {
                 let reply = self.members.apply(command, self.revision);
-                self.maintenance.forget(&self.members);
+                self.late.maintenance.forget(&self.members);
                 self.epochs.forget(&self.members);
                 reply
             }
-            Command::Maintenance(command) => self.maintenance.apply(command, &self.members),
+            Command::Maintenance(command) => self.late.maintenance.apply(command, &self.members),
             Command::Discovered(command) => self.discovered.apply(command, self.revision),
         };
         debug_assert!(self.consistent(), "after {command:?}: {self:?}");
@@ -228,7 +245,7 @@ impl Registry {
 
     /// Whether a node is in maintenance.
     pub fn in_maintenance(&self, node: &str) -> bool {
-        self.maintenance.holds(node)
+        self.late.maintenance.holds(node)
     }
 
     /// What was agreed about servers that are found at run time.
@@ -276,23 +293,19 @@ impl Registry {
 
     /// Digest of all that commands have changed: equal on nodes that have applied the same commands.
     pub fn digest(&self) -> u64 {
-        let Registry {
-            revision,
-            backends,
-            replies: _,
-            patterns,
-            epochs,
-            members,
-            discovered,
-            frontends,
-            maintenance,
-        } = self;
-        digest(&(revision, backends, patterns, epochs, members, discovered, frontends, maintenance))
+        let Registry { revision, backends, patterns, epochs, members, discovered, frontends, late, .. } =
+            self;
+        digest(&(revision, backends, patterns, epochs, members, discovered, frontends, late))
     }
 
     /// What commands have changed of frontends.
     pub fn frontends(&self) -> &Frontends {
         &self.frontends
+    }
+
+    /// The host names that commands have changed.
+    pub fn names(&self) -> &Names {
+        &self.late.names
     }
 
     /// What commands have changed of a server's agent check.
@@ -319,6 +332,12 @@ impl Registry {
                 if from != to {
                     servers.push(Rebased { backend: backend.clone(), name: name.clone(), from, to });
                 }
+            }
+        }
+        for (backend, name) in self.late.names.servers().filter(|(b, s)| self.record(b, s).is_none()) {
+            let (from, to) = (base_in(proxy(old, backend), name), base_in(proxy(new, backend), name));
+            if from != to {
+                servers.push(Rebased { backend: backend.to_owned(), name: name.to_owned(), from, to });
             }
         }
         (!servers.is_empty()).then_some(Command::Rebase { servers })
@@ -361,6 +380,7 @@ impl Registry {
             Some(Added { id, host: host.to_owned(), addr, args: args.to_vec(), revision, superseded: false });
         // Whatever was said about an earlier server of this name is over.
         record.overrides = Overrides::default();
+        self.late.names.forget(backend, name);
         Reply::Text("New server registered.".to_owned())
     }
 
@@ -390,6 +410,7 @@ impl Registry {
         let b = self.backends.entry(target.backend.clone()).or_default();
         let record = b.servers.entry(target.name.clone()).or_default();
         record.overrides = Overrides::default();
+        self.late.names.forget(&target.backend, &target.name);
         // While nodes differ in whether the configuration has it, it goes on both kinds.
         let both = record.added.as_ref().is_some_and(|a| a.superseded);
         if both || target.origin == Origin::Config {
@@ -407,6 +428,10 @@ impl Registry {
             return Reply::refused("No such server.");
         }
         let revision = self.revision;
+        let is_new = !self.late.names.has(&target.backend, &target.name);
+        if matches!(change, Change::Fqdn(_)) && is_new && self.late.names.len() >= MAX_ADDED {
+            return Reply::refused("Too many names of servers were changed at run time.");
+        }
         let b = self.backends.entry(target.backend.clone()).or_default();
         let o = &mut b.servers.entry(target.name.clone()).or_default().overrides;
         let base = &target.base;
@@ -431,6 +456,7 @@ impl Registry {
             }
             Change::Health(force) => o.forced = Some(Forced { force, revision }),
             Change::Agent(change) => o.agent.apply(change, revision),
+            Change::Fqdn(name) => self.late.names.set(&target.backend, &target.name, name, &base.host),
         }
         Reply::Ok
     }
@@ -451,6 +477,7 @@ impl Registry {
     /// back to it, so that an old command does not come to life again.
     fn rebase(&mut self, servers: &[Rebased]) -> Reply {
         for Rebased { backend, name, from, to } in servers {
+            self.late.names.rebase(backend, name, from.as_ref(), to.as_ref());
             let Some(record) = self.backends.get_mut(backend).and_then(|b| b.servers.get_mut(name)) else {
                 continue;
             };

@@ -72,7 +72,7 @@ fn show_discovery(call: &Call<'_>) -> Answer {
     let ctx = call.ctx;
     let registry = ctx.authority.registry();
     let config = ctx.state.plan().config.clone();
-    let sources = users(&config);
+    let sources = users(&config, registry.names());
     let reader = reader(ctx);
     let mut names: Vec<String> = sources.keys().cloned().collect();
     names.extend(

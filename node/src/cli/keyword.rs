@@ -173,6 +173,59 @@ pub(super) fn find(words: &[String]) -> Option<&'static Keyword> {
     all().filter(|k| starts_with(words, k.words)).max_by_key(|k| k.words.len())
 }
 
+/// HAProxy's commands that are not built: said so, rather than taken for a typing error.
+const NOT_BUILT: &[(&[&str], &str)] = &[
+    (&["abort", "ssl"], TLS),
+    (&["add", "backend"], "change the configuration and reload"),
+    (&["add", "ssl"], TLS),
+    (&["commit", "ssl"], TLS),
+    (&["debug", "counters"], INSIDES),
+    (&["debug", "dev"], INSIDES),
+    (&["del", "backend"], "change the configuration and reload"),
+    (&["del", "ssl"], TLS),
+    (&["disable", "dynamic-cookie"], "cookies are not made by key"),
+    (&["dump", "ssl"], TLS),
+    (&["dump", "stats-file"], "counters outlast a reload by themselves"),
+    (&["enable", "dynamic-cookie"], "cookies are not made by key"),
+    (&["experimental-mode"], "no command needs it"),
+    (&["expert-mode"], "no command needs it"),
+    (&["get", "var"], "variables of the process don't exist"),
+    (&["httpclient"], "there is no client of its own"),
+    (&["new", "ssl"], TLS),
+    (&["set", "anon"], "dumps are never anonymised"),
+    (&["set", "dynamic-cookie-key"], "cookies are not made by key"),
+    (&["set", "profiling"], INSIDES),
+    (&["set", "rate-limit"], "the process has no limits of rates; 'rate-limit sessions' limits a frontend"),
+    (&["set", "ssl"], TLS),
+    (&["set", "var"], "variables of the process don't exist"),
+    (&["show", "anon"], "dumps are never anonymised"),
+    (&["show", "cache"], "nothing is cached"),
+    (&["show", "default-server"], "see the configuration"),
+    (&["show", "defaults"], "see the configuration"),
+    (&["show", "dev"], INSIDES),
+    (&["show", "events"], "see the program's log"),
+    (&["show", "fd"], INSIDES),
+    (&["show", "pools"], INSIDES),
+    (&["show", "profiling"], INSIDES),
+    (&["show", "quic"], "QUIC is not spoken"),
+    (&["show", "schema"], "'show info' and 'show stat' have no schema"),
+    (&["show", "ssl"], TLS),
+    (&["show", "tasks"], INSIDES),
+    (&["show", "threads"], INSIDES),
+    (&["show", "tls-keys"], TLS),
+    (&["show", "trace"], INSIDES),
+    (&["trace"], INSIDES),
+];
+const TLS: &str = "TLS of clients and servers is not built";
+const INSIDES: &str = "it is about HAProxy's inner workings; see 'show activity' and 'show info'";
+
+/// Why a command of HAProxy is none here, for whoever may give it.
+pub(super) fn not_built(words: &[String]) -> Option<String> {
+    let (with, why) = NOT_BUILT.iter().find(|(with, _)| starts_with(words, with))?;
+    let known = find(words).is_some();
+    (!known).then(|| format!("'{}' is not built: {why}.", with.join(" ")))
+}
+
 /// Whether the words begin with these.
 pub(super) fn starts_with(words: &[String], with: &[&str]) -> bool {
     words.len() >= with.len() && words.iter().zip(with).all(|(a, b)| a == b)

@@ -103,6 +103,12 @@ fn sets(call: &Call<'_>, kind: Kind) -> Vec<Arc<PatternSet>> {
     sets
 }
 
+/// Whether an ACL compares with the set, and not only a map.
+fn used_by_acl(set: &PatternSet) -> bool {
+    let source = set.source();
+    !source.is_map || source.uses.iter().any(|u| u.output.is_none())
+}
+
 /// The set called `#<id>` or by its file.
 fn find(call: &Call<'_>, kind: Kind, name: &str) -> Result<Arc<PatternSet>, Answer> {
     let plan = call.ctx.state.plan();
@@ -139,7 +145,7 @@ fn show(call: &Call<'_>, kind: Kind) -> Answer {
     let registry = call.ctx.authority.registry();
     if args.is_empty() {
         let mut out = String::from("# id (file) description\n");
-        for set in sets(call, kind) {
+        for set in sets(call, kind).iter().filter(|set| kind == Kind::Map || used_by_acl(set)) {
             let (source, changed) = (set.source(), registry.patterns().set(set.identity()));
             let prepared = changed
                 .map_or(0, |c| c.prepared.values().flat_map(|k| k.iter()).map(|(_, e)| e.now.len()).sum());
@@ -350,9 +356,13 @@ fn payload_line(set: &PatternSet, line: &str) -> Result<(String, KeyChange), Ans
 /// The entry that a key or `#<ref>` means: the key, and the place if it is one entry only.
 fn resolved(set: &PatternSet, text: &str) -> Option<(String, Option<u32>)> {
     let Some(reference) = text.strip_prefix('#') else { return Some((text.to_owned(), None)) };
-    let reference = u64::from_str_radix(reference.strip_prefix("0x").unwrap_or(reference), 16).ok()?;
-    let (entry, at) = set.by_reference(reference)?;
+    let (entry, at) = set.by_reference(self::reference(reference)?)?;
     Some((entry.key().to_owned(), Some(at)))
+}
+
+/// The number of a reference to an entry.
+fn reference(text: &str) -> Option<u64> {
+    u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok()
 }
 
 async fn set(call: &Call<'_>) -> Answer {
@@ -381,6 +391,9 @@ async fn changed(call: &Call<'_>, kind: Kind, value: Option<&str>, missing: &str
         }
     }
     let gone = if value.is_some() { "key or pattern not found." } else { missing };
+    if call.arg(1).strip_prefix('#').is_some_and(|r| reference(r).is_none()) {
+        return Err(Answer::error("Malformed identifier. Please use #<id> or <file>."));
+    }
     let (key, at) = resolved(&set, call.arg(1)).ok_or_else(|| Answer::error(gone))?;
     let change = match (value.map(str::to_owned), at) {
         (Some(value), Some(at)) => KeyChange::SetAt(at, value),
@@ -419,6 +432,9 @@ async fn commit(call: &Call<'_>, kind: Kind) -> Answer {
         Ok((None, _)) => return Answer::error("Missing version number."),
         Err(answer) => return answer,
     };
+    if args.is_empty() {
+        return kind.missing("identifier");
+    }
     match find(call, kind, word(args, 0)) {
         Ok(set) => simple(call, &set, PatternAction::Commit { version }).await,
         Err(answer) => answer,

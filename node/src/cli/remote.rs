@@ -99,6 +99,9 @@ pub(super) fn only_here() -> bool {
 
 /// Carries out a command on this node.
 pub(super) async fn here(ctx: &Context, words: &[String], payload: Option<&str>, level: Level) -> Answer {
+    if let Some(why) = keyword::not_built(words) {
+        return Answer::error(why);
+    }
     let Some(keyword) = keyword::find(words) else {
         return Answer::info(keyword::unknown(words, level));
     };

@@ -9,14 +9,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use phalanx_config::model::Discovery;
 use phalanx_config::{Level, ServerOptions};
 use phalanx_engine::backend::Backend;
-use phalanx_engine::balance;
 use phalanx_engine::registry::{
     Admin, AgentChange, Base, Change, Command, Force, Origin, Placed, Reply, Target, Weight,
 };
 use phalanx_engine::server::{self, Server};
 use phalanx_engine::state::sessions::Kill;
+use phalanx_engine::{balance, discovery};
 
 use super::Context;
 use super::keyword::{Answer, Call, Keyword, Run};
@@ -390,6 +391,9 @@ async fn set(call: &Call<'_>) -> Answer {
         "agent" | "agent-send" if !found.1.agent_runs() => {
             Answer::error("agent checks are not enabled on this server.")
         }
+        "agent-port" if call.arg(2).is_empty() => {
+            Answer::error("set server <b>/<s> agent-port requires a port.")
+        }
         "agent-addr" | "agent-port" if !found.1.agent_runs() => {
             Answer::error("agent checks are not enabled on this server")
         }
@@ -410,6 +414,12 @@ async fn set(call: &Call<'_>) -> Answer {
             let change = AgentChange::Send(call.arg(2).to_owned());
             set_server(ctx, &found, Change::Agent(change)).await
         }
+        "check-addr" if call.arg(2).is_empty() => {
+            Answer::error("set server <b>/<s> check-addr requires an address and optionally a port.")
+        }
+        "check-port" if call.arg(2).is_empty() => {
+            Answer::error("set server <b>/<s> check-port requires a port.")
+        }
         "check-addr" | "check-port" if !found.1.check().configured => {
             Answer::error("health checks are not enabled on this server")
         }
@@ -418,10 +428,7 @@ async fn set(call: &Call<'_>) -> Answer {
             Ok(port) => set_server(ctx, &found, Change::CheckAddr { ip: None, port: Some(port) }).await,
             Err(why) => Answer::error(why),
         },
-        "fqdn" if found.1.config().discovered.is_some() => Answer::error(
-            "'set server <b>/<s> fqdn' is not supported by Phalanx yet; change the configuration and reload.",
-        ),
-        "fqdn" => Answer::error("set server <b>/<s> fqdn failed because no resolution is configured."),
+        "fqdn" => set_fqdn(call, &found).await,
         "ssl" => {
             Answer::error("'set server <srv> ssl' cannot be set.  default-server should define ssl settings")
         }
@@ -464,8 +471,8 @@ async fn set_addr(call: &Call<'_>, found: &Found) -> Answer {
         }
         None => {}
     }
-    if let Some(source) = &found.1.config().discovered {
-        let registry = call.ctx.authority.registry();
+    let registry = call.ctx.authority.registry();
+    if let Some(source) = discovery::source(&found.1.config(), found.0.name(), registry.names()) {
         let placed = registry.discovered().place(&source.to_string(), found.0.name(), found.1.name());
         if placed != Placed::Unknown {
             let why =
@@ -475,6 +482,40 @@ async fn set_addr(call: &Call<'_>, found: &Found) -> Answer {
     }
     let answer = set_server(call.ctx, found, Change::Addr { ip, port }).await;
     if answer == Answer::done() { Answer::notice(format!("{message} {BY}")) } else { answer }
+}
+
+/// The name by which the address of a server is found. What is found for it follows by itself.
+async fn set_fqdn(call: &Call<'_>, found: &Found) -> Answer {
+    const BY: &str = "by 'stats socket command'";
+    let ((backend, server), name) = (found, call.arg(2));
+    let config = server.config();
+    let failed = |why: &str| Answer::error(format!("set server <b>/<s> fqdn {why}."));
+    if name.is_empty() {
+        return failed("requires a FQDN");
+    }
+    match config.discovered.as_deref() {
+        None => return failed("failed because no resolution is configured"),
+        Some(Discovery::Consul { .. }) => return failed("failed because its address comes from Consul"),
+        Some(source) if source.is_srv() => return failed("failed because SRV resolution is configured"),
+        Some(_) => {}
+    }
+    if let Some(c) = name.chars().find(|c| !c.is_ascii_alphanumeric() && !"-_.".contains(*c)) {
+        tracing::debug!("'{}' in a host name", c.escape_default());
+        return Answer::error(format!("invalid fqdn '{name}' {BY}"));
+    }
+    let (who, labels) = (format!("{}/{}", backend.name(), server.name()), name.trim_end_matches('.'));
+    let lengths_fit = labels.len() <= 253 && labels.split('.').all(|label| (1..=63).contains(&label.len()));
+    if !lengths_fit || labels.starts_with('_') {
+        return Answer::error(format!("could not update {who} FQDN {BY}"));
+    }
+    let registry = call.ctx.authority.registry();
+    let old = registry.names().of(backend.name(), server.name(), &config.host).unwrap_or(&config.host);
+    if old == name {
+        return Answer::notice(format!("no need to change the FDQN {BY}"));
+    }
+    let message = format!("{who} changed its FQDN from {old} to {name} {BY}");
+    let answer = set_server(call.ctx, found, Change::Fqdn(name.to_owned())).await;
+    if answer == Answer::done() { Answer::notice(message) } else { answer }
 }
 
 async fn set_agent_addr(call: &Call<'_>, found: &Found) -> Answer {
@@ -520,7 +561,10 @@ async fn set_check_addr(call: &Call<'_>, found: &Found) -> Answer {
 fn check_port(text: &str) -> Result<u16, &'static str> {
     match text.parse::<u32>() {
         Ok(port @ 1..=65_535) => Ok(port as u16),
-        Ok(_) => Err("provided port is not valid"),
+        Ok(_) => Err("provided port is invalid"),
+        Err(_) if text.strip_prefix('-').is_some_and(|n| n.parse::<u32>().is_ok()) => {
+            Err("provided port is invalid")
+        }
         Err(_) => Err("provided port is not an integer"),
     }
 }

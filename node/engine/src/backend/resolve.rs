@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use phalanx_config::model::{self, Discovery};
 
+use crate::discovery;
 use crate::registry::{Effective, Placed, Registry};
 use crate::server::{Admin, Server, Start};
 use crate::time::Now;
@@ -22,7 +23,7 @@ fn configured(line: &model::Server) -> Option<SocketAddr> {
 
 /// What was agreed about a server; `None` if its address is not found at run time.
 pub(super) fn placed<'a>(registry: &'a Registry, backend: &str, line: &model::Server) -> Option<Placed<'a>> {
-    let source = line.discovered.as_ref()?.to_string();
+    let source = discovery::source(line, backend, registry.names())?.to_string();
     Some(registry.discovered().place(&source, backend, &line.name))
 }
 
@@ -94,6 +95,11 @@ impl Backend {
             }
             return;
         };
+        let renamed = registry.names().of(&self.name, server.name(), &line.host);
+        if matches!(placed, Placed::Unknown) && renamed.is_some() && !server.addr().ip().is_unspecified() {
+            // Until its new name is known it stays where it is, as in HAProxy.
+            return;
+        }
         let flagged = Admin(server.admin().0 | from_srv(placed));
         server.set_admin(flagged);
         match address(placed, &line, eff) {
@@ -102,8 +108,8 @@ impl Backend {
                 if flagged.0 & Admin::RMAINT != 0 {
                     let admin = Admin(flagged.0 & !Admin::RMAINT);
                     let host = match placed {
-                        Placed::At(place) => place.host.as_str(),
-                        _ => "",
+                        Placed::At(place) if !place.host.is_empty() => place.host.as_str(),
+                        _ => renamed.unwrap_or_default(),
                     };
                     self.regain(server, admin, (&line, host), standing, now, effects);
                 }

@@ -199,6 +199,8 @@ pub enum Change {
     },
     /// `enable agent`, `set server … agent`, …
     Agent(super::AgentChange),
+    /// `set server … fqdn`: the name as it was given.
+    Fqdn(String),
 }
 
 /// Administrative state of a server.

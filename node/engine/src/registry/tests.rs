@@ -330,3 +330,32 @@ fn a_snapshot_of_any_bytes_never_panics() {
         let _: Result<Registry, _> = postcard::from_bytes(&bytes);
     }
 }
+
+#[test]
+fn a_name_stands_until_the_configuration_names_another() {
+    let mut r = Registry::new();
+    let named = |host: &str| Base { host: host.into(), ..base(1) };
+    let set_name =
+        |name: &str, host: &str| set(target("s", Origin::Config, named(host)), Change::Fqdn(name.into()));
+    let before = postcard::to_stdvec(&r).unwrap();
+    assert_eq!(r.apply(&set_name("new", "old")), Reply::Ok);
+    assert_eq!(r.names().of("web", "s", "old"), Some("new"));
+    assert_eq!(r.names().of("web", "s", "third"), None, "its line says something else");
+    assert_eq!(r.names().of("web", "t", "old"), None);
+
+    // It lasts over a snapshot; one of before has none, and one without names is as it was.
+    let bytes = postcard::to_stdvec(&r).unwrap();
+    assert_eq!(postcard::from_bytes::<Registry>(&bytes).unwrap(), r);
+    let before = [&before, Registry::LAST_EMPTY].concat();
+    assert!(postcard::from_bytes::<Registry>(&before).unwrap().names().is_empty());
+
+    // Left and come back to: the command is not heard of again.
+    r.apply(&rebase("s", Some(named("old")), Some(named("third"))));
+    assert_eq!(r.names().of("web", "s", "old"), Some("new"), "on nodes that still say it");
+    r.apply(&rebase("s", Some(named("third")), Some(named("old"))));
+    assert!(r.names().is_empty());
+
+    r.apply(&set_name("new", "old"));
+    r.apply(&set_name("old", "old"));
+    assert_eq!((r.names().is_empty(), r.digest() != 0), (true, true));
+}

@@ -7,7 +7,7 @@ use phalanx_config::{Source as File, StaticEnv};
 
 use super::*;
 use crate::discovery::{Instance, users};
-use crate::registry::{Admin, Base, Change, Command, DiscoveryCommand, Found, Origin, Target, Weight};
+use crate::registry::{Admin, Base, Change, Command, DiscoveryCommand, Found, Names, Origin, Target, Weight};
 use crate::testing::at;
 
 const CONFIG: &str = "\
@@ -41,7 +41,10 @@ fn state() -> Arc<State> {
 }
 
 fn found(state: &State, source: &str, instances: Vec<Instance>, why: Option<&str>) -> Command {
-    let users = users(&state.plan().config).remove(source).expect("a source of the configuration").1;
+    let users = users(&state.plan().config, &Names::default())
+        .remove(source)
+        .expect("a source of the configuration")
+        .1;
     Command::Discovered(DiscoveryCommand::Found(Found {
         source: source.to_owned(),
         reader: "n1".to_owned(),

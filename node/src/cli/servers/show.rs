@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use phalanx_config::model::Discovery;
 use phalanx_engine::backend::Backend;
+use phalanx_engine::discovery::source;
 use phalanx_engine::health::{CheckResult, Report};
 use phalanx_engine::permits::Key;
 use phalanx_engine::registry::{Placed, Registry};
@@ -143,7 +144,7 @@ fn shown(ip: IpAddr) -> String {
 /// Name of the host that a server stands for, and the SRV label that it comes from.
 fn names(registry: &Registry, backend: &Backend, server: &Server) -> (String, String) {
     let (config, dash) = (server.config(), || "-".to_owned());
-    let Some(source) = &config.discovered else {
+    let Some(source) = source(&config, backend.name(), registry.names()) else {
         let host = config.host.rsplit_once(':').map_or(&*config.host, |(host, _)| host);
         let literal = host.parse::<IpAddr>().is_ok() || host.starts_with('[') || host.is_empty();
         return (if literal { dash() } else { host.to_owned() }, dash());
@@ -153,9 +154,10 @@ fn names(registry: &Registry, backend: &Backend, server: &Server) -> (String, St
         Placed::At(place) if !place.host.is_empty() => place.host.clone(),
         _ => dash(),
     };
-    match &**source {
+    let given = registry.names().of(backend.name(), server.name(), &config.host);
+    match &*source {
         Discovery::Dns { name, .. } if source.is_srv() => (host, name.clone()),
-        Discovery::Dns { .. } => (config.host.clone(), dash()),
+        Discovery::Dns { .. } => (given.unwrap_or(&config.host).to_owned(), dash()),
         Discovery::Consul { .. } => (host, dash()),
     }
 }
