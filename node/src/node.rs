@@ -13,6 +13,7 @@ mod peers;
 mod places;
 mod rollout;
 mod vips;
+mod watchdog;
 
 pub(crate) use control::at_next_start;
 
@@ -37,6 +38,7 @@ use crate::args::{self, Options};
 use crate::cli;
 use crate::epochs::Held;
 use crate::load::{Files, Loaded};
+use crate::notify::Notifier;
 
 /// Runs a node, or checks its configuration, as HAProxy's command line says.
 pub(crate) fn run(options: Options) -> ExitCode {
@@ -171,6 +173,7 @@ fn serve(
     let sockets = config.global.stats_sockets.iter().map(|s| cli::listen(s).map_err(|e| e.to_string()));
     let sockets = sockets.collect::<Result<Vec<_>, _>>()?;
     let guardian = vips::guardians(&config)?;
+    let notifier = if options.notify { Notifier::from_env()? } else { Notifier::default() };
     limits::confine(&config, now)?;
 
     let workers = config.global.nbthread.map_or_else(process::cpus, |n| n as usize).max(1);
@@ -198,6 +201,7 @@ fn serve(
                 sockets,
                 cluster,
                 guardian,
+                notifier: Arc::new(notifier),
                 said,
             },
             || {

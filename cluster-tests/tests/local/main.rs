@@ -18,5 +18,6 @@ mod places;
 mod reload;
 mod remote;
 mod secured;
+mod service;
 mod stick;
 mod tls;

@@ -33,11 +33,11 @@ listen web
 ";
 
 /// A network namespace with one interface, removed with the test.
-struct Namespace(String);
+pub(super) struct Namespace(pub(super) String);
 
 impl Namespace {
-    fn new() -> Namespace {
-        let name = format!("phx-test-{}", std::process::id());
+    pub(super) fn new(purpose: &str) -> Namespace {
+        let name = format!("phx-{purpose}-{}", std::process::id());
         ip(&["netns", "add", &name]);
         let space = Namespace(name);
         for args in [
@@ -52,7 +52,7 @@ impl Namespace {
         space
     }
 
-    fn has_vip(&self) -> bool {
+    pub(super) fn has_vip(&self) -> bool {
         ip(&["-n", &self.0, "addr", "show", "dev", "eth0"]).contains("198.51.100.7/")
     }
 }
@@ -78,7 +78,7 @@ fn guardians(node: u32) -> Vec<u32> {
 }
 
 /// Whether a process has the user id of `nobody`, four times.
-fn is_nobody(pid: u32) -> bool {
+pub(super) fn is_nobody(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     status.lines().any(|l| l.starts_with("Uid:") && l.matches("65534").count() == 4)
 }
@@ -89,7 +89,7 @@ fn a_node_in_chroot_without_root_holds_a_vip_by_arp() {
         eprintln!("not run: it needs root and the program 'ip'");
         return;
     }
-    let space = Namespace::new();
+    let space = Namespace::new("test");
     let (_servers, mut node) = inside(&space.0, || {
         let servers = Demo::start(&[("s1", "127.0.0.1:9801".into())], &[]);
         (servers, Node::start_with(CONFIG, "DIR/sock", |dir| fs::create_dir(dir.join("jail"))))

@@ -7,6 +7,7 @@ mod checks;
 mod confined;
 mod failover;
 mod partition;
+mod service;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

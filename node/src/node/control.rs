@@ -32,12 +32,13 @@ use tokio::time::MissedTickBehavior;
 
 use super::rollout::{ApplyRequest, Rollout};
 use super::vips::Floating;
+use super::watchdog::Watchdog;
 use super::{checks, edits, places};
 use crate::args::Options;
 use crate::cli;
 use crate::epochs::{Held, Text};
 use crate::load::{Loaded, System};
-use crate::notify::notify;
+use crate::notify::Notifier;
 
 /// Everything that exists before the control plane runs.
 pub(super) struct Start {
@@ -49,6 +50,7 @@ pub(super) struct Start {
     pub sockets: Vec<cli::Listener>,
     pub cluster: Option<Settings>,
     pub guardian: GuardianCommand,
+    pub notifier: Arc<Notifier>,
     /// What the parser said at the start.
     pub said: super::Said,
 }
@@ -100,7 +102,7 @@ impl Plane {
 /// Starts everything, calls `ready`, and stays until a signal ends it.
 pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String> {
     let mut signals = Signals::new().map_err(|e| format!("cannot catch signals: {e}"))?;
-    let Start { held, options, state, logs, clock, sockets, cluster, guardian, said } = start;
+    let Start { held, options, state, logs, clock, sockets, cluster, guardian, notifier, said } = start;
     let sink = logs.clone();
     let log: check::Log = Arc::new(move |targets, level, line| sink.send(targets, level, line.as_bytes()));
     let plane = Plane {
@@ -208,13 +210,13 @@ pub(super) async fn run(start: Start, ready: impl FnOnce()) -> Result<(), String
     for socket in sockets {
         api.serve(socket);
     }
-    let mut node = Node { held, options, plane, forwarder, cluster, floating, api };
+    let watchdog =
+        Watchdog { notifier: notifier.clone(), forwarder: forwarder.clone(), cluster: cluster.clone() };
+    let mut node = Node { held, options, plane, forwarder, cluster, floating, api, notifier };
 
-    if node.options.notify
-        && let Err(e) = notify("READY=1")
-    {
-        tracing::warn!("cannot tell systemd that the node is ready: {e}");
-    }
+    // Listeners are open, the cluster's port and the Runtime API answer.
+    node.notifier.ready();
+    tokio::spawn(watchdog.run());
     ready();
     node.signal_old_processes();
     loop {
@@ -329,6 +331,7 @@ struct Node {
     cluster: Option<Cluster>,
     floating: Option<Floating>,
     api: Api,
+    notifier: Arc<Notifier>,
 }
 
 impl Node {
@@ -357,7 +360,10 @@ impl Node {
     /// # Errors
     /// Why nothing was changed: the parser's messages, or the address that can't be bound.
     async fn reload(&mut self) -> Result<String, String> {
+        self.notifier.reloading();
         let outcome = self.try_reload().await;
+        // Also when nothing was changed: it serves as it did.
+        self.notifier.ready();
         let text = outcome.as_ref().map_or_else(String::clone, String::clone);
         *self.api.context.startup_logs.lock() = text;
         outcome
@@ -472,9 +478,7 @@ impl Node {
 
     /// SIGUSR1: no new connections, those that exist end by themselves.
     async fn finish(self, signals: &mut Signals) -> Result<(), String> {
-        if self.options.notify {
-            let _ = notify("STOPPING=1");
-        }
+        self.notifier.stopping();
         // New connections are to go to another node at once.
         self.give_up_vips().await;
         let limit = self.plane.state.plan().config.global.hard_stop_after;
@@ -490,9 +494,7 @@ impl Node {
 
     /// SIGTERM, SIGINT: sessions end now.
     async fn terminate(self) -> Result<(), String> {
-        if self.options.notify {
-            let _ = notify("STOPPING=1");
-        }
+        self.notifier.stopping();
         self.leave().await;
         Ok(())
     }

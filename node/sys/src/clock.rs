@@ -40,6 +40,15 @@ pub fn unix_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64)
 }
 
+/// `CLOCK_MONOTONIC` in microseconds, as `sd_notify(3)` wants it.
+pub fn monotonic_us() -> u64 {
+    let mut ts = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `ts` is a valid, writable timespec for the whole call.
+    let rc = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut ts) };
+    assert!(rc == 0, "CLOCK_MONOTONIC exists on every Linux");
+    Duration::new(ts.tv_sec as u64, ts.tv_nsec as u32).as_micros() as u64
+}
+
 /// Time since boot, suspended time included (`CLOCK_BOOTTIME`); the same for all processes, and not
 /// moved by anybody who sets the wall clock.
 pub fn boottime() -> Duration {
