@@ -11,7 +11,7 @@ use super::inside;
 
 const SOON: Duration = Duration::from_secs(10);
 
-const CONFIG: &str = "\
+pub(super) const CONFIG: &str = "\
 global
     localpeer n1
     user nobody
@@ -40,6 +40,12 @@ impl Namespace {
         let name = format!("phx-{purpose}-{}", std::process::id());
         ip(&["netns", "add", &name]);
         let space = Namespace(name);
+        space.link();
+        space
+    }
+
+    /// Makes the interface.
+    pub(super) fn link(&self) {
         for args in [
             &["link", "add", "eth0", "type", "veth", "peer", "name", "far"][..],
             &["link", "set", "far", "up"],
@@ -47,9 +53,8 @@ impl Namespace {
             &["addr", "add", "198.51.100.1/24", "dev", "eth0"],
             &["link", "set", "eth0", "up"],
         ] {
-            ip(&[&["-n", &space.0], args].concat());
+            ip(&[&["-n", &self.0], args].concat());
         }
-        space
     }
 
     pub(super) fn has_vip(&self) -> bool {

@@ -8,6 +8,7 @@ mod confined;
 mod failover;
 mod partition;
 mod service;
+mod vips;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,6 +27,11 @@ static TURN: Mutex<()> = Mutex::new(());
 impl Netns {
     /// `None`, after saying why, where it can't be run.
     fn up() -> Option<Netns> {
+        Netns::with(None)
+    }
+
+    /// With this configuration in place of the default one.
+    fn with(config: Option<String>) -> Option<Netns> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("not run: network namespaces need root");
             return None;
@@ -35,7 +41,12 @@ impl Netns {
             return None;
         }
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(Netns { cluster: Cluster::builder().netns().up(), _turn: turn })
+        let builder = Cluster::builder().netns();
+        let builder = match config {
+            Some(text) => builder.config(text),
+            None => builder,
+        };
+        Some(Netns { cluster: builder.up(), _turn: turn })
     }
 
     /// The floating address with a port.

@@ -144,6 +144,17 @@ pub struct VipStatus {
     pub nodes: Vec<NodeFitness>,
     /// Newest last.
     pub moves: Vec<Move>,
+    /// What was done to the address on this node by others, newest last.
+    pub notices: Vec<Notice>,
+}
+
+/// Something that was done to a VIP, and what this node did about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// When, in microseconds since the Unix epoch.
+    pub unix_us: u64,
+    /// What, for people.
+    pub text: String,
 }
 
 /// Whether a node would take a VIP.

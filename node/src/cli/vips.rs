@@ -98,6 +98,14 @@ fn show_vip(call: &Call<'_>) -> Answer {
             );
         }
     }
+    for vip in vips.iter().filter(|v| !v.notices.is_empty()) {
+        let _ = writeln!(out, "# noticed on this node about {}:", vip.name);
+        for notice in &vip.notices {
+            let mut date = Vec::new();
+            log::bracketed(notice.unix_us, &mut date);
+            let _ = writeln!(out, "#   {} {}", String::from_utf8_lossy(&date), one_line(&notice.text));
+        }
+    }
     Answer::dump(out)
 }
 
@@ -114,6 +122,7 @@ fn vip_json(vip: &VipStatus) -> serde_json::Value {
             json!({"unix_us": m.unix_us, "from": m.from, "to": m.to, "epoch": m.epoch, "reason": m.reason})
         })
         .collect();
+    let notices: Vec<_> = vip.notices.iter().map(|n| json!({"unix_us": n.unix_us, "text": n.text})).collect();
     json!({
         "name": vip.name,
         "address": vip.addr.to_string(),
@@ -125,6 +134,7 @@ fn vip_json(vip: &VipStatus) -> serde_json::Value {
         "kept": vip.kept,
         "nodes": nodes,
         "moves": moves,
+        "notices": notices,
     })
 }
 

@@ -3,10 +3,13 @@
 //! Frames are built by pure functions and sent through a packet socket (`CAP_NET_RAW`), so they leave
 //! with the right source even before the kernel would use the address.
 
+mod watch;
+
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+pub use self::watch::{Watch, claimant, probe, question};
 use crate::netlink::route::Link;
 
 const ETHERTYPE_ARP: u16 = 0x0806;

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use phalanx_sys::clock::boottime;
-use phalanx_sys::neighbour;
+use phalanx_sys::neighbour::{self, Watch};
 use phalanx_sys::netlink::nft::Nft;
 use phalanx_sys::netlink::route::{Link, Route};
 use phalanx_sys::process::Capability;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::guardian::Place;
 use super::hands::Driver;
@@ -37,6 +37,15 @@ const AGAIN: [Duration; 5] = [
     Duration::from_secs(3),
     Duration::from_secs(10),
 ];
+
+/// How often the holder asks whether another host has the address too.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+
+/// What was said of the address before a takeover is over by then.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// How often another host is answered.
+const ANSWER_EVERY: Duration = Duration::from_secs(5);
 
 /// nftables, shared by all VIPs of the node.
 #[derive(Clone)]
@@ -112,9 +121,15 @@ pub(super) struct Arp {
     interface: String,
     kernel: Kernel,
     held: Option<Held>,
+    noticed: Vec<String>,
 }
 
 struct Held {
+    /// Who else claims the address; `None`: it cannot be watched.
+    watch: Option<Watch>,
+    /// When to ask for others, and before when none is answered again.
+    ask: Duration,
+    answer: Duration,
     link: Link,
     since: Duration,
     told: usize,
@@ -122,7 +137,7 @@ struct Held {
 
 impl Arp {
     pub(super) fn new(addr: IpAddr, prefix: u8, interface: String, kernel: Kernel) -> Arp {
-        Arp { addr, prefix, interface, kernel, held: None }
+        Arp { addr, prefix, interface, kernel, held: None, noticed: Vec::new() }
     }
 
     fn link(&self) -> Result<Link, String> {
@@ -137,6 +152,19 @@ impl Arp {
             Ok(there)
         });
         put.map_err(|e| format!("address {} on {}: {e}", self.addr, self.interface))
+    }
+
+    /// Takes the address off with whatever prefix length it was put there.
+    fn take_off_whatever(&self, link: &Link) -> String {
+        let Ok(mut route) = Route::open() else { return "taken off".into() };
+        let widest = if self.addr.is_ipv4() { 32 } else { 128 };
+        for prefix in (1..=widest).rev() {
+            match route.has_address(link.index, self.addr) {
+                Ok(true) => _ = route.remove_address(link.index, self.addr, prefix),
+                _ => break,
+            }
+        }
+        "taken off".into()
     }
 
     fn tell(&self, link: &Link) {
@@ -168,12 +196,64 @@ impl Driver for Arp {
         missing
     }
 
+    fn look(&mut self) {
+        match &mut self.held {
+            Some(held) => {
+                let now = boottime();
+                if now >= held.ask {
+                    held.ask = now + ASK_EVERY;
+                    let _ = neighbour::probe(&held.link, self.addr);
+                }
+                let other = match (&held.watch, held.link.mac) {
+                    (Some(watch), Some(own)) => watch.claimed_by(own),
+                    _ => None,
+                };
+                // The node before may have said so a moment ago.
+                let Some([a, b, c, d, e, f]) = other.filter(|_| now >= held.answer) else { return };
+                held.answer = now + ANSWER_EVERY;
+                self.noticed.push(format!(
+                    "another host claims address {} on {}: {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}; \
+                     told the neighbours again that it is here: take it off there",
+                    self.addr, self.interface
+                ));
+                let link = held.link.clone();
+                self.tell(&link);
+            }
+            None => {
+                let Ok(link) = self.link() else { return };
+                let there = Route::open().and_then(|mut route| route.has_address(link.index, self.addr));
+                if matches!(there, Ok(true)) {
+                    let done = match take_off(&self.interface, self.addr, self.prefix) {
+                        // With another prefix length it is another address.
+                        Ok(()) => self.take_off_whatever(&link),
+                        Err(why) => why,
+                    };
+                    self.noticed.push(format!(
+                        "address {} was on {}, and this node does not hold it: {done}",
+                        self.addr, self.interface
+                    ));
+                }
+            }
+        }
+    }
+
+    fn noticed(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.noticed)
+    }
+
     fn acquire(&mut self, _: u64, until: Duration) -> Result<Vec<OwnedFd>, String> {
         let link = self.link()?;
         self.kernel.hold(self.addr, until)?;
         self.put(&link)?;
         self.tell(&link);
-        self.held = Some(Held { link, since: boottime(), told: 0 });
+        let watch = match &self.held {
+            // Kept, or the tenure is another.
+            Some(_) => self.held.take().and_then(|held| held.watch),
+            None => Watch::open(&link, self.addr).ok(),
+        };
+        let now = boottime();
+        self.held =
+            Some(Held { watch, ask: now + ASK_EVERY, answer: now + SETTLED, link, since: now, told: 0 });
         Ok(Vec::new())
     }
 
@@ -183,7 +263,7 @@ impl Driver for Arp {
         let there = self.put(&held.link)?;
         let mut due = AGAIN.get(held.told).is_some_and(|after| boottime() >= held.since + *after);
         if !there {
-            info!("address {} was taken off {}; put back", self.addr, self.interface);
+            self.noticed.push(format!("address {} was taken off {}: put back", self.addr, self.interface));
             due = true;
         }
         if due {

@@ -26,12 +26,16 @@ use super::guardian::Guardian;
 use super::hands::{Driver, Hands, Task};
 use super::wire::Names;
 use super::{
-    Announce, Announcer, Move, MoveError, NodeFitness, Options, VipSettings, VipStatus, arp, exec, health,
+    Announce, Announcer, Move, MoveError, NodeFitness, Notice, Options, VipSettings, VipStatus, arp, exec,
+    health,
 };
 use crate::{Node, Settings};
 
-/// Moves remembered per VIP.
+/// Moves remembered per VIP, and things noticed.
 const MOVES: usize = 16;
+
+/// A step of the wall clock that is worth a word; slewing stays below.
+const STEP: Duration = Duration::from_millis(500);
 
 /// How long a planned move may take.
 pub(super) fn move_deadline(timing: Timing) -> Duration {
@@ -74,6 +78,8 @@ struct One {
     fitness: BTreeMap<NodeId, NodeFitness>,
     moves: VecDeque<Move>,
     seen: View,
+    /// What was done to the address by others, and what this node did about it.
+    notices: VecDeque<Notice>,
     /// Why this node let go last.
     reason: Option<String>,
     /// It is held without a majority, and that was said.
@@ -141,6 +147,7 @@ impl Shared {
             ones.push(One {
                 lease,
                 kept: false,
+                notices: VecDeque::new(),
                 settings: vip,
                 hands: Arc::new(Hands::default()),
                 missing: vec!["starting".into()],
@@ -243,8 +250,15 @@ impl Shared {
     fn keep_time(&self) {
         let mut core = self.core.lock();
         let mut fitness_due = Duration::ZERO;
+        let mut clocks = now();
         loop {
             let now = now();
+            if let Some(step) = stepped(clocks, now) {
+                let text = format!("the wall clock was set {step}: nothing to do, leases go by another");
+                warn!("leases: {text}");
+                core.vips.iter_mut().for_each(|one| note(one, now, text.clone()));
+            }
+            clocks = now;
             for i in 0..core.vips.len() {
                 core.vips[i].lease.tick(now);
                 self.carry_out(&mut core, i, now);
@@ -369,6 +383,11 @@ impl Shared {
         self.carry_out(&mut core, i, now);
         self.wake.notify_all();
         result
+    }
+
+    /// Remembers what was noticed about VIP `i`.
+    pub(super) fn note(&self, i: usize, text: String) {
+        note(&mut self.core.lock().vips[i], now(), text);
     }
 
     pub(super) fn withdrawn(&self, i: usize) {
@@ -698,6 +717,7 @@ impl Shared {
                 kept: one.kept,
                 nodes: self.fitness_of(one),
                 moves: one.moves.iter().cloned().collect(),
+                notices: one.notices.iter().cloned().collect(),
             }
         });
         status.collect()
@@ -720,6 +740,25 @@ impl Shared {
             hands.wait_finished(deadline);
         }
     }
+}
+
+fn note(one: &mut One, now: Now, text: String) {
+    if one.notices.len() == MOVES {
+        one.notices.pop_front();
+    }
+    one.notices.push_back(Notice { unix_us: now.unix_us, text });
+}
+
+/// By how much the wall clock was set between two looks at the clocks.
+fn stepped(before: Now, after: Now) -> Option<String> {
+    let went = after.mono.saturating_sub(before.mono);
+    let shown = Duration::from_micros(after.unix_us.abs_diff(before.unix_us));
+    let (step, way) = match after.unix_us >= before.unix_us {
+        true if shown >= went => (shown - went, "forward"),
+        true => (went - shown, "back"),
+        false => (shown + went, "back"),
+    };
+    (step > STEP).then(|| format!("{way} by {:.1} s", step.as_secs_f64()))
 }
 
 fn own_fitness(one: &One, node: String) -> NodeFitness {
@@ -748,4 +787,28 @@ fn send(links: &mut Vec<Link>, message: pb::LeaseMessage) {
 pub(super) fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
     let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(work);
     spawned.map(drop).map_err(|e| format!("thread '{name}': {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_of_the_wall_clock_is_noticed_and_its_running_is_not() {
+        let at = |mono_ms: u64, unix_ms: u64| Now {
+            mono: Duration::from_millis(mono_ms),
+            unix_us: unix_ms * 1000,
+        };
+        let before = at(1_000, 50_000);
+        for (after, said) in [
+            (at(1_100, 50_100), None),
+            (at(9_000, 58_400), None),
+            (at(1_100, 50_600), None),
+            (at(1_100, 53_100), Some("forward by 3.0 s")),
+            (at(1_100, 47_100), Some("back by 3.0 s")),
+            (at(4_100, 50_100), Some("back by 3.0 s")),
+        ] {
+            assert_eq!(stepped(before, after).as_deref(), said, "{after:?}");
+        }
+    }
 }

@@ -36,6 +36,12 @@ pub(super) enum Task {
 pub(super) trait Driver: Send {
     /// What is missing on this node; empty: nothing.
     fn missing(&mut self) -> Vec<String>;
+    /// Looks at what others do with the address, and puts it right where it can; called now and then.
+    fn look(&mut self) {}
+    /// What was noticed and done since the last time.
+    fn noticed(&mut self) -> Vec<String> {
+        Vec::new()
+    }
     /// Announces it, for the kernel to enforce until then; the descriptors are for the guardian.
     fn acquire(&mut self, epoch: u64, until: Duration) -> Result<Vec<OwnedFd>, String>;
     /// Prolongs it.
@@ -179,6 +185,8 @@ impl Worker {
     }
 
     fn inspect(&mut self) {
+        self.driver.look();
+        self.tell_noticed();
         let mut missing = self.driver.missing();
         if let Some(guardian) = &self.guardian
             && let Err(why) = guardian.check()
@@ -186,6 +194,13 @@ impl Worker {
             missing.push(format!("the guardian does not run: {why}"));
         }
         self.shared.set_missing(self.index, missing);
+    }
+
+    fn tell_noticed(&mut self) {
+        for text in self.driver.noticed() {
+            warn!("vip '{}': {text}", self.vip.name);
+            self.shared.note(self.index, text);
+        }
     }
 
     fn carry_out(&mut self, job: Job) {
@@ -210,7 +225,11 @@ impl Worker {
                 info!("vip '{}' {}: announced, epoch {}", self.vip.name, self.vip.addr, ballot.epoch());
                 Ok(())
             }
-            Act::Prolong { until, .. } => self.driver.renew(until),
+            Act::Prolong { until, .. } => {
+                let renewed = self.driver.renew(until);
+                self.tell_noticed();
+                renewed
+            }
             Act::TakeAway => self.take_away(),
             Act::LetGo => {
                 if let Some(guardian) = &self.guardian {
