@@ -202,7 +202,8 @@ mod tests {
     fn it_survives_being_stored() {
         let mut registry = Registry::new();
         registry.apply(&found(1, &[1, 2], &["w1", "w2"]));
-        let bytes = postcard::to_stdvec(&registry).unwrap();
+        let mut bytes = postcard::to_stdvec(&registry).unwrap();
+        bytes.extend_from_slice(Registry::LAST_EMPTY);
         assert_eq!(postcard::from_bytes::<Registry>(&bytes).unwrap(), registry);
     }
 }
