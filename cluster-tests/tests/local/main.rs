@@ -2,6 +2,7 @@
 
 mod bad_peers;
 mod checks;
+mod cloud;
 mod cluster_command;
 mod config;
 mod configurations;
