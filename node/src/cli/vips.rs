@@ -146,6 +146,10 @@ async fn move_vip(call: &Call<'_>, command: &str) -> Answer {
         return Answer::error(NO_VIP);
     };
     let to = Some(call.arg(1)).filter(|node| !node.is_empty());
+    // The holder may not have heard yet.
+    if let Some(node) = to.filter(|node| call.ctx.authority.registry().in_maintenance(node)) {
+        return Answer::error(format!("Node '{node}' is in maintenance."));
+    }
     match vips.failover(call.arg(0), to).await {
         Ok((holder, epoch)) => {
             Answer::notice(format!("vip '{}' is now held by '{holder}' (epoch {}).", call.arg(0), epoch.0))

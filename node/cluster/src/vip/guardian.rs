@@ -373,6 +373,8 @@ struct Process {
 struct Held {
     hold: Hold,
     fds: Vec<OwnedFd>,
+    /// When its program was run last to take it off.
+    ran: Option<Duration>,
 }
 
 /// What came from the worker.
@@ -447,7 +449,7 @@ impl Process {
                 let (vip, until) = (hold.vip.clone(), hold.until);
                 let before = self.watch.place(&vip).map(|held| std::mem::take(&mut held.fds));
                 let fds = if fds.is_empty() { before.unwrap_or_default() } else { fds };
-                self.watch.hold(&vip, until, Held { hold, fds });
+                self.watch.hold(&vip, until, Held { hold, fds, ran: None });
             }
             Order::LetGo { vip } => self.watch.let_go(&vip),
             Order::Farewell => {}
@@ -470,7 +472,7 @@ impl Process {
         });
         for vip in due {
             let Some(held) = self.watch.place(&vip) else { continue };
-            if !self.died {
+            if !self.died && held.ran.is_none() {
                 warn!("guardian: vip '{vip}' was not renewed in time: taking it off");
             }
             let off = fence(held);
@@ -521,6 +523,9 @@ impl Process {
     }
 }
 
+/// Between two runs of a program that fails to take a VIP off.
+const PROGRAM_AGAIN: Duration = Duration::from_secs(1);
+
 /// Takes a VIP off the node; tells whether it is off.
 fn fence(held: &mut Held) -> bool {
     match &held.hold.place {
@@ -534,6 +539,11 @@ fn fence(held: &mut Held) -> bool {
                 // It was not run yet.
                 return true;
             }
+            // A program that fails at once must not be run again and again.
+            if held.ran.is_some_and(|ran| clock::boottime() < ran + PROGRAM_AGAIN) {
+                return false;
+            }
+            held.ran = Some(clock::boottime());
             // Never two of one VIP: one that the worker started would take it for this node.
             if let Some(group) = running {
                 exec::kill_group(*group);
