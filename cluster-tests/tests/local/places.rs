@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use cluster_tests::{Base, Client, Node, until};
+use cluster_tests::{Base, Client, Node, try_api, until};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -78,13 +78,14 @@ impl Counting {
     }
 }
 
-fn config(base: &Base, i: u8) -> String {
-    let nodes: String = (1..=3).map(|i| format!("    node n{i} {}\n", base.at(10 + i, 7100))).collect();
+/// Node `i`, which knows the nodes `known`.
+fn config(base: &Base, i: u8, known: &[u8], limit: u32) -> String {
+    let nodes: String = known.iter().map(|i| format!("    node n{i} {}\n", base.at(10 + i, 7100))).collect();
     format!(
         "global\n    localpeer n{i}\n    stats socket DIR/sock mode 600 level admin\n\
          cluster prod\n{nodes}    data-dir DIR/data\n\
-         defaults\n    mode http\n    timeout connect 2s\n    timeout client 20s\n    timeout server 20s\n    timeout queue 15s\n\
-         listen web\n    bind {}\n    server s1 {} maxconn {LIMIT} cluster\n",
+         defaults\n    mode http\n    timeout connect 2s\n    timeout client 20s\n    timeout server 20s\n    timeout queue 3s\n\
+         listen web\n    bind {}\n    server s1 {} maxconn {limit} cluster\n",
         base.at(10 + i, 8080),
         base.at(1, 9801),
     )
@@ -135,16 +136,18 @@ fn places(node: &Node) -> String {
     node.api("show places").lines().filter(|l| !l.starts_with('#')).collect()
 }
 
+/// The places that a node has.
+fn own(node: &Node) -> u32 {
+    places(node).split(' ').nth(3).and_then(|w| w.parse().ok()).unwrap_or(0)
+}
+
 #[test]
 fn places_are_counted_over_all_nodes_also_while_one_dies() {
     let base = Base::free();
     let server = Counting::start(&base.at(1, 9801));
     let mut nodes: Vec<Node> =
-        (1..=3).map(|i| Node::start(&config(&base, i), &base.at(10 + i, 8080))).collect();
-    until("all places are given out", SOON, || {
-        let own = |n: &Node| places(n).split(' ').nth(4).and_then(|w| w.parse::<u32>().ok()).unwrap_or(0);
-        nodes.iter().map(own).sum::<u32>() == LIMIT
-    });
+        (1..=3).map(|i| Node::start(&config(&base, i, &[1, 2, 3], LIMIT), &base.at(10 + i, 8080))).collect();
+    until("all places are given out", SOON, || nodes.iter().map(own).sum::<u32>() == LIMIT);
 
     // Everywhere more clients than places.
     let mut clients: Vec<Clients> = (1..=3).map(|i| Clients::start(base.at(10 + i, 8080), LIMIT)).collect();
@@ -184,4 +187,41 @@ fn places_are_counted_over_all_nodes_also_while_one_dies() {
         // The machine that runs the test may be busy with other things: the goal is 0.95.
         assert!(share > 0.9, "{what}: {share}");
     }
+}
+
+#[test]
+fn places_are_counted_also_while_a_node_joins_and_another_leaves_and_runs_on() {
+    const FEW: u32 = 12;
+    let base = Base::free();
+    let server = Counting::start(&base.at(1, 9801));
+    let start = |i: u8, known: &[u8]| Node::start(&config(&base, i, known, FEW), &base.at(10 + i, 8080));
+    let mut nodes: Vec<Node> = (1..=3).map(|i| start(i, &[1, 2, 3])).collect();
+    until("all places are given out", SOON, || nodes.iter().map(own).sum::<u32>() == FEW);
+    let load = |i: u8| Clients::start(base.at(10 + i, 8080), FEW);
+    let mut clients: Vec<Clients> = (1..=3).map(load).collect();
+
+    // It is under load before it is a member, and knows one of them alone.
+    nodes.push(start(4, &[1, 4]));
+    clients.push(load(4));
+    let patiently = |node: &Node, command: &str| {
+        let place = node.dir().join("sock").display().to_string();
+        try_api(&place, command, Duration::from_secs(40)).unwrap()
+    };
+    let answer = patiently(&nodes[2], &format!("cluster join n4 {}", base.at(14, 7100)));
+    println!("{}", answer.trim());
+    assert!(answer.contains("Node 'n4' is a member after"), "{answer}");
+    until("it has places", SOON, || own(&nodes[3]) > 0);
+
+    // The arbiter leaves: its clients stay.
+    let answer = patiently(&nodes[2], "cluster leave n1");
+    assert!(answer.contains("Node 'n1' has left after"), "{answer}");
+    println!("{}", answer.trim());
+    assert_eq!(own(&nodes[0]), 0, "{}", nodes[0].api("show places"));
+    until("the others have all of them", SOON, || nodes[1..].iter().map(own).sum::<u32>() == FEW);
+    std::thread::sleep(Duration::from_secs(1));
+    let most = server.most.load(SeqCst);
+    clients.into_iter().for_each(|c| _ = c.stop());
+    println!("at most {most} of {FEW} at a time, {} requests", server.served.load(SeqCst));
+    assert!(most <= i64::from(FEW), "{most}");
+    assert!(most + 1 >= i64::from(FEW), "the load used the places: {most}");
 }

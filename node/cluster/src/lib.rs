@@ -16,9 +16,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use phalanx_engine::lease::Timing;
 use phalanx_engine::peers::Role;
+use phalanx_engine::permits::Desk;
 use phalanx_engine::registry::{Command, Registry, Reply};
 pub use phalanx_engine::registry::{NewMember, Stage};
 use phalanx_engine::stick::Tables;
+use phalanx_engine::time::Now;
 use phalanx_sys::clock::Clock;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -218,7 +220,9 @@ impl Cluster {
         let knocked = sync.clone();
         let on_run = Box::new(move |node: &str| knocked.knock(node));
         let guard = identity::Guard::telling(&settings, Some(on_run));
-        let roster = Roster::open(settings.clone(), peers.clone(), guard.clone(), vips.clone());
+        let (mono, unix_us) = clock.now();
+        let desk = Arc::new(Desk::new(&settings.node, settings.incarnation, Now { mono, unix_us }));
+        let roster = Roster::open(settings.clone(), peers.clone(), guard.clone(), vips.clone(), desk);
         let roster =
             roster.map_err(|e| StartError::Data { dir: settings.data_dir.clone(), reason: e.to_string() })?;
         let seat = Seat::take(settings.clone(), peers.clone(), roster.clone(), on_registry).await?;
@@ -226,7 +230,7 @@ impl Cluster {
         tasks.spawn(until(stopped.clone(), peers.clone().each(Peer::probe)));
         tasks.spawn(sync.clone().run());
         let control = control::Control::default();
-        let share = share::Handle::new(&settings, &peers, clock, stopped.clone());
+        let share = share::Handle::new(&settings, &peers, &roster, clock, stopped.clone());
         tasks.spawn(share.clone().run());
         let mut routes = Routes::new(sync.service())
             .add_service(raft::service::server(seat.clone()))

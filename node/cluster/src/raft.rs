@@ -423,6 +423,7 @@ impl Raft {
             },
             last_term: self.0.log.last().map_or(0, |id| id.leader_id.term),
             whole: self.0.log.proven(),
+            gave_places_back: self.0.roster.has_given_back(),
         }
     }
 

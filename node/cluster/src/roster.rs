@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use phalanx_engine::membership::Adopted;
+use phalanx_engine::permits::{Desk, Part};
 use phalanx_engine::registry::{Members, Stage};
 use phalanx_sys::files;
 use tokio::task::spawn_blocking;
@@ -38,6 +39,7 @@ struct Inner {
     peers: Peers,
     guard: Guard,
     vips: Option<Vips>,
+    desk: Arc<Desk>,
     state: Mutex<State>,
 }
 
@@ -59,10 +61,12 @@ impl Roster {
         peers: Peers,
         guard: Guard,
         vips: Option<Vips>,
+        desk: Arc<Desk>,
     ) -> io::Result<Roster> {
         let (members, allowed) = load(&settings.data_dir.join(FILE))?.unwrap_or_default();
         let state = State { members: Arc::new(members), allowed, since: Instant::now() };
-        let roster = Roster(Arc::new(Inner { settings, peers, guard, vips, state: Mutex::new(state) }));
+        let state = Mutex::new(state);
+        let roster = Roster(Arc::new(Inner { settings, peers, guard, vips, desk, state }));
         roster.spread();
         roster.compare();
         Ok(roster)
@@ -99,6 +103,31 @@ impl Roster {
     /// How many floating IPs this node holds.
     pub(crate) fn holds(&self) -> usize {
         self.0.vips.as_ref().map_or(0, Vips::held)
+    }
+
+    /// Who may use how many places.
+    pub(crate) fn desk(&self) -> &Arc<Desk> {
+        &self.0.desk
+    }
+
+    /// Tells the desk who is there, and what this node is among them: to be called several times a second.
+    /// A node that leaves keeps its places until its floating IPs are elsewhere, for those that come over
+    /// them.
+    pub(crate) fn share_out(&self) {
+        let (members, node) = (self.members(), &self.0.settings.node);
+        let part = match members.get(node) {
+            _ if !members.founded() => Part::Outside,
+            Some(m) if m.stage == Stage::Leaving && self.holds() == 0 => Part::Leaving,
+            Some(_) => Part::Member,
+            None => Part::Gone,
+        };
+        let nodes = nodes_of(&members, &self.0.settings);
+        self.0.desk.follow(nodes.iter().filter(|n| !n.witness).map(|n| &*n.name), part);
+    }
+
+    /// Whether this node leaves, and has no places on servers any more.
+    pub(crate) fn has_given_back(&self) -> bool {
+        self.0.desk.has_given_back()
     }
 
     /// Takes over a list that was committed.
@@ -158,7 +187,7 @@ impl Roster {
 
     /// Tells everybody here.
     fn spread(&self) {
-        let Inner { settings, peers, guard, vips, state } = &*self.0;
+        let Inner { settings, peers, guard, vips, state, .. } = &*self.0;
         let (members, allowed) = {
             let state = state.lock();
             (state.members.clone(), state.allowed)

@@ -33,6 +33,7 @@ use self::convert::Heard;
 use crate::Settings;
 use crate::identity::Caller;
 use crate::peer::{Lane, Peer, Peers};
+use crate::roster::Roster;
 use crate::server::ended;
 
 mod convert;
@@ -63,6 +64,7 @@ struct Inner {
     board: Arc<Board>,
     desk: Arc<Desk>,
     peers: Peers,
+    roster: Roster,
     clock: Clock,
     news: Notify,
     /// The streams that are open.
@@ -76,17 +78,20 @@ impl Handle {
     pub(crate) fn new(
         settings: &Settings,
         peers: &Peers,
+        roster: &Roster,
         clock: Clock,
         stop: watch::Receiver<bool>,
     ) -> Handle {
         let now = now(&clock);
         let board = Arc::new(Board::new(&settings.node, settings.incarnation, now));
-        let desk = Arc::new(Desk::new(&settings.node, settings.incarnation, now));
-        set_peers(&board, &desk, peers, now);
+        let desk = roster.desk().clone();
+        set_peers(&board, peers, now);
+        roster.share_out();
         let inner = Arc::new(Inner {
             board: board.clone(),
             desk: desk.clone(),
             peers: peers.clone(),
+            roster: roster.clone(),
             clock,
             news: Notify::new(),
             out: Mutex::default(),
@@ -144,15 +149,18 @@ impl Handle {
         let inner = self.0.clone();
         tasks.spawn(self.0.peers.clone().each(move |peer| inner.clone().keep_stream(peer)));
         let mut changed = self.0.peers.changed();
-        set_peers(&self.0.board, &self.0.desk, &self.0.peers, now(&self.0.clock));
+        set_peers(&self.0.board, &self.0.peers, now(&self.0.clock));
         let mut stop = self.0.stop.clone();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = ticks.tick() => {}
+                _ = ticks.tick() => self.0.roster.share_out(),
                 () = self.0.news.notified() => {}
-                _ = changed.changed() => set_peers(&self.0.board, &self.0.desk, &self.0.peers, now(&self.0.clock)),
+                _ = changed.changed() => {
+                    set_peers(&self.0.board, &self.0.peers, now(&self.0.clock));
+                    self.0.roster.share_out();
+                }
                 () = ended(&mut stop) => break,
             }
             self.0.board.tick(now(&self.0.clock));
@@ -261,10 +269,9 @@ impl Inner {
 }
 
 /// A witness has no servers to probe.
-fn set_peers(board: &Board, desk: &Desk, peers: &Peers, now: Now) {
+fn set_peers(board: &Board, peers: &Peers, now: Now) {
     let peers: Vec<Arc<Peer>> = peers.iter().filter(|p| !p.witness()).collect();
     board.set_peers(peers.iter().map(|p| &**p.name()), now);
-    desk.set_peers(peers.iter().map(|p| &**p.name()));
 }
 
 fn now(clock: &Clock) -> Now {

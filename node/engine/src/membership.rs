@@ -37,8 +37,9 @@ pub trait View {
     fn adopted(&self, node: &str) -> Option<Adopted>;
     /// Whether it has all of the log but what is just being written.
     fn caught_up(&self, node: &str) -> bool;
-    /// Whether it still holds floating IPs, or is given time to let them go.
-    fn holds(&self, node: &str) -> bool;
+    /// What it still has to give up, as long as it is given time for that: floating IPs, places on
+    /// servers.
+    fn keeps(&self, node: &str) -> Option<&'static str>;
     /// The voters of raft's membership; `None` while two sets count.
     fn voters(&self) -> Option<BTreeSet<String>>;
     /// The nodes that raft replicates to without a vote.
@@ -132,8 +133,8 @@ fn leave(members: &Members, name: &str, me: &str, view: &dyn View, wait: Duratio
     if let Err(why) = quorum_without(members, name, view) {
         return Step::Wait(why);
     }
-    if view.reachable(name) && view.holds(name) {
-        return Step::Wait("until it has given up its floating IPs".to_owned());
+    if let Some(what) = view.keeps(name).filter(|_| view.reachable(name)) {
+        return Step::Wait(format!("until it has given up its {what}"));
     }
     if let Err(why) = settled(members, view, wait) {
         return Step::Wait(why);

@@ -13,6 +13,10 @@
 //! lowers what it holds only below the places in use, and only when no request can take one of them
 //! any more. The arbiter raises an entry only while the sum of all entries is below `n`.
 //!
+//! A node that leaves gives back all that it has before it is taken out of the list: whoever reads a list
+//! without it counts nothing of it. For the same reason only a node that stands in the agreed list
+//! becomes the arbiter: one that is to join may know a few of the nodes alone.
+//!
 //! A node counts as dead only when it was found so after all others had promised: before, an earlier
 //! arbiter could have given places to its next process.
 //!
@@ -60,9 +64,24 @@ pub struct Permits {
     asked: bool,
     beat_at: Option<Duration>,
     not_before: Duration,
+    part: Part,
     /// When this node is the arbiter.
     book: Option<Book>,
     outputs: VecDeque<(NodeName, Message)>,
+}
+
+/// What a node is in the list of members, as far as it knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Part {
+    /// It does not know the agreed list, or is not in it yet: it has what the arbiter gives it.
+    #[default]
+    Outside,
+    /// It may be the arbiter.
+    Member,
+    /// It gives back what it has, and takes nothing.
+    Leaving,
+    /// As before, and it is in the list no more.
+    Gone,
 }
 
 #[derive(Debug, Default)]
@@ -110,6 +129,7 @@ impl Permits {
             asked: false,
             beat_at: None,
             not_before: now.mono + START,
+            part: Part::Outside,
             book: None,
             outputs: VecDeque::new(),
         }
@@ -125,6 +145,24 @@ impl Permits {
         if let Some(book) = &mut self.book {
             book.retain(|name| *name == self.me || self.peers.contains_key(name));
         }
+    }
+
+    /// What this node is from now on.
+    pub fn set_part(&mut self, part: Part) {
+        self.part = part;
+        if self.gives_back() {
+            // In force from the next round on, which counts what is in use after that.
+            self.mine.values_mut().for_each(|held| held.cap = 0);
+        }
+    }
+
+    fn gives_back(&self) -> bool {
+        matches!(self.part, Part::Leaving | Part::Gone)
+    }
+
+    /// Whether it leaves, has nothing any more, and takes nothing.
+    pub fn has_given_back(&self) -> bool {
+        self.gives_back() && self.mine.values().all(|held| held.held == 0)
     }
 
     /// The process of a node was found dead at this moment; counts while nothing else is heard of it.
@@ -144,6 +182,7 @@ impl Permits {
     /// Tells how many places are in use, counted after [`Permits::places`] was put in force, and how
     /// many requests wait. `limit` is what the configuration says.
     pub fn observe(&mut self, key: &Key, limit: u32, served: u32, waiting: u32) {
+        let limit = if self.gives_back() { 0 } else { limit };
         let held = match self.mine.get_mut(key) {
             Some(held) => held,
             None => self.mine.entry(key.clone()).or_default(),
@@ -250,7 +289,8 @@ impl Permits {
 
     /// Becomes the arbiter when there is none.
     fn stand(&mut self, now: Now) {
-        if self.book.is_some() || self.mine.is_empty() || now.mono < self.not_before {
+        let may = matches!(self.part, Part::Member | Part::Leaving);
+        if !may || self.book.is_some() || self.mine.is_empty() || now.mono < self.not_before {
             return;
         }
         let lives = |name: &NodeName| self.peers.get(name).is_some_and(|p| p.lives(now.mono));
@@ -295,6 +335,7 @@ impl Permits {
     }
 
     fn obey(&mut self, key: &Key, number: u64, held: u32, cap: u32) {
+        let none = self.gives_back();
         let Some(mine) = self.mine.get_mut(key).filter(|m| m.applied < number) else {
             return;
         };
@@ -302,7 +343,7 @@ impl Permits {
         debug_assert!(held >= mine.held, "{key:?}: the arbiter's entry is an upper bound");
         // What it gave back meanwhile, without the arbiter having heard of it, is its own again.
         mine.held = held.max(mine.held);
-        mine.cap = if mine.limit == 0 { 0 } else { cap.min(mine.held) };
+        mine.cap = if mine.limit == 0 || none { 0 } else { cap.min(mine.held) };
     }
 
     /// Tells the arbiter what has changed.

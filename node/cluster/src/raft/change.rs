@@ -22,7 +22,7 @@ use crate::identity::node_id;
 /// How far a node that becomes a voter may be behind.
 const BEHIND: u64 = 64;
 
-/// How long a node that leaves may take to give up its floating IPs.
+/// How long a node that leaves may take to give up its floating IPs and its places on servers.
 const LET_GO_WITHIN: Duration = Duration::from_secs(10);
 
 /// Between two looks at a change that is waited for.
@@ -284,8 +284,14 @@ impl View for Seen<'_> {
         matched.is_some_and(|m| m.index + BEHIND >= last)
     }
 
-    fn holds(&self, node: &str) -> bool {
-        !self.patience.contains(node) && self.hellos.get(node).is_some_and(|h| h.holds > 0)
+    fn keeps(&self, node: &str) -> Option<&'static str> {
+        let hello = self.hellos.get(node).filter(|_| !self.patience.contains(node))?;
+        match hello {
+            h if h.holds > 0 => Some("floating IPs"),
+            // It may not even know yet that it leaves.
+            h if !h.gave_places_back => Some("places on servers"),
+            _ => None,
+        }
     }
 
     fn voters(&self) -> Option<BTreeSet<String>> {

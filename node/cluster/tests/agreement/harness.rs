@@ -126,7 +126,8 @@ impl Nodes {
         let replaces = replaces.map(|old| self.all[old].name.clone());
         let node = self.node(at);
         let new = NewMember { name, addr, witness };
-        node.runtime.block_on(node.cluster.join(new, replaces, Duration::from_secs(30)))
+        let limit = Duration::from_secs(30);
+        patiently(|| node.runtime.block_on(node.cluster.join(new.clone(), replaces.clone(), limit)))
     }
 
     /// As [`Nodes::join`], without waiting for the answer.
@@ -142,7 +143,8 @@ impl Nodes {
     /// Asks node `at` to let node `i` go.
     pub(crate) fn leave(&self, at: usize, i: usize) -> Result<String, String> {
         let node = self.node(at);
-        node.runtime.block_on(node.cluster.leave(&self.all[i].name, Duration::from_secs(30)))
+        let limit = Duration::from_secs(30);
+        patiently(|| node.runtime.block_on(node.cluster.leave(&self.all[i].name, limit)))
     }
 
     /// Gives the nodes a node list of the first `count`.
@@ -326,4 +328,15 @@ impl Drop for Nodes {
 
 fn servers(registry: &Registry) -> BTreeSet<String> {
     registry.added("web").map(|(name, _)| name.to_owned()).collect()
+}
+
+/// Asks again, as a person would, while the machine is too busy for an answer in time.
+fn patiently(ask: impl Fn() -> Result<String, String>) -> Result<String, String> {
+    let began = Instant::now();
+    loop {
+        match ask() {
+            Err(why) if began.elapsed() < SOON && why.contains("may still take effect") => {}
+            answer => return answer,
+        }
+    }
 }

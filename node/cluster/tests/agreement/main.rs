@@ -136,7 +136,7 @@ fn nodes_join_leave_and_are_replaced_one_by_one() {
         nodes.start(i);
     }
     nodes.wait_for_leader(&[0, 1, 2]);
-    nodes.propose(0, add("a")).unwrap();
+    nodes.propose_until(0, "a", SOON);
 
     eventually(SOON, "the cluster is founded", || (0..3).all(|i| nodes.status(i).cluster_id != 0));
     // A new node names a member or two, and founds nothing by itself.
@@ -259,7 +259,7 @@ fn a_minority_refuses_commands_in_time_and_goes_on_reading() {
     let mut nodes = Nodes::new(3);
     nodes.start_all();
     nodes.wait_for_leader(&[0, 1, 2]);
-    nodes.propose(0, add("a")).unwrap();
+    nodes.propose_until(0, "a", SOON);
     eventually(SOON, "a on node 0", || nodes.servers(0) == names(["a"]));
     nodes.kill(1);
     nodes.kill(2);
@@ -279,7 +279,7 @@ fn a_node_that_lost_its_disk_is_taught_again() {
     let mut nodes = Nodes::new(3);
     nodes.start_all();
     nodes.wait_for_leader(&[0, 1, 2]);
-    nodes.propose(0, add("a")).unwrap();
+    nodes.propose_until(0, "a", SOON);
     nodes.kill(2);
     nodes.propose_until(0, "b", SOON);
     nodes.wipe(2);
@@ -296,7 +296,7 @@ fn a_node_that_was_away_for_long_gets_a_snapshot() {
     let mut nodes = Nodes::new(3);
     nodes.start_all();
     nodes.wait_for_leader(&[0, 1, 2]);
-    nodes.propose(0, add("a")).unwrap();
+    nodes.propose_until(0, "a", SOON);
     nodes.kill(2);
     nodes.propose_until(0, "b", SOON);
     let target = nodes.target(0, "a");
@@ -329,7 +329,7 @@ fn strangers_and_junk_do_no_harm() {
             stream.write_all(junk).unwrap();
         }
     }
-    nodes.propose(0, add("a")).unwrap();
+    nodes.propose_until(0, "a", SOON);
     eventually(SOON, "the other cluster's node is reported", || {
         let problem = nodes.status(0).nodes[2].problem.clone().unwrap_or_default();
         problem.contains("cluster 'prod' is not 'other'")
@@ -344,7 +344,7 @@ fn a_cluster_of_one_takes_commands_and_keeps_them() {
     let mut nodes = Nodes::new(1);
     nodes.start(0);
     nodes.wait_for_leader(&[0]);
-    nodes.propose(0, add("a")).unwrap();
+    nodes.propose_until(0, "a", SOON);
     nodes.kill(0);
     nodes.start(0);
     eventually(SOON, "a after a restart", || nodes.servers(0).contains("a"));
@@ -400,7 +400,7 @@ fn a_member_is_wiped_while_another_is_replaced(moment: Duration, leads: bool) {
         nodes.start(i);
     }
     nodes.wait_for_leader(&[0, 1, 2]);
-    nodes.propose(0, add("a")).unwrap();
+    nodes.propose_until(0, "a", SOON);
     eventually(SOON, "the cluster is founded", || (0..3).all(|i| nodes.status(i).cluster_id != 0));
     nodes.kill(2);
     nodes.start(3);
@@ -452,7 +452,7 @@ fn of_two_nodes_one_that_lost_its_disk_lets_the_other_lead() {
     let mut nodes = Nodes::new(2);
     nodes.start_all();
     let leader = nodes.wait_for_leader(&[0, 1]);
-    nodes.propose(0, add("a")).unwrap();
+    nodes.propose_until(0, "a", SOON);
     nodes.kill(leader);
     nodes.wipe(leader);
     nodes.start(leader);

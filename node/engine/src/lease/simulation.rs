@@ -748,8 +748,8 @@ impl MembersView for Seen<'_> {
         self.reachable(node)
     }
 
-    fn holds(&self, _: &str) -> bool {
-        false
+    fn keeps(&self, _: &str) -> Option<&'static str> {
+        None
     }
 
     fn voters(&self) -> Option<std::collections::BTreeSet<String>> {

@@ -693,8 +693,8 @@ impl View for Seen<'_> {
         n == self.me || self.node.matched.get(&n).is_some_and(|m| m + 4 >= self.node.log.len())
     }
 
-    fn holds(&self, _: &str) -> bool {
-        false
+    fn keeps(&self, _: &str) -> Option<&'static str> {
+        None
     }
 
     fn voters(&self) -> Option<BTreeSet<String>> {

@@ -205,6 +205,12 @@ impl Book {
                 account.target = target;
             }
         }
+        // Who takes none is not given what it has just given back.
+        for account in self.nodes.values_mut().filter_map(|m| m.accounts.get_mut(key)) {
+            if account.limit == 0 {
+                account.target = 0;
+            }
+        }
         let mut free = if complete { limit.saturating_sub(reserved) } else { 0 };
         for (name, member) in &mut self.nodes {
             let Some(account) = member.accounts.get_mut(key).filter(|_| member.lives) else { continue };
@@ -276,7 +282,7 @@ pub(super) fn fair(total: u32, demands: &[u32]) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Ballot, Key, Line, Message, Permits};
+    use super::super::{Ballot, Key, Line, Message, Part, Permits};
     use super::fair;
     use crate::time::Now;
 
@@ -286,6 +292,7 @@ mod tests {
         let key = Key { backend: "b".into(), server: "s".into() };
         let mut permits = Permits::new("a", 1, at(0));
         permits.set_peers(["b", "c"].into_iter());
+        permits.set_part(Part::Member);
         let ballot = Ballot { counter: u64::MAX, node: "b".into() };
         permits.handle("b", 1, Message::Claim { ballot }, at(1));
         for ms in (1000..3000).step_by(50) {

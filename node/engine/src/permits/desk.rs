@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use parking_lot::Mutex;
 
-use super::{Message, Permits};
+use super::{Message, Part, Permits};
 use crate::time::Now;
 use crate::verdict::NodeName;
 
@@ -57,9 +57,16 @@ impl Desk {
         look(&self.machine.lock())
     }
 
-    /// The other nodes.
-    pub fn set_peers<'a>(&self, names: impl Iterator<Item = &'a str>) {
-        self.machine.lock().set_peers(names);
+    /// The other nodes, and what this one is among them.
+    pub fn follow<'a>(&self, names: impl Iterator<Item = &'a str>, part: Part) {
+        let mut machine = self.machine.lock();
+        machine.set_peers(names);
+        machine.set_part(part);
+    }
+
+    /// Whether this node leaves, has no places any more, and takes none.
+    pub fn has_given_back(&self) -> bool {
+        self.machine.lock().has_given_back()
     }
 
     /// The process of a node is known to have ended.

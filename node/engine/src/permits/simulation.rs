@@ -1,6 +1,6 @@
 //! Seeded simulation: three to five nodes whose clients take places, over a bad network, with nodes
-//! that die, freeze, come back and are cut off. At every step the places in use on all processes that
-//! live are counted: they are never more than there are.
+//! that die, freeze, come back and are cut off, and members that join and leave. At every step the places
+//! in use on all processes that live are counted: they are never more than there are.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -22,6 +22,19 @@ struct Node {
     /// Requests that come in 100 ms.
     load: u32,
     died: Option<u64>,
+    /// The list of members that it knows: how many changes it has seen.
+    version: usize,
+}
+
+/// What is left out, to see that the simulation finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Planted {
+    /// Who leaves is taken out at once.
+    RemoveAtOnce,
+    /// Who leaves goes on with what it has.
+    KeepPlaces,
+    /// Who is to join may be the arbiter of the nodes that it knows.
+    StandOutside,
 }
 
 struct World {
@@ -41,6 +54,10 @@ struct World {
     takes: u64,
     in_use: u64,
     steps: u64,
+    /// What was agreed, one list after the other: each member, and whether it leaves.
+    agreed: Vec<BTreeMap<usize, bool>>,
+    planted: Option<Planted>,
+    most: usize,
 }
 
 fn key() -> Key {
@@ -66,6 +83,9 @@ impl World {
             takes: [5, 50, 3000][rng.random_range(0..3)],
             in_use: 0,
             steps: 0,
+            agreed: vec![(0..n).map(|i| (i, false)).collect()],
+            planted: None,
+            most: 0,
             rng,
         };
         for i in 0..n {
@@ -78,6 +98,7 @@ impl World {
                 places: 0,
                 load: world.rng.random_range(0..60),
                 died: None,
+                version: 0,
             });
             world.start(i);
         }
@@ -93,9 +114,11 @@ impl World {
         let incarnation = 1000 + self.ms + 1;
         let mut machine = Permits::new(&self.names[i], incarnation, self.now());
         machine.set_peers(self.names.iter().map(|n| &**n));
+        machine.set_part(Part::Member);
         let node = &mut self.nodes[i];
         (node.machine, node.incarnation, node.frozen, node.died) = (Some(machine), incarnation, false, None);
         node.places = 0;
+        self.follow(i);
     }
 
     /// The kernel closes its connections.
@@ -144,6 +167,7 @@ impl World {
             }
         }
         for i in 0..self.nodes.len() {
+            self.hear_of_members(i);
             self.serve(i);
             self.look_for_the_dead(i);
             let node = &mut self.nodes[i];
@@ -157,9 +181,88 @@ impl World {
             self.send(i);
         }
         let used: usize = self.nodes.iter().map(|n| n.served.len()).sum();
-        assert!(used <= self.limit as usize, "seed {}: {used} of {} at {}", self.seed, self.limit, self.ms);
+        self.most = self.most.max(used);
+        let fine = used <= self.limit as usize || self.planted.is_some();
+        assert!(fine, "seed {}: {used} of {} at {}", self.seed, self.limit, self.ms);
         self.in_use += used as u64;
         self.steps += 1;
+    }
+
+    /// Tells a node what it knows of the members. One that is not in the list knows the first of them alone.
+    fn follow(&mut self, i: usize) {
+        let version = self.nodes[i].version;
+        let list = &self.agreed[version];
+        let ever = self.agreed[..=version].iter().any(|list| list.contains_key(&i));
+        let keeps = self.planted == Some(Planted::KeepPlaces);
+        let part = match list.get(&i) {
+            Some(true) if !keeps => Part::Leaving,
+            Some(_) => Part::Member,
+            None if ever && !keeps => Part::Gone,
+            None if !ever && self.planted == Some(Planted::StandOutside) => Part::Member,
+            None => Part::Outside,
+        };
+        let known = list.keys().take(if ever { usize::MAX } else { 1 });
+        let Some(machine) = &mut self.nodes[i].machine else { return };
+        machine.set_peers(known.map(|n| &*self.names[*n]));
+        machine.set_part(part);
+    }
+
+    /// What is agreed comes to each node a little later.
+    fn hear_of_members(&mut self, i: usize) {
+        let frozen = self.nodes[i].frozen || self.nodes[i].machine.is_none();
+        if frozen || self.nodes[i].version + 1 == self.agreed.len() || !self.rng.random_ratio(1, 50) {
+            return;
+        }
+        self.nodes[i].version += 1;
+        self.follow(i);
+    }
+
+    /// A node starts that knows one of the others, and soon is to join them.
+    fn join(&mut self) {
+        let i = self.nodes.len();
+        self.names.push(format!("n{}", i + 1).into());
+        let load = self.rng.random_range(20..100);
+        self.nodes.push(Node {
+            machine: None,
+            incarnation: 0,
+            frozen: false,
+            served: Vec::new(),
+            waiting: 0,
+            places: 0,
+            load,
+            died: None,
+            version: self.agreed.len() - 1,
+        });
+        self.start(i);
+        let ms = self.rng.random_range(0..2000);
+        self.run(ms);
+        let mut list = self.agreed.last().unwrap().clone();
+        list.insert(i, false);
+        self.agreed.push(list);
+    }
+
+    /// A node is to leave, and is taken out when it says that it has given back its places, or has died.
+    fn leave(&mut self) {
+        let mut list = self.agreed.last().unwrap().clone();
+        if list.len() < 3 {
+            return;
+        }
+        let i = *list.keys().nth(self.rng.random_range(0..list.len())).unwrap();
+        list.insert(i, true);
+        self.agreed.push(list.clone());
+        for round in 0.. {
+            assert!(round < 1000, "seed {}: {} keeps its places", self.seed, self.names[i]);
+            self.run(10);
+            let given = self.nodes[i].machine.as_ref().is_none_or(Permits::has_given_back);
+            if given || matches!(self.planted, Some(Planted::RemoveAtOnce | Planted::KeepPlaces)) {
+                break;
+            }
+        }
+        // The leader hears of it by its next question.
+        let ms = self.rng.random_range(0..300);
+        self.run(ms);
+        list.remove(&i);
+        self.agreed.push(list);
     }
 
     /// Requests end and come; they take what places there are.
@@ -250,6 +353,101 @@ fn never_more_than_there_are_and_after_any_trouble_all_of_them() {
         world.run(9000);
         world.run(1000);
         assert!(world.utilisation() > 0.95, "seed {seed}: {}\n{}", world.utilisation(), world.picture());
+    }
+}
+
+/// Members come and go under load, with faults if there are to be some; says how many places were in use
+/// at the most, of how many.
+fn change_members(seed: u64, planted: Option<Planted>) -> (usize, usize) {
+    let mut world = World::new(seed);
+    (world.planted, world.takes) = (planted, world.takes.min(300));
+    world.nodes.iter_mut().for_each(|n| n.load = 60);
+    world.run(2500);
+    for _ in 0..world.rng.random_range(2..6) {
+        match world.rng.random_range(0..3) {
+            0 => world.join(),
+            1 => world.leave(),
+            _ => world.fault(),
+        }
+        // Who left the cluster while nobody could ask it is another story.
+        (0..world.nodes.len()).for_each(|i| world.nodes[i].frozen = false);
+        world.cut = None;
+        let ms = world.rng.random_range(20..1500);
+        world.run(ms);
+    }
+    (world.loss, world.delay, world.takes) = (0, 2, 150);
+    let members = world.agreed.last().unwrap().clone();
+    for i in 0..world.nodes.len() {
+        match members.contains_key(&i) {
+            true if world.nodes[i].machine.is_none() => world.start(i),
+            _ => {}
+        }
+        world.nodes[i].load = 100;
+    }
+    world.run(8000);
+    let seen = world.most;
+    if planted.is_none() {
+        world.run(1000);
+        assert!(world.utilisation() > 0.95, "seed {seed}: {}\n{}", world.utilisation(), world.picture());
+        let strangers = (0..world.nodes.len()).filter(|i| !members.contains_key(i));
+        for i in strangers {
+            assert_eq!(world.nodes[i].served.len(), 0, "seed {seed}: {} left", world.names[i]);
+        }
+    }
+    (seen, world.limit as usize)
+}
+
+#[test]
+fn members_that_come_and_go_take_no_place_twice() {
+    for seed in seeds(60) {
+        let (most, limit) = change_members(seed, None);
+        assert!(most <= limit, "seed {seed}");
+    }
+}
+
+#[test]
+fn what_is_given_back_stays_given_back() {
+    for seed in seeds(30) {
+        let mut world = World::new(seed);
+        world.takes = world.takes.min(300);
+        world.nodes.iter_mut().for_each(|n| n.load = 60);
+        world.run(2500);
+        // Any of them, also the arbiter.
+        let i = seed as usize % world.nodes.len();
+        let mut list = world.agreed.last().unwrap().clone();
+        list.insert(i, true);
+        world.agreed.push(list);
+        let given = |world: &World| world.nodes[i].machine.as_ref().unwrap().has_given_back();
+        let mut ms = 0;
+        while !given(&world) {
+            ms += 10;
+            assert!(ms < 3000, "seed {seed}: it keeps them\n{}", world.picture());
+            world.run(10);
+        }
+        // Orders that were on their way; late reports of it let the arbiter send some more.
+        world.run(u64::from(60 * world.delay as u32));
+        for _ in 0..1000 {
+            world.run(1);
+            assert!(given(&world), "seed {seed}: it got places again at {}", world.ms);
+        }
+        (world.loss, world.delay, world.takes) = (0, 2, 150);
+        world.nodes.iter_mut().for_each(|n| n.load = 100);
+        world.run(4000);
+        world.run(1000);
+        assert!(world.utilisation() > 0.95, "seed {seed}: the others use all: {}", world.utilisation());
+        assert!(given(&world), "seed {seed}: it got places again");
+    }
+}
+
+#[test]
+fn what_is_left_out_of_joining_and_leaving_is_found() {
+    for planted in [Planted::RemoveAtOnce, Planted::KeepPlaces, Planted::StandOutside] {
+        let found = (0..60).find(|seed| {
+            let (most, limit) = change_members(*seed, Some(planted));
+            most > limit
+        });
+        println!("{planted:?}: seed {found:?}");
+        assert!(found.is_some(), "{planted:?} is not found");
     }
 }
 
