@@ -193,9 +193,9 @@ impl Cluster {
         self.dir.path().join("c")
     }
 
-    /// The file that the nodes run, when it is a test's own.
+    /// The file that the nodes run, when it is not a test's own.
     pub fn config(&self) -> PathBuf {
-        self.dir.path().join("own.cfg")
+        self.dir.path().join("c/phalanx.cfg")
     }
 
     /// Its piece of the loopback network.

@@ -26,14 +26,6 @@ fn nodes_talk_tls_and_a_new_one_gets_its_certificate() {
     cluster.must(&["join", "n4"]);
     until("the new one is connected", SOON, || established(&cluster, "n4") == 3);
     assert_eq!(cluster.api("n4", "get weight webservers/s1").trim(), "7 (initial 1)");
-
-    // Who speaks no TLS is not heard.
-    let mut plain = TcpStream::connect(cluster.at("n1", 7100)).unwrap();
-    plain.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    plain.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
-    let mut answer = Vec::new();
-    let _ = plain.read_to_end(&mut answer);
-    assert!(!answer.starts_with(b"\0\0"), "no HTTP/2 settings in clear: {answer:?}");
 }
 
 fn ctl(cluster: &Cluster, words: &[&str]) -> (Option<i32>, String) {

@@ -127,7 +127,9 @@ impl Hands {
             // It took long, or the process slept: the lease may be over.
             (Act::Announce { ballot, .. } | Act::Prolong { ballot, .. }, Ok(())) => {
                 self.announced = Some(ballot);
-                if !holds(holding, ballot, now) {
+                // Under another ballot it is held on: what was kept without a majority has one again, and is
+                // announced anew next, without a gap.
+                if holding.is_none_or(|(_, until)| now >= until) {
                     self.acts.extend([Act::TakeAway, Act::LetGo]);
                 }
             }

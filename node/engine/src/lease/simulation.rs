@@ -620,7 +620,12 @@ impl Simulation {
                     }
                     self.job(node, Job::Acquire { ballot, until });
                 }
-                Output::Renewed { ballot, until } => self.job(node, Job::Renew { ballot, until }),
+                Output::Renewed { ballot, until } => {
+                    if self.nodes[node].lease.keeps() {
+                        self.nodes[node].place.kept = Some(ballot);
+                    }
+                    self.job(node, Job::Renew { ballot, until });
+                }
                 Output::Withdraw { ballot, reason } => {
                     self.note(node, &format!("withdraws: {reason:?}"));
                     self.job(node, Job::Withdraw { ballot });

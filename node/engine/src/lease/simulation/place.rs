@@ -27,6 +27,8 @@ pub(super) struct Place {
     kernel: Kernel,
     /// Of the tenure that is announced: its place in the order of all.
     tenure: Option<(Ballot, usize)>,
+    /// What was kept last without a majority.
+    pub(super) kept: Option<Ballot>,
 }
 
 /// The machine's own memory of it, which no process takes along.
@@ -153,7 +155,7 @@ impl Simulation {
         let late = self.rng.random_range(0..10_000);
         let to = self.true_time(node, until - MARGIN) + late;
         let now_us = self.now_us;
-        let kept = self.nodes[node].lease.keeps().then_some(now_us);
+        let kept = (self.nodes[node].place.kept == Some(ballot)).then_some(now_us);
         let place = &mut self.nodes[node].place;
         let tenure = match place.tenure {
             Some((announced, tenure)) if announced == ballot => tenure,
