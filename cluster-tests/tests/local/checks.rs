@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use cluster_tests::{Base, Node, get, until};
+use cluster_tests::{Base, Node, get, try_api, until};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -58,7 +58,9 @@ impl Counting {
 }
 
 fn config(base: &Base, i: u8, option: &str) -> String {
-    let nodes: String = (1..=3).map(|i| format!("    node n{i} {}\n", base.at(10 + i, 7100))).collect();
+    // Who comes later knows itself and one other.
+    let known = if i > 3 { vec![1, i] } else { vec![1, 2, 3] };
+    let nodes: String = known.iter().map(|i| format!("    node n{i} {}\n", base.at(10 + i, 7100))).collect();
     let servers: String =
         (1..=SERVERS).map(|i| format!("    server s{i} {} check inter 100ms\n", base.at(i, 9800))).collect();
     format!(
@@ -130,6 +132,36 @@ fn three_nodes_probe_as_much_as_one_and_all_know_what_was_found() {
     for node in &nodes {
         assert_eq!(node.output().matches("Server web/s2 is ").count(), 2, "{}", node.output());
     }
+}
+
+#[test]
+fn who_joins_probes_its_part_and_who_leaves_none() {
+    let base = Base::free();
+    let servers = Counting::start(&base);
+    let mut nodes = nodes(&base, "");
+    let agree = |nodes: &[Node], count: usize| {
+        until(&format!("{count} nodes agree on who probes"), SOON, || {
+            let seen: Vec<_> = nodes.iter().map(probers).collect();
+            let names: std::collections::BTreeSet<&str> = seen[0].iter().map(|(n, _)| &**n).collect();
+            let alike = seen.iter().all(|s| s.iter().map(|p| &p.0).eq(seen[0].iter().map(|p| &p.0)));
+            alike && !names.contains("-") && names.iter().all(|n| n[1..].parse::<usize>().unwrap() <= count)
+        });
+        until("they settle", SOON, || (0.7..1.3).contains(&servers.rate()));
+    };
+    agree(&nodes, 3);
+    nodes.push(Node::start(&config(&base, 4, ""), &base.at(14, 8080)));
+    let patiently = |node: &Node, command: &str| {
+        let place = node.dir().join("sock").display().to_string();
+        try_api(&place, command, Duration::from_secs(40)).unwrap()
+    };
+    let answer = patiently(&nodes[1], &format!("cluster join n4 {}", base.at(14, 7100)));
+    assert!(answer.contains("Node 'n4' is a member after"), "{answer}");
+    agree(&nodes, 4);
+    println!("four nodes probe {:.2} times as often as one; {:?}", servers.rate(), probers(&nodes[3]));
+    let answer = patiently(&nodes[1], "cluster leave n4");
+    assert!(answer.contains("Node 'n4' has left after"), "{answer}");
+    nodes.pop();
+    agree(&nodes, 3);
 }
 
 #[test]

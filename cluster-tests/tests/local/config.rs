@@ -3,7 +3,7 @@
 
 use std::net::TcpListener;
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster_tests::{Cluster, Load, Signal, eventually, kill, phalanx, summary, until};
 
@@ -28,9 +28,16 @@ fn ctl(cluster: &Cluster, node: &str, words: &[&str]) -> Output {
 
 /// Pushes a text; whether that was done, and what was said.
 fn push(cluster: &Cluster, node: &str, text: &str) -> (bool, String) {
+    push_at(cluster, &cluster.status().node(node).cli.clone().expect("a node has a Runtime API"), text)
+}
+
+/// The same where the socket is known: the supervisor says nothing while it takes in a node.
+fn push_at(cluster: &Cluster, socket: &str, text: &str) -> (bool, String) {
     let file = cluster.dir().join("pushed.cfg");
     std::fs::write(&file, text).unwrap();
-    let out = ctl(cluster, node, &["config", "push", file.to_str().unwrap()]);
+    let mut command = Command::new(phalanx());
+    command.args(["ctl", "-S", socket, "config", "push"]).arg(&file);
+    let out = command.output().expect("phalanx starts");
     let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     println!("{said}");
     (out.status.success(), said)
@@ -122,6 +129,43 @@ fn a_push_reaches_all_nodes_without_a_failed_request_and_survives() {
     assert!(rows[2].contains("(again 1)"), "{history}");
     assert!(ctl(&cluster, "n1", &["config", "detach"]).status.success());
     all_run(&cluster, "4", "in-force", "1000");
+}
+
+#[test]
+fn a_push_ends_while_a_member_joins_leaves_or_dies() {
+    let cluster = up();
+    let socket = cluster.status().node("n1").cli.clone().unwrap();
+    for (limit, change) in [(1500, ["join", "n4"]), (1501, ["leave", "n2"]), (1502, ["kill", "n3"])] {
+        let began = Instant::now();
+        let (pushed, changed) = std::thread::scope(|scope| {
+            let push = scope.spawn(|| push_at(&cluster, &socket, &with_maxconn(limit)));
+            let change = scope.spawn(|| cluster.run(&change));
+            (push.join().unwrap(), change.join().unwrap())
+        });
+        let said = String::from_utf8_lossy(&[changed.stdout, changed.stderr].concat()).into_owned();
+        println!("{change:?} and a push took {:?}: {} {said}", began.elapsed(), pushed.0);
+        assert!(changed.status.success(), "{change:?}: {said}");
+        assert!(!pushed.1.trim().is_empty() && began.elapsed() < Duration::from_secs(60), "{}", pushed.1);
+        if change[0] == "kill" {
+            cluster.must(&["start", change[1]]);
+            cluster.wait_running(change[1]);
+        }
+        // Applied on all or taken back on all, also on who came meanwhile.
+        let members = if change[0] == "join" { &["n1", "n2", "n3", "n4"][..] } else { &["n1", "n3", "n4"] };
+        until("all run the same", SOON, || {
+            let seen = runs(&cluster, "n1");
+            let limits: Vec<String> = members.iter().map(|n| maxconn(&cluster, n)).collect();
+            seen.len() == members.len()
+                && seen.iter().all(|r| *r == seen[0] && r.1 == "in-force")
+                && limits.iter().all(|l| *l == limits[0])
+        });
+        if pushed.0 {
+            assert_eq!(maxconn(&cluster, "n1"), limit.to_string());
+        }
+    }
+    // And the next one is taken as ever.
+    let (done, said) = push(&cluster, "n3", &with_maxconn(1600));
+    assert!(done, "{said}");
 }
 
 #[test]
