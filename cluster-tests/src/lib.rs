@@ -19,6 +19,7 @@ mod load;
 pub mod nemesis;
 mod node;
 pub mod probe;
+pub mod traffic;
 mod wait;
 pub mod websocket;
 

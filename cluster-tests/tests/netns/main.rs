@@ -6,6 +6,7 @@ mod chaos;
 mod checks;
 mod confined;
 mod failover;
+mod moves;
 mod partition;
 mod service;
 mod vips;

@@ -12,6 +12,7 @@
 
 mod arp;
 mod core;
+mod drain;
 mod exec;
 pub mod guardian;
 mod hands;
@@ -102,6 +103,20 @@ pub trait Announcer: Send + Sync {
     /// Why not; the VIP then goes elsewhere.
     fn acquire(&self, vip: &VipSettings, epoch: u64) -> Result<Vec<OwnedFd>, String>;
 
+    /// From now on no new connection begins on the address; those that wait are still accepted until
+    /// [`release`](Announcer::release), which follows soon. Tells whether that can be done.
+    fn quiesce(&self, vip: &VipSettings) -> bool {
+        let _ = vip;
+        false
+    }
+
+    /// What keeps connections to the address from being accepted here, or would if this node held it;
+    /// `None`: not known now. Must not block. For VIPs of any kind.
+    fn unready(&self, vip: &VipSettings) -> Option<Vec<String>> {
+        let _ = vip;
+        Some(Vec::new())
+    }
+
     /// Stops listening on the address, and comes back when no new connection is taken; harmless when it
     /// was not.
     ///
@@ -140,6 +155,8 @@ pub struct VipStatus {
     pub left: Duration,
     /// This node holds it without a majority, by `on-quorum-loss hold`.
     pub kept: bool,
+    /// Former holders on which connections go on.
+    pub draining: Vec<Draining>,
     /// Every node, in alphabetical order.
     pub nodes: Vec<NodeFitness>,
     /// Newest last.
@@ -155,6 +172,17 @@ pub struct Notice {
     pub unix_us: u64,
     /// What, for people.
     pub text: String,
+}
+
+/// A node that has moved a VIP away, and still has connections to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draining {
+    /// Its name.
+    pub node: String,
+    /// Of its tenure.
+    pub epoch: u64,
+    /// How many.
+    pub connections: u32,
 }
 
 /// Whether a node would take a VIP.

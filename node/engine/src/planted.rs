@@ -68,6 +68,12 @@ pub(crate) enum Fault {
     TellBeforeTakeAway,
     /// An address that could not be taken away is taken for gone.
     TryOnce,
+    /// The lease is told of a planned move before new connections are refused.
+    TellBeforeDrain,
+    /// An address that could not be made to drain is taken for silent.
+    DrainAnyhow,
+    /// The guardian of a dead worker leaves what drains.
+    LeaveDraining,
     /// The guardian tells the peers of a dead worker and takes nothing off.
     SkipFence,
     /// The guardian tells the peers of what it could not take off.

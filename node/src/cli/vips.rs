@@ -81,6 +81,10 @@ fn show_vip(call: &Call<'_>) -> Answer {
     }
     let mut out = String::new();
     align(&rows, &mut out);
+    for (vip, draining) in vips.iter().flat_map(|v| v.draining.iter().map(move |d| (v, d))) {
+        let (name, node, count) = (&vip.name, &draining.node, draining.connections);
+        let _ = writeln!(out, "# {name} drains on {node}: {count} connections of epoch {}", draining.epoch);
+    }
     for vip in vips.iter().filter(|v| !v.moves.is_empty()) {
         let _ = writeln!(out, "# moves of {}:", vip.name);
         for change in &vip.moves {
@@ -115,6 +119,11 @@ fn vip_json(vip: &VipStatus) -> serde_json::Value {
         .iter()
         .map(|n| json!({"node": n.node, "eligible": n.eligible, "reasons": n.reasons}))
         .collect();
+    let draining: Vec<_> = vip
+        .draining
+        .iter()
+        .map(|d| json!({"node": d.node, "epoch": d.epoch, "connections": d.connections}))
+        .collect();
     let moves: Vec<_> = vip
         .moves
         .iter()
@@ -133,6 +142,7 @@ fn vip_json(vip: &VipStatus) -> serde_json::Value {
         "left_ms": vip.left.as_millis() as u64,
         "kept": vip.kept,
         "nodes": nodes,
+        "draining": draining,
         "moves": moves,
         "notices": notices,
     })

@@ -111,6 +111,15 @@ impl Announcer for Gate {
         Ok(forwarder.gated_listeners(vip.addr))
     }
 
+    fn quiesce(&self, vip: &VipSettings) -> bool {
+        let forwarder = self.0.get();
+        forwarder.inspect(|forwarder| forwarder.quiesce(vip.addr)).is_some()
+    }
+
+    fn unready(&self, vip: &VipSettings) -> Option<Vec<String>> {
+        self.0.get().map_or_else(|| Some(Vec::new()), |forwarder| forwarder.unready(vip.addr))
+    }
+
     fn release(&self, vip: &VipSettings) -> Result<(), String> {
         match self.0.get() {
             Some(forwarder) => forwarder.gate(vip.addr, false).map_err(|e| e.to_string()),

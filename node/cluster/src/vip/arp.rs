@@ -4,19 +4,23 @@
 //! runs out [`MARGIN`] before the lease. Where nftables is missing, the address's own lifetime, in
 //! whole seconds, is all that the kernel can do; the warning says so, once.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use phalanx_engine::lease::hands::KEPT;
 use phalanx_sys::clock::boottime;
 use phalanx_sys::neighbour::{self, Watch};
-use phalanx_sys::netlink::nft::Nft;
+use phalanx_sys::netlink::diag;
+use phalanx_sys::netlink::nft::{self, Nft};
 use phalanx_sys::netlink::route::{Link, Route};
 use phalanx_sys::process::Capability;
 use tracing::warn;
 
+use super::drain::{Paths, Reach};
 use super::guardian::Place;
 use super::hands::Driver;
 use super::{Announce, VipSettings};
@@ -54,24 +58,48 @@ pub(super) struct Kernel(Arc<Mutex<Tables>>);
 struct Tables {
     nft: Option<Nft>,
     vips: Vec<IpAddr>,
+    interfaces: BTreeSet<String>,
     open: usize,
+    passes: Passes,
+}
+
+/// Packets of earlier holders' connections.
+#[derive(Default)]
+struct Passes {
+    /// Interfaces that have a chain for it.
+    chains: Vec<(String, u32)>,
+    /// Rises whenever the kernel has forgotten whose connections are whose.
+    version: u64,
+    /// The kernel can do it.
+    usable: bool,
 }
 
 impl Kernel {
     pub(super) fn new(vips: &[VipSettings], witness: bool) -> Kernel {
         let arp = |vip: &&VipSettings| matches!(vip.announce, Announce::Arp { .. });
+        let interface = |vip: &VipSettings| match &vip.announce {
+            Announce::Arp { interface } => Some(interface.clone()),
+            _ => None,
+        };
+        let interfaces: BTreeSet<String> = vips.iter().filter_map(interface).collect();
         let vips: Vec<IpAddr> = vips.iter().filter(arp).map(|vip| vip.addr).collect();
-        let mut nft = None;
+        let (mut nft, mut passes) = (None, Passes::default());
         if !vips.is_empty() && !witness && Capability::NetAdmin.effective() {
             match Nft::open().and_then(|mut nft| nft.set_up(&vips).map(|()| nft)) {
-                Ok(ready) => nft = Some(ready),
+                Ok(mut ready) => {
+                    if let Err(why) = passes.set_up(&mut ready, &interfaces) {
+                        warn!("floating IPs: connections of earlier holders cannot be passed on: {why}");
+                    }
+                    nft = Some(ready);
+                }
                 Err(error) => warn!(
                     "floating IPs: nftables is not available ({error}): should all of this node's processes \
                      stand still, the kernel takes an address away only {VALID_WITHOUT_NFT:?} after its lease"
                 ),
             }
         }
-        Kernel(Arc::new(Mutex::new(Tables { nft, open: vips.len(), vips })))
+        let open = vips.len();
+        Kernel(Arc::new(Mutex::new(Tables { nft, open, vips, interfaces, passes })))
     }
 
     /// Lets the VIP's traffic through until `until`.
@@ -97,6 +125,75 @@ impl Kernel {
         }
     }
 
+    /// Lets only connections go on that there are; `None` without nftables.
+    fn drain(&self, vip: IpAddr, own: IpAddr) -> Result<Option<()>, String> {
+        let mut tables = self.0.lock();
+        let Some(nft) = &mut tables.nft else { return Ok(None) };
+        nft.drain(vip, own, KEPT).map(Some).map_err(|e| format!("nftables: {e}"))
+    }
+
+    fn end_drain(&self, vip: IpAddr) -> Result<(), String> {
+        match &mut self.0.lock().nft {
+            Some(nft) => nft.end_drain(vip).map_err(|e| format!("nftables: {e}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Passes packets of unknown connections on, as `paths` say; `told` is the version for which the kernel knows those
+    /// of this node, and becomes the one for which it does now.
+    fn pass(
+        &self,
+        vip: IpAddr,
+        link: (&str, u32),
+        paths: &Paths,
+        told: &mut Option<u64>,
+    ) -> Result<(), String> {
+        let mut tables = self.0.lock();
+        let Tables { nft: Some(nft), passes, interfaces, .. } = &mut *tables else { return Ok(()) };
+        if !passes.has(link) {
+            passes.set_up(nft, interfaces)?;
+        }
+        if nft.watch(vip, KEPT).is_err() {
+            // Somebody flushed the ruleset.
+            passes.set_up(nft, interfaces)?;
+            nft.watch(vip, KEPT).map_err(|e| format!("nftables: {e}"))?;
+        }
+        if *told != Some(passes.version) {
+            tell_mine(nft, vip)?;
+            *told = Some(passes.version);
+        }
+        let next = match paths.next {
+            Some(to) => nft.pass(vip, to, KEPT),
+            None => nft.end_next(vip),
+        };
+        let home = match paths.home {
+            Some(to) => nft.send_home(vip, to, &paths.peers, KEPT),
+            None => nft.end_home(vip),
+        };
+        next.and(home).map_err(|e| format!("nftables: {e}"))
+    }
+
+    /// An interface is there; it may not have been before.
+    fn seen(&self, link: (&str, u32)) {
+        let mut tables = self.0.lock();
+        let Tables { nft: Some(nft), passes, interfaces, .. } = &mut *tables else { return };
+        if passes.usable
+            && !passes.has(link)
+            && let Err(why) = passes.set_up(nft, interfaces)
+        {
+            warn!("floating IPs: connections of earlier holders cannot be passed on: {why}");
+        }
+    }
+
+    fn end_pass(&self, vip: IpAddr) {
+        let mut tables = self.0.lock();
+        if let Some(nft) = &mut tables.nft
+            && let Err(error) = nft.end_pass(vip)
+        {
+            warn!("address {vip}: packets go on being passed on, for {KEPT:?} at most: {error}");
+        }
+    }
+
     fn enforces(&self) -> bool {
         self.0.lock().nft.is_some()
     }
@@ -114,6 +211,29 @@ impl Kernel {
     }
 }
 
+impl Passes {
+    fn set_up(&mut self, nft: &mut Nft, interfaces: &BTreeSet<String>) -> Result<(), String> {
+        let mut route = Route::open().map_err(|e| format!("netlink: {e}"))?;
+        let number = |name: &String| route.link(name).ok().map(|link| (name.clone(), link.index));
+        self.chains = interfaces.iter().filter_map(number).collect();
+        self.version += 1;
+        let done = nft.set_up_passes(&self.chains);
+        self.usable = done.is_ok();
+        done.map_err(|e| format!("nftables: {e}"))
+    }
+
+    fn has(&self, link: (&str, u32)) -> bool {
+        self.chains.iter().any(|(name, index)| (name.as_str(), *index) == link)
+    }
+}
+
+/// Tells the kernel which connections are this node's: those that began before it looked, or are quiet.
+fn tell_mine(nft: &mut Nft, vip: IpAddr) -> Result<(), String> {
+    let mut mine = Vec::new();
+    diag::connections(vip, |c| mine.push(c.flow)).map_err(|e| format!("connections of {vip}: {e}"))?;
+    nft.add_mine(&mine).map_err(|e| format!("nftables: {e}"))
+}
+
 /// The driver of one VIP.
 pub(super) struct Arp {
     addr: IpAddr,
@@ -122,6 +242,11 @@ pub(super) struct Arp {
     kernel: Kernel,
     held: Option<Held>,
     noticed: Vec<String>,
+    /// It has moved, but connections go on here: in the name of this address.
+    kept: Option<(Link, IpAddr)>,
+    /// The kernel knows which connections are this node's, of this version; and since when.
+    told: Option<u64>,
+    told_at: Duration,
 }
 
 struct Held {
@@ -137,7 +262,8 @@ struct Held {
 
 impl Arp {
     pub(super) fn new(addr: IpAddr, prefix: u8, interface: String, kernel: Kernel) -> Arp {
-        Arp { addr, prefix, interface, kernel, held: None, noticed: Vec::new() }
+        let (held, noticed, kept, told, told_at) = (None, Vec::new(), None, None, Duration::ZERO);
+        Arp { addr, prefix, interface, kernel, held, noticed, kept, told, told_at }
     }
 
     fn link(&self) -> Result<Link, String> {
@@ -167,6 +293,26 @@ impl Arp {
         "taken off".into()
     }
 
+    /// An address of this node on the interface that stays: of IPv6, the one that every node has.
+    fn own_address(&self, link: &Link) -> Result<Option<IpAddr>, String> {
+        let all = Route::open().and_then(|mut route| route.addresses(link.index, self.addr));
+        let all = all.map_err(|e| format!("addresses of {}: {e}", self.interface))?;
+        let vips = self.kernel.0.lock().vips.clone();
+        let own = all.into_iter().filter(|addr| !vips.contains(addr));
+        Ok(match self.addr {
+            IpAddr::V4(_) => own.min(),
+            IpAddr::V6(_) => own.filter(|a| matches!(a, IpAddr::V6(a) if a.is_unicast_link_local())).min(),
+        })
+    }
+
+    /// How many connections to the VIP are open here.
+    fn connections(&self) -> Result<u32, String> {
+        let mut open = 0;
+        diag::connections(self.addr, |c| open += u32::from(c.open))
+            .map_err(|e| format!("connections of {}: {e}", self.addr))?;
+        Ok(open)
+    }
+
     fn tell(&self, link: &Link) {
         // An interface without hardware address has no neighbours to tell.
         if link.mac.is_some()
@@ -191,7 +337,7 @@ impl Driver for Arp {
             Ok(link) if !link.running => {
                 missing.push(format!("interface '{}' has no carrier", self.interface))
             }
-            Ok(_) => {}
+            Ok(link) => self.kernel.seen((&self.interface, link.index)),
         }
         missing
     }
@@ -219,6 +365,7 @@ impl Driver for Arp {
                 let link = held.link.clone();
                 self.tell(&link);
             }
+            None if self.kept.is_some() => {}
             None => {
                 let Ok(link) = self.link() else { return };
                 let there = Route::open().and_then(|mut route| route.has_address(link.index, self.addr));
@@ -246,6 +393,9 @@ impl Driver for Arp {
         self.kernel.hold(self.addr, until)?;
         self.put(&link)?;
         self.tell(&link);
+        if self.kept.take().is_some() {
+            self.kernel.end_drain(self.addr)?;
+        }
         let watch = match &self.held {
             // Kept, or the tenure is another.
             Some(_) => self.held.take().and_then(|held| held.watch),
@@ -276,11 +426,56 @@ impl Driver for Arp {
     }
 
     fn release(&mut self) -> Result<(), String> {
-        self.held = None;
-        // Silence first, then the address.
-        let silenced = self.kernel.drop_hold(self.addr);
+        (self.held, self.kept, self.told) = (None, None, None);
+        // Silence first, then the address. What is passed on to others comes last: it would be answered with
+        // resets here.
+        let silenced = self.kernel.drop_hold(self.addr).and(self.kernel.end_drain(self.addr));
         take_off(&self.interface, self.addr, self.prefix)?;
+        self.kernel.end_pass(self.addr);
         silenced
+    }
+
+    fn reach(&mut self) -> Option<Reach> {
+        let link = self.link().ok()?;
+        let via = self.own_address(&link).ok()??;
+        Some(Reach { via, mac: link.mac? })
+    }
+
+    fn keep(&mut self) -> Result<Option<u32>, String> {
+        let link = self.link()?;
+        let Some(own) = self.own_address(&link)? else { return Ok(None) };
+        if self.kernel.drain(self.addr, own)?.is_none() {
+            return Ok(None);
+        }
+        self.held = None;
+        self.kept = Some((link, own));
+        // Counted after nothing more can begin.
+        self.connections().map(Some)
+    }
+
+    fn renew_kept(&mut self) -> Result<u32, String> {
+        let Some((link, own)) = &self.kept else { return Ok(0) };
+        self.kernel.drain(self.addr, *own)?;
+        self.put(link)?;
+        self.connections()
+    }
+
+    fn pass(&mut self, paths: &Paths) -> Result<(), String> {
+        if paths.next.is_none() && paths.home.is_none() {
+            self.kernel.end_pass(self.addr);
+            self.told = None;
+            return Ok(());
+        }
+        let link = self.link()?;
+        let now = boottime();
+        // The kernel forgets those that are quiet.
+        if now >= self.told_at + nft::pass::QUIET / 4 {
+            self.told = None;
+        }
+        if self.told.is_none() {
+            self.told_at = now;
+        }
+        self.kernel.pass(self.addr, (&self.interface, link.index), paths, &mut self.told)
     }
 
     fn place(&self) -> Place {

@@ -22,12 +22,13 @@ use phalanx_wire::cluster::lease_message::Kind;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
+use super::drain::{Kept, Others, Paths, Reach};
 use super::guardian::Guardian;
 use super::hands::{Driver, Hands, Task};
 use super::wire::Names;
 use super::{
-    Announce, Announcer, Move, MoveError, NodeFitness, Notice, Options, VipSettings, VipStatus, arp, exec,
-    health,
+    Announce, Announcer, Draining, Move, MoveError, NodeFitness, Notice, Options, VipSettings, VipStatus,
+    arp, exec, health,
 };
 use crate::{Node, Settings};
 
@@ -76,6 +77,14 @@ struct One {
     missing: Vec<String>,
     /// What the others said about themselves.
     fitness: BTreeMap<NodeId, NodeFitness>,
+    /// Connections of an earlier tenure that go on here.
+    drains: Option<Kept>,
+    /// And elsewhere.
+    others: Others,
+    /// How this node is reached on the VIP's interface.
+    reach: Option<Reach>,
+    /// For whom this node let go last.
+    moved_to: Option<NodeId>,
     moves: VecDeque<Move>,
     seen: View,
     /// What was done to the address by others, and what this node did about it.
@@ -152,6 +161,10 @@ impl Shared {
                 hands: Arc::new(Hands::default()),
                 missing: vec!["starting".into()],
                 fitness: BTreeMap::new(),
+                drains: None,
+                others: Others::default(),
+                reach: None,
+                moved_to: None,
                 moves: VecDeque::new(),
                 seen: View::default(),
                 reason: None,
@@ -178,7 +191,7 @@ impl Shared {
             stopping: AtomicBool::new(false),
         });
         for (i, (hands, driver)) in hands.into_iter().zip(drivers).enumerate() {
-            super::hands::start(shared.clone(), i, hands, driver, guardian.clone())?;
+            super::hands::start(shared.clone(), i, hands, driver, (guardian.clone(), announcer.clone()))?;
         }
         let clock = shared.clone();
         thread("vip-clock", move || clock.keep_time())?;
@@ -217,6 +230,7 @@ impl Shared {
         for i in 0..core.vips.len() {
             let one = &mut core.vips[i];
             one.fitness.retain(|id, _| known.contains(id));
+            one.others.retain(&known);
             let prefer = one.settings.prefer.as_deref().and_then(|name| names.id(name));
             let voters = voters.clone();
             one.lease.reconfigure(Group { me, incarnation, config: members.config(), voters, prefer }, now);
@@ -305,7 +319,17 @@ impl Shared {
                         ballot.epoch()
                     );
                     one.reason = Some(text);
-                    one.hands.push(Task::Do(Job::Withdraw { ballot }));
+                    // By plan, and nothing here is out of order: its connections go on.
+                    one.moved_to = None;
+                    let keep = match reason {
+                        Reason::Moved { to } => {
+                            one.moved_to = to;
+                            true
+                        }
+                        Reason::Unfit(_) => one.missing.is_empty(),
+                        _ => false,
+                    };
+                    one.hands.push(Task::Do(Job::Withdraw { ballot, keep }));
                 }
             }
         }
@@ -342,6 +366,7 @@ impl Shared {
             (None, Free::Initially) => "nobody held it".to_owned(),
         };
         let epoch = view.epoch.or(before.epoch).unwrap_or_default();
+        one.hands.push(Task::PassOn);
         info!(
             "vip '{}' {}: holder {} (was {}), epoch {epoch}: {reason}",
             one.settings.name,
@@ -401,6 +426,31 @@ impl Shared {
     /// What the machine of VIP `i` holds at this moment, until when.
     pub(super) fn held_until(&self, i: usize) -> Option<(Ballot, Duration)> {
         self.core.lock().vips[i].lease.held_until()
+    }
+
+    /// Connections of an earlier tenure of this node go on, or have ended.
+    pub(super) fn set_kept(&self, i: usize, kept: Option<Kept>) {
+        let mut core = self.core.lock();
+        let before = std::mem::replace(&mut core.vips[i].drains, kept);
+        // How many there are, the next sign of life tells.
+        if before.map(|k| k.epoch) != kept.map(|k| k.epoch) {
+            self.tell_fitness(&mut core);
+        }
+    }
+
+    /// How this node is reached on the VIP's interface.
+    pub(super) fn set_reach(&self, i: usize, reach: Option<Reach>) {
+        self.core.lock().vips[i].reach = reach;
+    }
+
+    /// Where packets go that are not of a connection of this node, which has (or `drains`: had) `epoch`.
+    pub(super) fn paths(&self, i: usize, epoch: Epoch, drains: bool) -> Paths {
+        let one = &self.core.lock().vips[i];
+        let now = now();
+        let me = self.names.load().me();
+        // Until a holder is known: the one that is to become it.
+        let holder = one.lease.view(now).holder.or(one.moved_to).filter(|id| drains && Some(*id) != me);
+        one.others.paths(epoch, holder, one.settings.addr, now.mono)
     }
 
     /// A driver tells what is missing here.
@@ -570,6 +620,14 @@ impl Shared {
                         eligible: vip.eligible,
                         reasons: vip.reasons.into_iter().take(8).collect(),
                     };
+                    let kept = vip.kept;
+                    let kept = kept.map(|k| Kept { epoch: Epoch(k.epoch), connections: k.connections });
+                    let mac = <[u8; 6]>::try_from(&vip.mac[..]).ok();
+                    let reach = vip.via.parse().ok().zip(mac).map(|(via, mac)| Reach { via, mac });
+                    one.others.reached(from, reach);
+                    if one.others.heard(from, kept, clock::boottime()) {
+                        one.hands.push(Task::PassOn);
+                    }
                     one.fitness.insert(from, fitness);
                 }
             }
@@ -715,12 +773,26 @@ impl Shared {
                 epoch: view.epoch.unwrap_or_default().0,
                 left: view.left,
                 kept: one.kept,
+                draining: self.draining(one, now.mono),
                 nodes: self.fitness_of(one),
                 moves: one.moves.iter().cloned().collect(),
                 notices: one.notices.iter().cloned().collect(),
             }
         });
         status.collect()
+    }
+
+    fn draining(&self, one: &One, now: Duration) -> Vec<Draining> {
+        let names = self.names.load();
+        let own = one.drains.and_then(|kept| Some((names.me()?, kept)));
+        let mut all: Vec<_> = own.into_iter().chain(one.others.iter(now)).collect();
+        all.sort_by_key(|(_, kept)| kept.epoch);
+        let draining = all.into_iter().map(|(id, kept)| Draining {
+            node: names.name(id).to_owned(),
+            epoch: kept.epoch.0,
+            connections: kept.connections,
+        });
+        draining.collect()
     }
 
     pub(super) fn stop(&self, deadline: Instant) {
@@ -769,7 +841,14 @@ fn own_fitness(one: &One, node: String) -> NodeFitness {
 fn fitness(core: &Core) -> pb::LeaseMessage {
     let vips = core.vips.iter().map(|one| {
         let own = own_fitness(one, String::new());
-        pb::VipFitness { vip: one.settings.name.clone(), eligible: own.eligible, reasons: own.reasons }
+        pb::VipFitness {
+            vip: one.settings.name.clone(),
+            eligible: own.eligible,
+            reasons: own.reasons,
+            kept: one.drains.map(|k| pb::Kept { epoch: k.epoch.0, connections: k.connections }),
+            via: one.reach.map(|r| r.via.to_string()).unwrap_or_default(),
+            mac: one.reach.map(|r| r.mac.to_vec().into()).unwrap_or_default(),
+        }
     });
     pb::LeaseMessage { kind: Some(Kind::Fitness(pb::Fitness { vips: vips.collect() })) }
 }

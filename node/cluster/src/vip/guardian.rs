@@ -132,6 +132,8 @@ pub(super) struct Hold {
     /// Boot time at which it is to be gone.
     pub(super) until: Duration,
     pub(super) place: Place,
+    /// It has moved away; only its connections go on here.
+    pub(super) drains: bool,
 }
 
 /// Where a VIP is to be taken off.
@@ -359,7 +361,8 @@ pub fn main() -> i32 {
         error!("guardian: it is started by a node, not by hand");
         return 2;
     }
-    Process { orders, settings: Settings::default(), watch: Watch::default(), died: false }.run()
+    Process { orders, settings: Settings::default(), watch: Watch::default(), died: false, passes: false }
+        .run()
 }
 
 /// The guardian's side. What is to be done when, [`Watch`] decides.
@@ -368,6 +371,8 @@ struct Process {
     settings: Settings,
     watch: Watch<Held>,
     died: bool,
+    /// The worker may have passed packets on.
+    passes: bool,
 }
 
 struct Held {
@@ -446,10 +451,14 @@ impl Process {
                 });
             }
             Order::Hold(hold) => {
-                let (vip, until) = (hold.vip.clone(), hold.until);
+                self.passes |= matches!(hold.place, Place::Arp { .. });
+                let (vip, until, drains) = (hold.vip.clone(), hold.until, hold.drains);
                 let before = self.watch.place(&vip).map(|held| std::mem::take(&mut held.fds));
                 let fds = if fds.is_empty() { before.unwrap_or_default() } else { fds };
-                self.watch.hold(&vip, until, Held { hold, fds, ran: None });
+                match drains {
+                    true => self.watch.drain(&vip, until, Held { hold, fds, ran: None }),
+                    false => self.watch.hold(&vip, until, Held { hold, fds, ran: None }),
+                }
             }
             Order::LetGo { vip } => self.watch.let_go(&vip),
             Order::Farewell => {}
@@ -487,6 +496,12 @@ impl Process {
         let tries = clock::boottime() + TRY_WITHIN;
         loop {
             self.fence();
+            // Nobody looks after what was passed on to others; before, it would be answered with resets.
+            if std::mem::take(&mut self.passes)
+                && let Ok(mut nft) = Nft::open()
+            {
+                let _ = nft.remove_passes();
+            }
             let off = self.watch.used_up();
             self.tell(off);
             if self.watch.is_done() || clock::boottime() >= tries {
@@ -559,6 +574,8 @@ fn fence(held: &mut Held) -> bool {
             // Where there is no nftables there is nothing to silence.
             if let Ok(mut nft) = Nft::open() {
                 let _ = nft.drop_hold(*addr);
+                let _ = nft.end_drain(*addr);
+                let _ = nft.end_pass(*addr);
             }
             match arp::take_off(interface, *addr, *prefix) {
                 Ok(()) => true,

@@ -11,16 +11,27 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use phalanx_engine::lease::Ballot;
-use phalanx_engine::lease::hands::{self, Act, Job};
+use phalanx_engine::lease::hands::{self, Act, Job, KEPT};
 use phalanx_sys::clock::boottime;
 use tracing::{error, info, warn};
 
 use super::core::{Shared, thread};
+use super::drain::{Kept, Paths, Reach};
 use super::guardian::{Guardian, Hold, Place};
 use super::{Announcer, VipSettings};
 
 /// How often a driver looks at what it needs.
-const INSPECT_EVERY: Duration = Duration::from_millis(500);
+const INSPECT_EVERY: Duration = Duration::from_millis(100);
+
+/// How often connections that are kept, and those passed on, are looked after.
+const TEND_EVERY: Duration = Duration::from_millis(500);
+
+/// How long listeners of a former holder stay open: long enough for the next one to listen, shorter
+/// than clients wait before they ask again.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// Connections are kept so long at most after a VIP has moved.
+const KEEP_AT_MOST: Duration = Duration::from_secs(30 * 60);
 
 /// Between two attempts to take an address away.
 const RETRY: Duration = Duration::from_millis(50);
@@ -29,6 +40,8 @@ const RETRY: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Task {
     Do(Job),
+    /// What others keep has changed.
+    PassOn,
     Quit,
 }
 
@@ -53,6 +66,28 @@ pub(super) trait Driver: Send {
     /// Taking it away is not tried again when it fails.
     fn releases_once(&self) -> bool {
         false
+    }
+    /// How other nodes reach this one for what is passed on.
+    fn reach(&mut self) -> Option<Reach> {
+        None
+    }
+    /// Takes nothing new from now on, but lets connections go on, for [`KEPT`]: how many there are.
+    /// `None`: it cannot be done.
+    fn keep(&mut self) -> Result<Option<u32>, String> {
+        Ok(None)
+    }
+    /// Begins nothing new any more, until it is released soon; tells whether that can be done.
+    fn quiesce(&mut self) -> bool {
+        false
+    }
+    /// Prolongs [`keep`](Driver::keep).
+    fn renew_kept(&mut self) -> Result<u32, String> {
+        Ok(0)
+    }
+    /// Passes packets of connections that are not this node's on to others, for [`KEPT`].
+    fn pass(&mut self, paths: &Paths) -> Result<(), String> {
+        let _ = paths;
+        Ok(())
     }
     /// Where the guardian finds it.
     fn place(&self) -> Place;
@@ -89,6 +124,10 @@ impl Driver for Listen {
         self.announcer.release(&self.vip)
     }
 
+    fn quiesce(&mut self) -> bool {
+        self.announcer.quiesce(&self.vip)
+    }
+
     fn place(&self) -> Place {
         Place::Listen
     }
@@ -106,8 +145,12 @@ impl Hands {
     /// begin and end.
     pub(super) fn push(&self, task: Task) {
         let mut tasks = self.tasks.lock();
-        let renewal = |task: &Task| matches!(task, Task::Do(Job::Renew { .. }));
-        if renewal(&task) && tasks.0.back().is_some_and(renewal) {
+        let same = |task: &Task| match task {
+            Task::Do(Job::Renew { .. }) => 1,
+            Task::PassOn => 2,
+            _ => 0,
+        };
+        if same(&task) != 0 && tasks.0.back().is_some_and(|last| same(last) == same(&task)) {
             tasks.0.pop_back();
         }
         tasks.0.push_back(task);
@@ -139,12 +182,26 @@ pub(super) fn start(
     index: usize,
     hands: Arc<Hands>,
     driver: Box<dyn Driver>,
-    guardian: Option<Arc<Guardian>>,
+    (guardian, announcer): (Option<Arc<Guardian>>, Arc<dyn Announcer>),
 ) -> Result<(), String> {
     thread("vip-hands", move || {
         let vip = shared.settings_of(index);
-        let mut worker =
-            Worker { shared, index, vip, driver, guardian, decide: hands::Hands::default(), told: false };
+        let mut worker = Worker {
+            shared,
+            index,
+            vip,
+            driver,
+            guardian,
+            announcer,
+            decide: hands::Hands::default(),
+            told: false,
+            lingers: None,
+            unready: Vec::new(),
+            suspected: Vec::new(),
+            kept: None,
+            paths: Paths::default(),
+            failed: None,
+        };
         worker.run(&hands);
         hands.finish();
     })
@@ -156,9 +213,29 @@ struct Worker {
     vip: VipSettings,
     driver: Box<dyn Driver>,
     guardian: Option<Arc<Guardian>>,
+    announcer: Arc<dyn Announcer>,
     decide: hands::Hands,
     /// That the address cannot be taken away.
     told: bool,
+    /// Until when listeners that begin nothing new stay open, after a planned move.
+    lingers: Option<Instant>,
+    /// What the announcer said last that is not ready.
+    unready: Vec<String>,
+    suspected: Vec<String>,
+    /// What is known of the connections that go on after a planned move.
+    kept: Option<Connections>,
+    /// Where packets of unknown connections go.
+    paths: Paths,
+    /// Why they don't, as was said.
+    failed: Option<String>,
+}
+
+/// Connections of a tenure that is over.
+struct Connections {
+    since: Duration,
+    count: u32,
+    /// How often in a row none was left.
+    none: u32,
 }
 
 impl Worker {
@@ -166,13 +243,23 @@ impl Worker {
         // Whatever an earlier life left behind is not ours now.
         self.carry_out(Job::Clear);
         let mut inspect = Instant::now();
+        let mut tend = Instant::now();
         loop {
             if Instant::now() >= inspect {
                 self.inspect();
                 inspect = Instant::now() + INSPECT_EVERY;
             }
-            match hands.next(inspect.saturating_duration_since(Instant::now())) {
+            if Instant::now() >= tend {
+                self.tend();
+                tend = Instant::now() + TEND_EVERY;
+            }
+            if self.lingers.is_some_and(|until| Instant::now() >= until) {
+                self.carry_out(Job::EndDrain);
+            }
+            let next = self.lingers.map_or(inspect, |until| until.min(inspect));
+            match hands.next(next.saturating_duration_since(Instant::now())) {
                 Some(Task::Do(job)) => self.carry_out(job),
+                Some(Task::PassOn) => self.pass_on(),
                 Some(Task::Quit) => break,
                 None => {}
             }
@@ -193,6 +280,7 @@ impl Worker {
         {
             missing.push(format!("the guardian does not run: {why}"));
         }
+        missing.extend(self.unready.iter().cloned());
         self.shared.set_missing(self.index, missing);
     }
 
@@ -207,6 +295,9 @@ impl Worker {
         if matches!(job, Job::Withdraw { .. }) {
             self.driver.reason(&self.shared.reason_of(self.index));
         }
+        if matches!(job, Job::Acquire { .. }) && self.lingers.is_some() {
+            self.carry_out(Job::EndDrain);
+        }
         let mut next = self.decide.start(job, boottime(), self.shared.held_until(self.index));
         while let Some(act) = next {
             let outcome = self.act(act);
@@ -218,6 +309,12 @@ impl Worker {
         match act {
             Act::Guard { ballot, until } => self.guard(ballot, until, None),
             Act::Announce { ballot, until } => {
+                if self.kept.take().is_some() {
+                    // What it kept of an earlier tenure is its own again: nobody is to pass it on.
+                    self.shared.set_kept(self.index, None);
+                }
+                // Before the first packet of a connection that is elsewhere comes here.
+                self.pass_on_of(ballot, false);
                 let fds = self.driver.acquire(ballot.epoch().0, until)?;
                 if !fds.is_empty() {
                     self.guard(ballot, until, Some(fds))?;
@@ -230,6 +327,12 @@ impl Worker {
                 self.tell_noticed();
                 renewed
             }
+            Act::Drain { ballot } => self.drain(ballot),
+            Act::GuardDrain { ballot } => self.guard_as(ballot, boottime() + KEPT, None, true),
+            Act::Tend { ballot } => self.tend_kept(ballot).inspect_err(|why| {
+                let (name, addr) = (&self.vip.name, self.vip.addr);
+                warn!("vip '{name}' {addr}: its connections cannot go on here: {why}");
+            }),
             Act::TakeAway => self.take_away(),
             Act::LetGo => {
                 if let Some(guardian) = &self.guardian {
@@ -249,9 +352,117 @@ impl Worker {
         }
     }
 
+    /// Takes nothing new from now on, and lets connections go on, even if there are none: until the
+    /// neighbours have heard of the next holder, what is for it comes here.
+    fn drain(&mut self, ballot: Ballot) -> Result<(), String> {
+        let (name, addr, epoch) = (self.vip.name.clone(), self.vip.addr, ballot.epoch());
+        // First, or what is for others would be answered with resets here.
+        self.pass_on_of(ballot, true);
+        match self.driver.keep() {
+            Ok(Some(count)) => {
+                info!("vip '{name}' {addr}: {count} connections go on here, epoch {epoch}");
+                self.kept = Some(Connections { since: boottime(), count, none: 0 });
+                self.shared.set_kept(self.index, Some(Kept { epoch, connections: count }));
+                Ok(())
+            }
+            // Listeners stay open for a moment, so that nobody is refused before the next holder listens,
+            // and what waits in them is accepted.
+            Ok(None) if self.driver.quiesce() => {
+                self.lingers = Some(Instant::now() + LINGER);
+                Ok(())
+            }
+            Ok(None) => Err("nothing can go on here".to_owned()),
+            Err(why) => {
+                warn!("vip '{name}' {addr}: its connections cannot go on here: {why}");
+                Err(why)
+            }
+        }
+    }
+
+    fn tend_kept(&mut self, ballot: Ballot) -> Result<(), String> {
+        let Some(kept) = &mut self.kept else { return Ok(()) };
+        kept.count = self.driver.renew_kept()?;
+        kept.none = if kept.count == 0 { kept.none + 1 } else { 0 };
+        self.shared.set_kept(self.index, Some(Kept { epoch: ballot.epoch(), connections: kept.count }));
+        Ok(())
+    }
+
+    /// Looks after connections that go on here or elsewhere.
+    fn tend(&mut self) {
+        self.look_at_listeners();
+        let reach = self.driver.reach();
+        self.shared.set_reach(self.index, reach);
+        self.pass_on();
+        if self.lingers.is_some() {
+            return;
+        }
+        self.carry_out(Job::Tend);
+        let (Some(kept), Some(ballot)) = (&self.kept, self.decide.draining()) else { return };
+        let why = match kept {
+            // Once may be a moment between two.
+            Connections { none: 2.., .. } => "all connections have ended".to_owned(),
+            Connections { since, count, .. } if boottime() >= *since + KEEP_AT_MOST => {
+                format!("{count} connections are left after {KEEP_AT_MOST:?}")
+            }
+            _ => return,
+        };
+        info!("vip '{}' {}: off this node, epoch {}: {why}", self.vip.name, self.vip.addr, ballot.epoch());
+        self.carry_out(Job::EndDrain);
+    }
+
+    /// Asks what is not ready. Said twice, it counts: a reload may be under way.
+    fn look_at_listeners(&mut self) {
+        if self.lingers.is_some() {
+            return;
+        }
+        let Some(unready) = self.announcer.unready(&self.vip) else { return };
+        self.unready = unready.iter().filter(|why| self.suspected.contains(why)).cloned().collect();
+        self.suspected = unready;
+    }
+
+    /// Passes packets on that belong to connections of earlier holders.
+    fn pass_on(&mut self) {
+        match (self.decide.announced(), self.decide.draining()) {
+            (Some(ballot), _) => self.pass_on_of(ballot, false),
+            (None, Some(ballot)) => self.pass_on_of(ballot, true),
+            (None, None) => {}
+        }
+    }
+
+    fn pass_on_of(&mut self, ballot: Ballot, drains: bool) {
+        let paths = self.shared.paths(self.index, ballot.epoch(), drains);
+        let nowhere = |p: &Paths| p.next.is_none() && p.home.is_none();
+        if nowhere(&paths) && nowhere(&self.paths) {
+            return;
+        }
+        if paths.next != self.paths.next {
+            let (name, addr) = (&self.vip.name, self.vip.addr);
+            match paths.next {
+                Some(to) => {
+                    info!("vip '{name}' {addr}: connections of earlier holders are passed on to {to}")
+                }
+                None => info!("vip '{name}' {addr}: earlier holders have no connections any more"),
+            }
+        }
+        match self.driver.pass(&paths) {
+            Ok(()) => (self.paths, self.failed) = (paths, None),
+            Err(why) if self.failed.as_ref() == Some(&why) => {}
+            Err(why) => {
+                let (name, addr) = (&self.vip.name, self.vip.addr);
+                warn!("vip '{name}' {addr}: connections of earlier holders are lost: {why}");
+                self.failed = Some(why);
+            }
+        }
+    }
+
     /// Takes the address away, however long that takes: nobody is told that it is free before.
     fn take_away(&mut self) -> Result<(), String> {
-        let Err(why) = self.driver.release() else {
+        let released = self.driver.release();
+        (self.paths, self.lingers) = (Paths::default(), None);
+        if self.kept.take().is_some() {
+            self.shared.set_kept(self.index, None);
+        }
+        let Err(why) = released else {
             self.told = false;
             return Ok(());
         };
@@ -272,6 +483,16 @@ impl Worker {
     }
 
     fn guard(&self, ballot: Ballot, until: Duration, fds: Option<Vec<OwnedFd>>) -> Result<(), String> {
+        self.guard_as(ballot, until, fds, false)
+    }
+
+    fn guard_as(
+        &self,
+        ballot: Ballot,
+        until: Duration,
+        fds: Option<Vec<OwnedFd>>,
+        drains: bool,
+    ) -> Result<(), String> {
         let Some(guardian) = &self.guardian else { return Ok(()) };
         let hold = Hold {
             vip: self.vip.name.clone(),
@@ -279,6 +500,7 @@ impl Worker {
             incarnation: ballot.incarnation,
             until,
             place: self.driver.place(),
+            drains,
         };
         guardian.hold(hold, fds).map_err(|why| {
             warn!("vip '{}': the guardian does not run: {why}", self.vip.name);

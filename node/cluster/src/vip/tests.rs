@@ -260,7 +260,7 @@ fn guardian() -> Guardian {
 }
 
 fn hold(until: Duration) -> Hold {
-    Hold { vip: "web".into(), counter: 1, incarnation: 1, until, place: Place::Listen }
+    Hold { vip: "web".into(), counter: 1, incarnation: 1, until, place: Place::Listen, drains: false }
 }
 
 fn listener() -> (TcpListener, SocketAddr, Vec<OwnedFd>) {

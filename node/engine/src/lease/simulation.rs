@@ -178,6 +178,7 @@ enum Event {
     Deliver { to: usize, from: usize, slot: usize },
     Act { node: usize, life: u64 },
     Guardian { node: usize, guardian: u64 },
+    Tend { node: usize, life: u64 },
     Fault,
     Resume(usize),
     ResumeGuardian { node: usize, guardian: u64 },
@@ -208,6 +209,8 @@ pub(super) struct Simulation {
     /// When what must never happen was seen to happen.
     broken: Option<Broken>,
     tenures: usize,
+    /// How often connections of a tenure that was over went on.
+    pub(super) drained: usize,
     calm: bool,
     /// The lists that were committed, in order.
     committed: Vec<Members>,
@@ -242,6 +245,7 @@ impl Simulation {
             deaf: vec![false; world.nodes],
             broken: None,
             tenures: 0,
+            drained: 0,
             calm: false,
             now_us: 0,
             nodes,
@@ -369,6 +373,11 @@ impl Simulation {
                 return Err(("epochs rise", format!("the epoch does not rise: {a:?} and {b:?}")));
             }
         }
+        if self.calm
+            && let Some(node) = (0..self.nodes.len()).find(|&node| self.nodes[node].place.is_left_over())
+        {
+            return Err(("drains end", format!("n{node} has the address for nothing")));
+        }
         if let Some(o) = spans.iter().find(|o| Some(o.node) == self.world.witness) {
             return Err(("no witness", format!("a witness holds: {o:?}")));
         }
@@ -405,6 +414,7 @@ impl Simulation {
                 }
             }
             Event::Act { node, life } => self.acted(node, life),
+            Event::Tend { node, life } => self.tend(node, life),
             Event::Guardian { node, guardian } => self.guardian_looks(node, guardian),
             Event::ResumeGuardian { node, guardian } => self.resume_guardian(node, guardian),
             Event::Calm => self.calm_down(),
@@ -628,7 +638,9 @@ impl Simulation {
                 }
                 Output::Withdraw { ballot, reason } => {
                     self.note(node, &format!("withdraws: {reason:?}"));
-                    self.job(node, Job::Withdraw { ballot });
+                    let planned = matches!(reason, Reason::Moved { .. } | Reason::Unfit(_));
+                    let keep = planned && self.rng.random_bool(0.8);
+                    self.job(node, Job::Withdraw { ballot, keep });
                 }
             }
         }

@@ -26,11 +26,14 @@ const SECOND: u64 = 1_000_000;
 
 #[test]
 fn never_two_holders_in_a_bad_world() {
-    let mut tenures = 0;
+    let (mut tenures, mut drained) = (0, 0);
     for seed in seeds() {
-        tenures += run(World::bad(seed), seed).owned.len();
+        let s = run(World::bad(seed), seed);
+        tenures += s.owned.len();
+        drained += s.drained;
     }
     let count = seeds().count();
+    assert!(count == 1 || drained > count / 4, "connections went on after a move too seldom: {drained}");
     assert!(
         count == 1 || tenures > 3 * count,
         "the faults moved the VIP too seldom to test anything: {tenures}"
@@ -76,6 +79,9 @@ fn planted_faults_are_caught() {
         Fault::SkipFence,
         Fault::TellUnfenced,
         Fault::TakeStoppedForDead,
+        Fault::TellBeforeDrain,
+        Fault::DrainAnyhow,
+        Fault::LeaveDraining,
     ];
     let mut missed = Vec::new();
     let mut row = |fault: String, find: &dyn Fn(u64) -> Result<(), Broken>| {

@@ -4,6 +4,7 @@
 //! off what the worker has not renewed in time, and everything when the worker is dead. It tells the
 //! peers of a tenure only when the worker is dead *and* the VIP is off: then its ballot is used up. A
 //! worker that merely stands still may come back within its lease, so of that one it says nothing.
+//! What only drains it takes off just so, and tells nobody: the worker has told them already.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,6 +27,8 @@ struct Held<P> {
     /// When to take it off, unless the worker says otherwise before.
     due: Duration,
     off: bool,
+    /// It has moved away; only its connections go on.
+    drains: bool,
 }
 
 impl<P> Default for Watch<P> {
@@ -41,7 +44,12 @@ impl<P> Watch<P> {
             true => until.saturating_sub(Duration::from_millis(250)),
             false => until,
         };
-        self.holds.insert(vip.to_owned(), Held { place, due, off: false });
+        self.holds.insert(vip.to_owned(), Held { place, due, off: false, drains: false });
+    }
+
+    /// A VIP has moved away, but its connections go on here until then.
+    pub fn drain(&mut self, vip: &str, until: Duration, place: P) {
+        self.holds.insert(vip.to_owned(), Held { place, due: until, off: false, drains: true });
     }
 
     /// The worker has let go by itself.
@@ -52,6 +60,9 @@ impl<P> Watch<P> {
     /// The worker is dead.
     pub fn worker_died(&mut self) {
         self.worker_died = true;
+        if planted::is(Fault::LeaveDraining) {
+            self.holds.retain(|_, held| !held.drains);
+        }
         // Whatever was off already may have been put back by an order that is still on its way.
         self.holds.values_mut().for_each(|held| (held.due, held.off) = (Duration::ZERO, false));
     }
@@ -75,7 +86,8 @@ impl<P> Watch<P> {
         }
     }
 
-    /// Those whose tenure is over, each given out once: the peers may be told.
+    /// Those whose tenure is over, each given out once: the peers may be told. They have known for long
+    /// of one that has moved.
     pub fn used_up(&mut self) -> Vec<(String, P)> {
         if !self.worker_died && !planted::is(Fault::TakeStoppedForDead) {
             return Vec::new();
@@ -84,7 +96,7 @@ impl<P> Watch<P> {
         let over = self.holds.iter().filter(|(_, held)| held.off || skip);
         let over: Vec<String> = over.map(|(vip, _)| vip.clone()).collect();
         let taken = over.into_iter().filter_map(|vip| self.holds.remove_entry(&vip));
-        taken.map(|(vip, held)| (vip, held.place)).collect()
+        taken.filter(|(_, held)| !held.drains).map(|(vip, held)| (vip, held.place)).collect()
     }
 
     /// When to look again.

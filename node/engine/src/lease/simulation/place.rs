@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use super::*;
-use crate::lease::hands::{Act, Hands};
+use crate::lease::hands::{Act, Hands, KEPT};
 use crate::lease::watch::Watch;
 
 /// The one VIP.
@@ -15,13 +15,16 @@ const VIP: &str = "vip";
 /// Left out at the end of a lease, as the kernel's timers are late.
 const MARGIN: Duration = Duration::from_millis(12);
 
+/// How often what drains is looked after, in microseconds.
+const TEND_EVERY: u64 = 500_000;
+
 #[derive(Debug, Default)]
 pub(super) struct Place {
     hands: Hands,
     jobs: VecDeque<Job>,
     act: Option<Act>,
     /// What the worker has told its guardian of.
-    held: Option<(Ballot, Duration)>,
+    held: Option<Order>,
     guardians: Vec<Guardian>,
     guardian_count: u64,
     kernel: Kernel,
@@ -39,6 +42,8 @@ struct Kernel {
     through_until: u64,
     /// Place in `owned` of what is going on.
     open: Option<usize>,
+    /// Until when connections of an earlier tenure go on, and nothing else, in true time.
+    drains_until: u64,
 }
 
 /// A guardian, of this life of the worker or an earlier one.
@@ -54,8 +59,17 @@ struct Guardian {
 #[derive(Clone, Copy, Debug)]
 enum Order {
     Hold(Ballot, Duration),
+    Drain(Ballot, Duration),
     LetGo,
     End,
+}
+
+impl Place {
+    /// Whether the address is there though no tenure and no connection needs it, and nobody is at it.
+    pub(super) fn is_left_over(&self) -> bool {
+        let needed = self.hands.announced().is_some() || self.hands.draining().is_some();
+        self.kernel.address && !needed && self.act.is_none() && self.jobs.is_empty()
+    }
 }
 
 impl Simulation {
@@ -126,11 +140,20 @@ impl Simulation {
         let now = self.local(node);
         match *act {
             Act::Guard { ballot, until } => {
-                self.nodes[node].place.held = Some((ballot, until));
-                match self.nodes[node].place.guardians.last() {
-                    Some(_) if self.has_guardian(node) => self.order(node, Order::Hold(ballot, until)),
-                    _ => self.new_guardian(node),
-                }
+                self.guard(node, Order::Hold(ballot, until));
+            }
+            Act::Drain { .. } if self.unlucky(20) => return Err("tried".to_owned()),
+            Act::Drain { .. } => self.drain(node),
+            Act::GuardDrain { ballot } => {
+                self.guard(node, Order::Drain(ballot, now.mono + KEPT));
+                let life = self.nodes[node].incarnation;
+                self.at(self.now_us + TEND_EVERY, Event::Tend { node, life });
+            }
+            Act::Tend { .. } if self.unlucky(50) => return Err("tried".to_owned()),
+            Act::Tend { .. } => {
+                // By hand, or by the guardian of a worker that stood still, it may have been taken off.
+                self.nodes[node].place.kernel.address = true;
+                self.nodes[node].place.kernel.drains_until = self.now_us + KEPT.as_micros() as u64;
             }
             Act::Announce { ballot, until } | Act::Prolong { ballot, until } => {
                 if now.mono + MARGIN >= until || self.unlucky(200) {
@@ -166,7 +189,7 @@ impl Simulation {
             }
         };
         let kernel = &mut place.kernel;
-        (kernel.address, kernel.through_until) = (true, to);
+        (kernel.address, kernel.through_until, kernel.drains_until) = (true, to, 0);
         match kernel.open.map(|open| &mut self.owned[open]) {
             Some(open) if open.tenure == tenure && open.to >= now_us => {
                 (open.to, open.kept) = (to, open.kept.or(kept));
@@ -181,9 +204,43 @@ impl Simulation {
         }
     }
 
+    fn guard(&mut self, node: usize, order: Order) {
+        self.nodes[node].place.held = Some(order);
+        match self.has_guardian(node) {
+            true => self.order(node, order),
+            false => self.new_guardian(node),
+        }
+    }
+
+    /// The kernel lets only connections go on that there are.
+    fn drain(&mut self, node: usize) {
+        let there = self.nodes[node].place.kernel.address;
+        self.take_off(node);
+        let kernel = &mut self.nodes[node].place.kernel;
+        kernel.address = there;
+        kernel.drains_until = self.now_us + KEPT.as_micros() as u64;
+        self.drained += 1;
+        self.note(node, "drains");
+    }
+
+    /// The worker looks after what drains; at some time all connections have ended.
+    pub(super) fn tend(&mut self, node: usize, life: u64) {
+        let n = &self.nodes[node];
+        if !n.up || n.incarnation != life || n.place.hands.draining().is_none() {
+            return;
+        }
+        if n.paused {
+            self.at(self.now_us + 20_000, Event::Tend { node, life });
+            return;
+        }
+        let job = if self.rng.random_bool(0.8) { Job::Tend } else { Job::EndDrain };
+        self.job(node, job);
+        self.work(node);
+    }
+
     fn take_off(&mut self, node: usize) {
         let kernel = &mut self.nodes[node].place.kernel;
-        (kernel.address, kernel.through_until) = (false, 0);
+        (kernel.address, kernel.through_until, kernel.drains_until) = (false, 0, 0);
         if let Some(open) = kernel.open.take() {
             self.owned[open].to = self.owned[open].to.min(self.now_us);
         }
@@ -218,7 +275,7 @@ impl Simulation {
         let place = &mut self.nodes[node].place;
         place.guardian_count += 1;
         let number = place.guardian_count;
-        let orders = place.held.iter().map(|&(ballot, until)| Order::Hold(ballot, until)).collect();
+        let orders = place.held.into_iter().collect();
         place.guardians.push(Guardian { number, frozen: false, watch: Watch::default(), orders });
         self.at(self.now_us + 1_000, Event::Guardian { node, guardian: number });
     }
@@ -277,6 +334,7 @@ impl Simulation {
         for order in std::mem::take(&mut guardian.orders) {
             match order {
                 Order::Hold(ballot, until) => guardian.watch.hold(VIP, until, ballot),
+                Order::Drain(ballot, until) => guardian.watch.drain(VIP, until, ballot),
                 Order::LetGo => guardian.watch.let_go(VIP),
                 Order::End => guardian.watch.worker_died(),
             }
@@ -302,6 +360,10 @@ impl Simulation {
             }
         }
         if done {
+            let n = &self.nodes[node];
+            if !n.up && n.place.guardian_count == number && n.place.kernel.address {
+                self.broke("drains end", format!("n{node}: its worker is dead, and the address is there"));
+            }
             self.nodes[node].place.guardians.retain(|g| g.number != number);
         } else if let Some(deadline) = deadline {
             let late = self.rng.random_range(0..1_000);

@@ -1,0 +1,120 @@
+//! Planned moves under load lose nothing: connections go on where they are, new ones begin elsewhere.
+
+use std::process::Command;
+use std::time::Duration;
+
+use cluster_tests::traffic::{Report, Traffic};
+use cluster_tests::until;
+
+use super::{Netns, inside};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// How many moves the long run makes, unless `MOVES` says otherwise.
+const MANY: usize = 100;
+
+fn run(namespace: &str, words: &[&str]) -> String {
+    let out = Command::new("ip").args(["netns", "exec", namespace]).args(words).output().unwrap();
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+/// Moves the address so often, from node to node and back, and returns what became of the traffic;
+/// `None` when a machine without time to spare lost a lease meanwhile, which is another story.
+fn moved(netns: &Netns, times: usize) -> Option<Report> {
+    let (cluster, client) = (&netns.cluster, netns.client());
+    let (http, tcp) = (netns.vip(8080), netns.vip(9000));
+    until("all nodes are fit", SOON, || {
+        let shown = cluster.api("n1", "show vip json");
+        let shown: serde_json::Value = serde_json::from_str(shown.trim()).unwrap();
+        shown["vips"][0]["nodes"].as_array().unwrap().iter().all(|n| n["eligible"] == true)
+    });
+    let names = cluster.names();
+    let mut at = cluster.wait_for_holder(SOON);
+    let traffic = inside(&client, || Traffic::start(&http, &tcp));
+    std::thread::sleep(Duration::from_millis(500));
+    for i in 0..times {
+        // On to the next one most of the time, now and then back to where it came from.
+        let here = names.iter().position(|n| *n == at).unwrap();
+        let to = &names[(here + if i % 3 == 1 { names.len() - 1 } else { 1 }) % names.len()];
+        let done = cluster.run(&["failover", "web", "--to", to]);
+        if !done.status.success() {
+            println!("{}", String::from_utf8_lossy(&done.stderr));
+            break;
+        }
+        at.clone_from(to);
+        // Moves follow each other while connections of the ones before go on.
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    let report = traffic.finish();
+    let times_to_connect = report.connect_times();
+    let quantile = |q: f64| times_to_connect[((times_to_connect.len() - 1) as f64 * q) as usize];
+    let mut gaps = report.gaps();
+    gaps.sort_unstable();
+    println!(
+        "{times} moves: {} requests, {} MiB in long transfers, {} lines, {} connects; lost: {:?}",
+        report.requests,
+        report.transferred >> 20,
+        report.echoes,
+        times_to_connect.len(),
+        report.lost
+    );
+    println!(
+        "connect p50 {:?} p99 {:?} max {:?}; {} moves made connections ask again, for {:?}",
+        quantile(0.5),
+        quantile(0.99),
+        quantile(1.0),
+        gaps.len(),
+        gaps
+    );
+    let shown = cluster.api("n1", "show vip");
+    let lapsed = shown.contains("ran out") || shown.contains("no majority renewed");
+    if !report.lost.is_empty() {
+        // What the nodes said of it, without the log of requests.
+        for node in names {
+            let log = std::fs::read_to_string(cluster.dir().join(format!("{node}.log"))).unwrap_or_default();
+            let told: Vec<&str> = log.lines().filter(|l| l.contains(" vip '")).collect();
+            println!("--- {node}\n{}", told.join("\n"));
+        }
+    }
+    if lapsed {
+        println!("a lease was lost:\n{shown}");
+    }
+    (!lapsed).then_some(report)
+}
+
+#[test]
+fn planned_moves_under_load_lose_nothing_and_leave_nothing() {
+    let tried = (0..3).find_map(|_| {
+        let Some(netns) = Netns::up() else { return Some(None) };
+        moved(&netns, 6).map(|report| Some((netns, report)))
+    });
+    let Some((netns, report)) = tried.expect("a machine that keeps a lease for three seconds") else {
+        return;
+    };
+    assert_eq!(report.lost, [] as [&str; 0]);
+    assert!(report.requests > 100 && report.echoes > 20 && report.transferred > 0, "{report:?}");
+
+    // When its connections have ended, a former holder is as if it had never been one.
+    let (cluster, vip) = (&netns.cluster, netns.vip(8080));
+    let vip = vip.split(':').next().unwrap();
+    let holder = cluster.wait_for_holder(SOON);
+    for node in cluster.names() {
+        let namespace = netns.client().replace("client", &node);
+        until(&format!("nothing of a move is left on {node}"), Duration::from_secs(40), || {
+            let there = run(&namespace, &["ip", "addr", "show", "dev", "eth0"]).contains(&format!("{vip}/"));
+            let passes =
+                run(&namespace, &["nft", "list", "map", "netdev", "phalanx_vip", "next4"]).contains(vip);
+            there == (node == holder) && !passes
+        });
+    }
+}
+
+/// The measure: `cargo test -p cluster-tests --test netns -- --ignored hundred --nocapture`.
+#[test]
+#[ignore = "takes minutes"]
+fn a_hundred_planned_moves_under_load_lose_nothing() {
+    let Some(netns) = Netns::up() else { return };
+    let times = std::env::var("MOVES").ok().and_then(|m| m.parse().ok()).unwrap_or(MANY);
+    let report = moved(&netns, times).expect("no lease was lost");
+    assert_eq!(report.lost, [] as [&str; 0]);
+}
