@@ -158,7 +158,10 @@ async fn move_vip(call: &Call<'_>, command: &str) -> Answer {
     let to = Some(call.arg(1)).filter(|node| !node.is_empty());
     // The holder may not have heard yet.
     if let Some(node) = to.filter(|node| call.ctx.authority.registry().in_maintenance(node)) {
-        return Answer::error(format!("Node '{node}' is in maintenance."));
+        return Answer::error(format!(
+            "node '{node}' is not eligible for vip '{}': maintenance",
+            call.arg(0)
+        ));
     }
     match vips.failover(call.arg(0), to).await {
         Ok((holder, epoch)) => {
