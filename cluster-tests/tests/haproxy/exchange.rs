@@ -89,10 +89,11 @@ const FIRST_FRONT: u16 = 20_000;
 const FIRST_SERVER: u16 = 30_000;
 const READY: u16 = 19_999;
 
-/// Runs all cases through both programs and compares what everybody saw.
+/// Runs all cases through both programs and compares what everybody saw. Those that differ run once more
+/// by themselves: the machine may have been too slow for either program.
 ///
 /// # Panics
-/// With every case that differs.
+/// With every case that differs twice.
 pub(crate) fn compare(cases: &'static [Case], defaults: &str) {
     if haproxy().is_none() {
         return;
@@ -100,11 +101,22 @@ pub(crate) fn compare(cases: &'static [Case], defaults: &str) {
     let only = std::env::var("CASE").ok();
     let cases: Vec<&'static Case> =
         cases.iter().filter(|c| only.as_deref().is_none_or(|o| c.name.contains(o))).collect();
+    let first = differing(&cases, defaults, only.is_some());
+    let mut again: Vec<&'static Case> = first.iter().map(|(case, _)| *case).collect();
+    again.dedup_by(|a, b| std::ptr::eq(*a, *b));
+    if again.is_empty() {
+        return;
+    }
+    let failed: Vec<String> = differing(&again, defaults, false).into_iter().map(|(_, why)| why).collect();
+    let first: Vec<String> = first.into_iter().map(|(_, why)| why).collect();
+    assert!(failed.is_empty(), "{} of {} differ:\n{}", failed.len(), cases.len(), failed.join("\n"));
+    println!("differed once, and not again:\n{}", first.join("\n"));
+}
+
+/// The cases that differ, and how.
+fn differing(cases: &[&'static Case], defaults: &str, show: bool) -> Vec<(&'static Case, String)> {
     let seen = std::thread::scope(|s| {
-        let running = BOTH.map(|kind| {
-            let cases = &cases;
-            s.spawn(move || run(&mut Side::new(kind), cases, defaults))
-        });
+        let running = BOTH.map(|kind| s.spawn(move || run(&mut Side::new(kind), cases, defaults)));
         running.map(|r| r.join().expect("a side runs"))
     });
     let [haproxy, phalanx] = seen;
@@ -113,24 +125,24 @@ pub(crate) fn compare(cases: &'static [Case], defaults: &str) {
         let mut wanted = expected.clone();
         for (theirs, ours, why) in case.differs {
             if !wanted.contains(theirs) {
-                failed.push(format!("{}: no longer so in HAProxy ({why}): {theirs}", case.name));
+                failed.push((*case, format!("{}: no longer so in HAProxy ({why}): {theirs}", case.name)));
             }
             wanted = wanted.replace(theirs, ours);
         }
         if let Some((all, why)) = case.instead {
             if wanted == all {
-                failed.push(format!("{}: HAProxy does the same ({why})", case.name));
+                failed.push((*case, format!("{}: HAProxy does the same ({why})", case.name)));
             }
             wanted = all.into();
         }
-        if only.is_some() {
+        if show {
             println!("== {}\n{}", case.name, normal::difference(expected, got));
         }
         if wanted != *got {
-            failed.push(format!("== {}\n{}", case.name, normal::difference(&wanted, got)));
+            failed.push((*case, format!("== {}\n{}", case.name, normal::difference(&wanted, got))));
         }
     }
-    assert!(failed.is_empty(), "{} of {} differ:\n{}", failed.len(), cases.len(), failed.join("\n"));
+    failed
 }
 
 fn run(side: &mut Side, cases: &[&'static Case], defaults: &str) -> Vec<String> {
