@@ -3,13 +3,12 @@
 //!
 //! An entry is on one *place* list: a wheel of buckets by expiry (the order of eviction too), the list
 //! of tracked entries (which neither expire nor leave), or that of tombstones. And it is on the
-//! *update* list once this node wrote it: that list is the replication log, each entry in it once, in
-//! the order of its newest change. Peers hold cursors into it. So the log is always coalesced, never
-//! longer than the table, and costs nothing for a peer that is away.
+//! *update* list (`shard/updates.rs`) once this node wrote it.
+
+mod updates;
 
 use hashbrown::HashTable;
 use phalanx_config::model::KeyType;
-use smallvec::SmallVec;
 
 use super::key::{Key, Keys};
 use super::layout::{Column, Kind, Layout};
@@ -18,6 +17,7 @@ use super::rate;
 pub(crate) use super::reset::Role;
 use super::rows::{Rows, Words};
 use crate::planted::{self, Fault};
+use updates::Updates;
 
 pub(crate) const NIL: u32 = u32::MAX;
 const WHEEL: usize = 64;
@@ -64,13 +64,6 @@ struct List {
 }
 
 const EMPTY: List = List { head: NIL, tail: NIL };
-
-/// Where a peer stands in the update list: the next entry to send, or `NIL` when it has them all.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Cursor {
-    pub(crate) next: u32,
-    pub(crate) active: bool,
-}
 
 /// What a shard needs to know of its table.
 #[derive(Clone, Debug)]
@@ -122,14 +115,6 @@ pub(crate) struct Digest {
     pub(crate) value: u64,
 }
 
-#[derive(Debug)]
-pub(crate) struct Updates {
-    head: u32,
-    tail: u32,
-    pub(crate) seq: u64,
-    pub(crate) cursors: SmallVec<[Cursor; 4]>,
-}
-
 impl Shard {
     pub(crate) fn new(kind: KeyType, shape: Shape, seed: u64) -> Shard {
         let stride = shape.layout.stride();
@@ -144,7 +129,7 @@ impl Shard {
             free_slot: NIL,
             lists: Box::new([EMPTY; WHEEL + 2]),
             swept: 0,
-            updates: Updates { head: NIL, tail: NIL, seq: 0, cursors: SmallVec::new() },
+            updates: Updates::new(),
             now: 0,
             live: 0,
             marked: 0,
@@ -624,88 +609,6 @@ impl Shard {
         latest.filter(|(hlc, _)| *hlc > cleared).map(|(_, s)| s)
     }
 
-    // ---- the update log ----
-
-    /// This node changed the entry: it is now the newest of the log. Returns the peers (one bit each)
-    /// that were caught up until now.
-    pub(crate) fn publish(&mut self, at: u32) -> u64 {
-        self.changes += 1;
-        let logged = self.entries[at as usize].seq != 0;
-        if !self.shape.shared || logged && planted::is(Fault::PublishOnce) {
-            return 0;
-        }
-        if self.updates.tail != at || self.entries[at as usize].seq == 0 {
-            self.unlog(at);
-            let tail = self.updates.tail;
-            let e = &mut self.entries[at as usize];
-            (e.older, e.newer) = (tail, NIL);
-            match tail {
-                NIL => self.updates.head = at,
-                tail => self.entries[tail as usize].newer = at,
-            }
-            self.updates.tail = at;
-        }
-        self.updates.seq += 1;
-        let e = &mut self.entries[at as usize];
-        e.seq = self.updates.seq;
-        e.told = e.expire as u32;
-        let mut woken = 0;
-        for (peer, cursor) in self.updates.cursors.iter_mut().enumerate() {
-            if cursor.active && cursor.next == NIL {
-                cursor.next = at;
-                woken |= 1 << peer;
-            }
-        }
-        woken
-    }
-
-    fn unlog(&mut self, at: u32) {
-        let Entry { seq, older, newer, .. } = self.entries[at as usize];
-        if seq == 0 {
-            return;
-        }
-        for cursor in &mut self.updates.cursors {
-            if cursor.next == at {
-                cursor.next = newer;
-            }
-        }
-        match older {
-            NIL => self.updates.head = newer,
-            older => self.entries[older as usize].newer = newer,
-        }
-        match newer {
-            NIL => self.updates.tail = older,
-            newer => self.entries[newer as usize].older = older,
-        }
-        self.entries[at as usize].seq = 0;
-    }
-
-    /// The peer has everything up to `seq`: its cursor goes to what came after. Returns whether there
-    /// is any.
-    pub(crate) fn rewind(&mut self, peer: usize, seq: u64) -> bool {
-        let cursors = &mut self.updates.cursors;
-        while cursors.len() <= peer {
-            cursors.push(Cursor { next: NIL, active: false });
-        }
-        let mut next = NIL;
-        if seq == 0 {
-            next = self.updates.head;
-        } else {
-            let mut at = self.updates.tail;
-            while at != NIL && self.entries[at as usize].seq > seq {
-                next = at;
-                at = self.entries[at as usize].older;
-            }
-        }
-        self.updates.cursors[peer] = Cursor { next, active: true };
-        next != NIL
-    }
-
-    /// The entry after this one in the log.
-    pub(crate) fn newer(&self, at: u32) -> u32 {
-        self.entries[at as usize].newer
-    }
-
     /// Memory held, in bytes.
     pub(crate) fn heap_bytes(&self) -> usize {
         self.index.allocation_size()
@@ -733,13 +636,7 @@ impl Shard {
         }
         assert_eq!(linked, self.live + self.tombs);
         assert_eq!(linked as usize, self.index.len());
-        let (mut at, mut seq) = (self.updates.head, 0);
-        while at != NIL {
-            assert!(self.entries[at as usize].seq > seq, "the log is in order");
-            seq = self.entries[at as usize].seq;
-            at = self.entries[at as usize].newer;
-        }
-        assert!(seq <= self.updates.seq);
+        self.check_log();
         let chained: usize = (0..self.entries.len() as u32)
             .filter(|&at| self.entries[at as usize].uses != FREE)
             .map(|at| self.chain(at).count())
