@@ -1,8 +1,9 @@
 //! A client stuck to a server on one node goes there on all of them; what is counted adds up.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use cluster_tests::{Cluster, get, until};
+use cluster_tests::{Cluster, Signal, get, kill, until};
 
 fn stuck_to(cluster: &Cluster, node: &str, user: &str) -> String {
     let response = get(&cluster.at(node, 8082), "/", &[("X-User", user)]).unwrap();
@@ -144,5 +145,42 @@ fn reloads_and_kills_leave_counters_exact() {
         cluster.wait_running(victim);
         until("it is taught", Duration::from_secs(15), || counted(&cluster, victim, "ann").is_some());
         summed(count(&all, 1));
+    }
+}
+
+#[test]
+fn a_node_told_to_end_under_load_takes_no_count_with_it() {
+    let cluster = Cluster::up();
+    let (sent, answered) = (AtomicU64::new(0), AtomicU64::new(0));
+    for victim in ["n2", "n3", "n1"] {
+        let at = cluster.at(victim, 8082);
+        let pid = cluster.status().node(victim).pid.expect("it runs");
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !ended.load(Relaxed) {
+                        sent.fetch_add(1, Relaxed);
+                        let asked = get(&at, "/", &[("X-User", "bob"), ("Connection", "close")]);
+                        let good = asked.is_ok_and(|response| response.status == 200);
+                        answered.fetch_add(u64::from(good), Relaxed);
+                    }
+                });
+            }
+            let before = answered.load(Relaxed);
+            until("requests are answered", Duration::from_secs(10), || answered.load(Relaxed) > before + 100);
+            kill(pid, Signal::SIGTERM);
+            let gone = || cluster.status().node(victim).pid != Some(pid);
+            until("it ends", Duration::from_secs(10), gone);
+            ended.store(true, Relaxed);
+        });
+        let certain = answered.load(Relaxed)..=sent.load(Relaxed);
+        for node in ["n1", "n2", "n3"].into_iter().filter(|n| *n != victim) {
+            let shown = counted(&cluster, node, "bob");
+            assert!(shown.is_some_and(|n| certain.contains(&n)), "{node}: {shown:?}, expects {certain:?}");
+        }
+        cluster.must(&["start", victim]);
+        cluster.wait_running(victim);
+        until("it is taught", Duration::from_secs(15), || counted(&cluster, victim, "bob").is_some());
     }
 }

@@ -173,6 +173,9 @@ struct Parts {
 /// How long tasks may take to end by themselves.
 const END_WITHIN: Duration = Duration::from_secs(2);
 
+/// How long a node that ends waits until its peers know what it has counted.
+const TELL_WITHIN: Duration = Duration::from_secs(2);
+
 /// What a HAProxy says waits so long for what the other nodes say.
 const HAPROXY_DELAY: Duration = Duration::from_millis(100);
 /// A node that has not answered for so long does not take what HAProxys say.
@@ -353,8 +356,17 @@ impl Cluster {
         self.0.control.take(commands);
     }
 
-    /// Leaves in order: ends the calls that are under way and closes the log.
+    /// Leaves in order: sees to it that the peers know what was counted here, ends the calls that are under
+    /// way and closes the log. Forwarding must have ended.
     pub async fn shutdown(&self) {
+        let owed = self.0.sync.flush(TELL_WITHIN).await;
+        if !owed.is_empty() {
+            let (name, owed) = (&self.0.settings.name, owed.join(", "));
+            tracing::warn!(
+                "cluster {name}: stick tables: not acknowledged within {TELL_WITHIN:?} by {owed}: what was \
+                 counted here last may be lost"
+            );
+        }
         self.0.stop.send_replace(true);
         if let Ok(raft) = self.0.seat.raft() {
             raft.shutdown().await;

@@ -23,7 +23,7 @@ use prost::Message as _;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
@@ -54,6 +54,8 @@ const DIAL_FIRST: Duration = Duration::from_millis(50);
 const DIAL_LAST: Duration = Duration::from_secs(1);
 /// How often tables are swept, and silence is looked for.
 const SWEEP: Duration = Duration::from_millis(100);
+/// How often a node that ends looks whether its peers know all.
+const FLUSH_LOOK: Duration = Duration::from_millis(2);
 
 /// Replication of this node's tables with all peers. Cheap to clone.
 #[derive(Clone)]
@@ -166,6 +168,24 @@ impl Handle {
         (links.len() as u32, connected as u32)
     }
 
+    /// Waits until the peers that are there have acknowledged all that this node counted, at most for
+    /// `limit`: what they do not know goes with this run of the process. Returns the names of those that
+    /// have not. Nothing may be counted meanwhile.
+    pub(crate) async fn flush(&self, limit: Duration) -> Vec<String> {
+        let end = Instant::now() + limit;
+        loop {
+            let owed: Vec<String> = {
+                let links = self.0.links.read();
+                let owed = links.values().filter(|link| self.0.is_owed(link));
+                owed.map(|link| link.name.clone()).collect()
+            };
+            if owed.is_empty() || Instant::now() >= end {
+                return owed;
+            }
+            sleep(FLUSH_LOOK).await;
+        }
+    }
+
     /// A peer that was started has called: it is there to be dialled.
     pub(crate) fn knock(&self, node: &str) {
         if let Some(link) = self.0.links.read().get(node) {
@@ -270,6 +290,14 @@ impl Inner {
                 }
             }
         }
+    }
+
+    /// Whether a peer is there that does not know yet all that this node counted. One whose stream is being
+    /// made again counts as there.
+    fn is_owed(&self, link: &Link) -> bool {
+        let peer = link.peer.lock();
+        let there = peer.is_connected() || self.peers.by_name(&link.name).is_some_and(|p| p.reachable());
+        there && !peer.has_told_all()
     }
 
     /// Keeps a stream to a peer that is ours to dial.

@@ -64,6 +64,9 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// How long the last log lines may take to be written to standard output.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
+/// How long requests that are under way may take to be answered when the process ends at once.
+const LAST_REQUESTS: Duration = Duration::from_millis(50);
+
 /// What changes of servers and configurations have to tell.
 #[derive(Clone)]
 struct Plane {
@@ -507,6 +510,9 @@ impl Node {
 
     async fn leave(&self) {
         self.give_up_vips().await;
+        // What is counted after the last word to the peers would be lost. Sessions end with the process.
+        let forwarder = self.forwarder.clone();
+        let _ = tokio::task::spawn_blocking(move || forwarder.stop(Some(LAST_REQUESTS))).await;
         if let Some(cluster) = &self.cluster {
             cluster.shutdown().await;
         }

@@ -172,6 +172,32 @@ async fn a_late_node_is_taught_and_a_restarted_one_gets_its_past_back() {
 }
 
 #[tokio::test]
+async fn a_node_that_ends_tells_its_peers_all_that_it_counted() {
+    const KEYS: u32 = 3_000;
+    let nodes = nodes(3);
+    let (n1, n2) = (Running::one(&nodes, "n1", 1), Running::one(&nodes, "n2", 1));
+    until("one stream", || n1.handle.peer_counts() == (2, 1)).await;
+    // What changes fast is gathered, and a lot of it takes more than one turn. The third was never there.
+    (0..KEYS).for_each(|k| n1.hit(&format!("key{k}"), 1));
+    assert_eq!(n1.handle.flush(Duration::from_secs(20)).await, [""; 0]);
+    let missing = (0..KEYS).filter(|k| n2.count(&format!("key{k}")) != 1).count();
+    assert_eq!(missing, 0, "of {KEYS}");
+    // Who does not take it is not waited for longer than is allowed, and named.
+    let held = n2.handle.0.links.read()["n1"].clone();
+    let peer = held.peer.lock();
+    n1.hit("late", 1);
+    let handle = n1.handle.clone();
+    let owed = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(handle.flush(Duration::from_millis(100)))
+    });
+    assert_eq!(owed.join().unwrap(), ["n2"]);
+    drop(peer);
+    n1.end().await;
+    n2.end().await;
+}
+
+#[tokio::test]
 async fn tables_that_do_not_fit_are_skipped_and_the_rest_goes_on() {
     let nodes = nodes(2);
     let mut specs = BTreeMap::from([("t".to_string(), spec())]);

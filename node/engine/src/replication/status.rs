@@ -59,6 +59,22 @@ impl Peer {
         self.session.is_some()
     }
 
+    /// Whether the peer has acknowledged all that this node counted, and was taught what it asked for.
+    /// Not before it has said hello: what it lacks is not known until then.
+    pub fn has_told_all(&self) -> bool {
+        let Some(session) = &self.session else { return false };
+        let all = |mine: &super::Mine| {
+            let Some(table) = &mine.table else { return true };
+            table.positions().iter().zip(&mine.acked).all(|(seq, acked)| seq <= acked)
+        };
+        session.greeted
+            && session.generation == self.tables.generation()
+            && session.queue.is_empty()
+            && session.teach.is_empty()
+            && session.in_flight.is_empty()
+            && session.mine.iter().all(all)
+    }
+
     /// A snapshot for people, but for the digests, which cost a walk over what has changed in the tables:
     /// see [`Status::add_digests`].
     pub fn status(&self, now: Now) -> Status {
