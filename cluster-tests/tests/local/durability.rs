@@ -108,3 +108,36 @@ fn a_node_that_lost_its_disk_comes_back_with_the_state() {
     until("it takes commands", SOON, || cluster.api("n2", "set weight api/s1 4").trim().is_empty());
     agree(&cluster, &servers(&cluster, "n2"));
 }
+
+#[test]
+fn a_node_that_lost_its_disk_is_taught_by_a_snapshot_and_fit_again() {
+    let cluster = Cluster::up();
+    // More than the log keeps: what came first is only in the snapshot. Many at a time share a sync.
+    std::thread::scope(|scope| {
+        for from in 0..20 {
+            let words: Vec<String> =
+                (0..60).map(|i| format!("set weight webservers/s1 {}", 1 + from * 10 + i % 10)).collect();
+            let cluster = &cluster;
+            scope.spawn(move || assert_eq!(cluster.api("n1", &words.join("; ")).trim(), ""));
+        }
+    });
+    until("the same state on all", SOON, || {
+        let all: Vec<_> = cluster.names().iter().map(|n| servers(&cluster, n)).collect();
+        all.windows(2).all(|w| w[0] == w[1])
+    });
+    let state = servers(&cluster, "n1");
+    stop(&cluster, "n2");
+    std::fs::remove_dir_all(cluster.dir().join("data/n2")).unwrap();
+    cluster.must(&["start", "n2"]);
+    cluster.wait_running("n2");
+    agree(&cluster, &state);
+    let shown: serde_json::Value = serde_json::from_str(&cluster.api("n2", "show cluster json")).unwrap();
+    assert!(shown["snapshot"].as_u64() > Some(900), "it was not taught by a snapshot: {shown}");
+    let fit = || {
+        let said: serde_json::Value = serde_json::from_str(&cluster.api("n2", "show vip json")).unwrap();
+        let nodes = said["vips"][0]["nodes"].as_array().cloned().unwrap_or_default();
+        nodes.iter().any(|n| n["node"] == "n2" && n["eligible"] == true)
+    };
+    until("it may hold floating IPs", SOON, fit);
+    until("it takes commands", SOON, || cluster.api("n2", "set weight api/s1 4").trim().is_empty());
+}

@@ -220,7 +220,7 @@ fn store(dir: &Path, meta: &SnapshotMeta, data: &[u8]) -> io::Result<()> {
 }
 
 /// The registry of a snapshot, also of one that an earlier program wrote.
-fn registry_of(bytes: &[u8]) -> io::Result<Registry> {
+pub(super) fn registry_of(bytes: &[u8]) -> io::Result<Registry> {
     decode(bytes).or_else(|error| decode(&[bytes, Registry::LAST_EMPTY].concat()).map_err(|_| error))
 }
 

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::lost::{Asked, End};
+use super::machine::registry_of;
 use super::network::MAX_MESSAGE;
 use super::seat::Seat;
 use super::types::{Snapshot, SnapshotMeta, Types, Vote, decode, encode};
@@ -96,7 +97,7 @@ impl raft_server::Raft for Service {
             }
         }
         // openraft stops for good on a snapshot that it cannot install: look at it first.
-        decode::<phalanx_engine::registry::Registry>(&data).map_err(malformed)?;
+        registry_of(&data).map_err(malformed)?;
         answer(
             self.raft()?.core().install_full_snapshot(vote, Snapshot { meta, snapshot: data.into() }).await,
         )
