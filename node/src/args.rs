@@ -62,6 +62,8 @@ pub(crate) struct Options {
     pub zero_warning: bool,
     /// `-dr`: a server name that does not resolve is not fatal.
     pub ignore_resolve: bool,
+    /// `-dS`: as `nosplice`.
+    pub nosplice: bool,
 }
 
 impl Options {
@@ -72,6 +74,7 @@ impl Options {
             // A witness votes and takes no traffic, whatever its configuration has for the others.
             config.proxies.clear();
         }
+        config.global.nosplice |= self.nosplice;
         if self.maxconn.is_some() {
             config.global.maxconn = self.maxconn;
         }
@@ -126,6 +129,7 @@ pub(crate) fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request
             "-d" => options.debug = true,
             "-dW" => options.zero_warning = true,
             "-dr" => options.ignore_resolve = true,
+            "-dS" => options.nosplice = true,
             "-v" => return Ok(Request::Version),
             "-vv" => return Ok(Request::Build),
             "-h" | "--help" => return Ok(Request::Help),
@@ -153,9 +157,9 @@ fn number(option: &str, word: OsString) -> Result<u32, Error> {
 }
 
 /// Options of HAProxy that mean something which is not here.
-const UNSUPPORTED: [&str; 20] = [
-    "-4", "-cc", "-dA", "-dC", "-dF", "-dG", "-dI", "-dK", "-dL", "-dM", "-dR", "-dS", "-dT", "-dV", "-de",
-    "-dp", "-dt", "-m", "-S", "-x",
+const UNSUPPORTED: [&str; 19] = [
+    "-4", "-cc", "-dA", "-dC", "-dF", "-dG", "-dI", "-dK", "-dL", "-dM", "-dR", "-dT", "-dV", "-de", "-dp",
+    "-dt", "-m", "-S", "-x",
 ];
 
 /// The text of `phalanx -h`.

@@ -64,6 +64,8 @@ pub(crate) struct Settings {
     pub(crate) log_health_checks: bool,
     pub(crate) per_node_checks: bool,
     pub(crate) connection_mode: Option<ConnectionMode>,
+    pub(crate) http_reuse: HttpReuse,
+    pub(crate) splice: Splice,
     pub(crate) forwardfor: Option<ForwardFor>,
     pub(crate) allbackups: bool,
     pub(crate) abortonclose: bool,

@@ -378,6 +378,8 @@ impl Parser<'_> {
             log_health_checks: settings.log_health_checks,
             per_node_checks: settings.per_node_checks,
             connection_mode: settings.connection_mode.unwrap_or_default(),
+            http_reuse: settings.http_reuse,
+            splice: settings.splice,
             forwardfor: settings.forwardfor,
             allbackups: settings.allbackups,
             abortonclose: settings.abortonclose,

@@ -152,6 +152,10 @@ pub struct Proxy {
     pub per_node_checks: bool,
     /// `option httpclose`/`http-server-close`/`http-keep-alive`.
     pub connection_mode: ConnectionMode,
+    /// `http-reuse`.
+    pub http_reuse: HttpReuse,
+    /// `option splice-auto`/`splice-request`/`splice-response`.
+    pub splice: Splice,
     /// `option forwardfor`.
     pub forwardfor: Option<ForwardFor>,
     /// `option allbackups`.
@@ -246,6 +250,31 @@ pub enum LogFormat {
     Tcp,
     /// `option httplog`.
     Http,
+}
+
+/// Which requests may go over a connection that another session opened (`http-reuse`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HttpReuse {
+    /// None.
+    Never,
+    /// All but the first of a client's connection, which the client could not repeat.
+    #[default]
+    Safe,
+    /// The first as well, over connections that have been used again already.
+    Aggressive,
+    /// All.
+    Always,
+}
+
+/// What bytes go from socket to socket within the kernel (`option splice-…`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Splice {
+    /// `splice-auto`; `None` = no such line, `Some(false)` = `no option splice-auto`.
+    pub auto: Option<bool>,
+    /// `splice-request`: all from client to server.
+    pub request: bool,
+    /// `splice-response`: all from server to client.
+    pub response: bool,
 }
 
 /// What happens to connections after a response (section 4, "HTTP transaction model").

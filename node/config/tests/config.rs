@@ -269,6 +269,7 @@ fn every_field_can_be_set() {
     assert_eq!(global.log_send_hostname, Some(Some("edge".into())));
     assert_eq!((global.stats_timeout, global.hard_stop_after), (Some(seconds(30)), Some(seconds(30))));
     assert_eq!((global.bufsize, global.daemon, global.log_tag.as_deref()), (Some(32768), true, Some("lb")));
+    assert_eq!((global.maxpipes, global.pipesize, global.nosplice), (Some(10), Some(128 << 10), true));
     assert_eq!((global.node.as_deref(), global.description.as_deref()), (Some("edge-1"), Some("two words")));
     assert_eq!(global.localpeer.as_deref(), Some("me"));
     let first = LogTarget {
@@ -306,7 +307,8 @@ fn every_field_can_be_set() {
     assert!(all.allbackups && all.abortonclose && all.persist && all.clitcpka && all.srvtcpka);
     assert_eq!((all.log_format, all.logs.len()), (LogFormat::Tcp, 3));
     assert_eq!(all.monitor_uri.as_deref(), Some("/alive"));
-    assert_eq!(all.connection_mode, ConnectionMode::ServerClose);
+    assert_eq!((all.connection_mode, all.http_reuse), (ConnectionMode::ServerClose, HttpReuse::Never));
+    assert_eq!(all.splice, Splice { auto: Some(false), request: true, response: true });
     let forwarded = all.forwardfor.as_ref().unwrap();
     assert_eq!((forwarded.header.as_str(), forwarded.if_none), ("X-Client", true));
     assert_eq!(forwarded.except, Some((IpAddr::from([127, 0, 0, 0]), 8)));

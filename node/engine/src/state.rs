@@ -50,9 +50,66 @@ pub struct Process {
     pub maxconn_reached: AtomicU64,
     /// Bytes sent to clients without passing through user space.
     pub spliced: AtomicU64,
+    /// Pipes for splicing.
+    pub pipes: Pipes,
     /// Messages captured for `show errors`.
     pub captured: AtomicU64,
     stopping: AtomicBool,
+}
+
+/// The pipes of all workers (`maxpipes`), counted.
+#[derive(Debug, Default)]
+pub struct Pipes {
+    max: AtomicU32,
+    all: AtomicU32,
+    used: AtomicU32,
+}
+
+impl Pipes {
+    /// Sets how many there may be.
+    pub fn set_max(&self, max: u32) {
+        self.max.store(max, Relaxed);
+    }
+
+    /// How many there may be.
+    pub fn max(&self) -> u32 {
+        self.max.load(Relaxed)
+    }
+
+    /// How many hold bytes.
+    pub fn used(&self) -> u32 {
+        self.used.load(Relaxed)
+    }
+
+    /// How many are open and hold none.
+    pub fn free(&self) -> u32 {
+        self.all.load(Relaxed).saturating_sub(self.used())
+    }
+
+    /// One more is opened, and taken at once; false when there may be no more.
+    pub fn open(&self) -> bool {
+        let max = self.max();
+        let opened = self.all.fetch_update(Relaxed, Relaxed, |n| (n < max).then_some(n + 1)).is_ok();
+        if opened {
+            self.taken();
+        }
+        opened
+    }
+
+    /// An open one is taken.
+    pub fn taken(&self) {
+        self.used.fetch_add(1, Relaxed);
+    }
+
+    /// One that was taken is given back.
+    pub fn given(&self) {
+        self.used.fetch_sub(1, Relaxed);
+    }
+
+    /// So many that nobody has taken are closed.
+    pub fn closed(&self, n: usize) {
+        self.all.fetch_sub(n as u32, Relaxed);
+    }
 }
 
 impl Process {
@@ -150,6 +207,7 @@ impl State {
             conns: Padded::default(),
             maxconn_reached: AtomicU64::new(0),
             spliced: AtomicU64::new(0),
+            pipes: Pipes::default(),
             captured: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
         };

@@ -77,6 +77,8 @@ pub fn section(balance: Balance, servers: Vec<Arc<Server>>) -> Proxy {
         log_health_checks: false,
         per_node_checks: false,
         connection_mode: ConnectionMode::KeepAlive,
+        http_reuse: Default::default(),
+        splice: Default::default(),
         forwardfor: None,
         allbackups: false,
         abortonclose: false,

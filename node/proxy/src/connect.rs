@@ -23,7 +23,7 @@ use phalanx_sys::net::{Connect, Tuning};
 use tokio::net::TcpStream;
 
 use crate::front::Front;
-use crate::pool::Connection;
+use crate::pool::{Connection, Reuse};
 use crate::worker::Worker;
 
 /// Longest pause before the same server is tried again.
@@ -57,8 +57,8 @@ pub(crate) struct Towards<'a> {
     pub(crate) session: &'a Session,
     pub(crate) backend: &'a Arc<Backend>,
     pub(crate) config: &'a Proxy,
-    /// Whether an idle connection may be used.
-    pub(crate) reuse: bool,
+    /// Which idle connections may be used.
+    pub(crate) reuse: Reuse,
 }
 
 /// An established connection and whether it was used before.
@@ -86,9 +86,7 @@ pub(crate) async fn establish(
         let Some(server) = dispatch.server.clone() else {
             return Err(End::new(Cause::Internal, Phase::Connect));
         };
-        if towards.reuse
-            && let Some(connection) = towards.worker.pool.take(&server)
-        {
+        if let Some(connection) = towards.worker.pool.take(&server, towards.reuse) {
             count_reuse(towards, &server);
             dispatch.connected = dispatch.queued;
             return Ok(Established { connection, reused: true, reusable: false });
@@ -247,7 +245,7 @@ async fn open(
         server.note_connect(true);
         bump(&server.counters().shard(towards.worker.id).connect, 1);
         bump(&towards.backend.counters().shard(towards.worker.id).connect, 1);
-        Connection { stream, addr: server.addr(), requests: 0 }
+        Connection { stream, addr: server.addr(), requests: 0, owner: None }
     }))
 }
 

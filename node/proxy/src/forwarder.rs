@@ -34,6 +34,12 @@ const ORDER_LIMIT: Duration = Duration::from_secs(5);
 /// How long a worker that is well may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
+/// Pairs of descriptors that pipes leave to listeners, logs and peers.
+const KEPT_BACK: u64 = 100;
+
+/// Pipes that there may be in any case; a worker mostly needs one.
+const FEW_PIPES: u64 = 16;
+
 /// The worker threads and their listeners.
 pub struct Forwarder {
     shared: Shared,
@@ -136,8 +142,21 @@ impl Forwarder {
     /// When an address cannot be bound: then nothing has changed.
     pub fn apply(&self) -> Result<(), StartError> {
         self.reconcile(&mut self.inner.lock())?;
+        self.limit_pipes();
         self.end_orphans();
         Ok(())
+    }
+
+    /// Sets how many pipes there may be: `maxpipes`, else a quarter of `maxconn` as far as descriptors go
+    /// round besides those of connections.
+    fn limit_pipes(&self) {
+        let process = self.shared.state.process();
+        let maxconn = u64::from(process.maxconn());
+        let (open, _) = phalanx_sys::process::nofile().unwrap_or_default();
+        let spare = open.saturating_sub(2 * maxconn) / 2;
+        let derived = (maxconn / 4).min(spare.saturating_sub(KEPT_BACK)).max(FEW_PIPES);
+        let max = self.shared.state.plan().config.global.maxpipes.map_or(derived, u64::from);
+        process.pipes.set_max(u32::try_from(max).unwrap_or(u32::MAX));
     }
 
     /// Whether the forwarding plane does its work: every listener that is to be open accepts, and every

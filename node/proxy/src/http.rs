@@ -111,6 +111,7 @@ pub(crate) fn serve(
             let config = &plan.proxies[index].config;
             Box::pin(refuse(&session, config, &mut front, *refusal)).await;
         }
+        session.worker.pool.forget(session.entry.session());
         if must_linger(&front) {
             Box::pin(linger(&mut front)).await;
         }

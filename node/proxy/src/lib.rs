@@ -13,6 +13,7 @@ mod front;
 mod http;
 mod listener;
 pub mod log;
+mod pipes;
 mod pool;
 mod report;
 mod room;

@@ -4,7 +4,7 @@
 //! connection that has become readable while idle was closed by the server (or spoke out of turn) and
 //! is not used again. Nothing here is shared between workers.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +12,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
+use phalanx_config::HttpReuse;
 use phalanx_engine::server::Server;
+use phalanx_engine::state::sessions::Session;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -24,12 +26,61 @@ pub(crate) struct Connection {
     pub(crate) addr: SocketAddr,
     /// Requests sent over it before this one.
     pub(crate) requests: u32,
+    /// The only session that may use it (`http-reuse never`).
+    pub(crate) owner: Option<Owner>,
+}
+
+/// A session, as long as it lasts.
+pub(crate) type Owner = usize;
+
+/// Which idle connections a request may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    /// None.
+    No,
+    /// Those of its own session.
+    Own(Owner),
+    /// Those that carried more than one request already.
+    Proven,
+    /// All.
+    Any,
+}
+
+impl Reuse {
+    /// What a request may take; `first` = of its client's connection.
+    pub(crate) fn of(mode: HttpReuse, first: bool, session: &Arc<Session>) -> Reuse {
+        match mode {
+            HttpReuse::Never => Reuse::Own(Arc::as_ptr(session) as usize),
+            HttpReuse::Safe if first => Reuse::No,
+            HttpReuse::Aggressive if first => Reuse::Proven,
+            HttpReuse::Safe | HttpReuse::Aggressive | HttpReuse::Always => Reuse::Any,
+        }
+    }
+
+    fn takes(self, connection: &Connection) -> bool {
+        match self {
+            Reuse::No => false,
+            Reuse::Own(_) => connection.owner == self.owner(),
+            Reuse::Proven => connection.owner.is_none() && connection.requests > 1,
+            Reuse::Any => connection.owner.is_none(),
+        }
+    }
+
+    /// Whose a connection is that it is used for.
+    pub(crate) fn owner(self) -> Option<Owner> {
+        match self {
+            Reuse::Own(owner) => Some(owner),
+            _ => None,
+        }
+    }
 }
 
 /// The idle connections of one worker.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
     servers: RefCell<HashMap<usize, Idle>>,
+    /// There may be connections with an owner.
+    owned: Cell<bool>,
 }
 
 #[derive(Debug)]
@@ -45,11 +96,16 @@ const KEPT: u32 = 4;
 
 impl Pool {
     /// A live idle connection to `server`.
-    pub(crate) fn take(&self, server: &Arc<Server>) -> Option<Connection> {
+    pub(crate) fn take(&self, server: &Arc<Server>, reuse: Reuse) -> Option<Connection> {
+        if reuse == Reuse::No {
+            return None;
+        }
         let mut servers = self.servers.borrow_mut();
         let idle = servers.get_mut(&key(server))?;
         let addr = server.addr();
-        while let Some((connection, _)) = idle.connections.pop() {
+        // Mostly the last one.
+        while let Some(at) = idle.connections.iter().rposition(|(c, _)| reuse.takes(c)) {
+            let (connection, _) = idle.connections.remove(at);
             server.idle.fetch_sub(1, Relaxed);
             if connection.addr == addr && is_quiet(&connection.stream) {
                 return Some(connection);
@@ -79,8 +135,25 @@ impl Pool {
         if worn || full || server.is_removed() || connection.addr != server.addr() {
             return;
         }
+        self.owned.set(self.owned.get() || connection.owner.is_some());
         server.idle.fetch_add(1, Relaxed);
         idle.connections.push((connection, Instant::now()));
+    }
+
+    /// Closes the connections of a session that has ended.
+    pub(crate) fn forget(&self, session: &Arc<Session>) {
+        if !self.owned.get() {
+            return;
+        }
+        let owner = Some(Arc::as_ptr(session) as usize);
+        let mut owned = false;
+        for idle in self.servers.borrow_mut().values_mut() {
+            let before = idle.connections.len();
+            idle.connections.retain(|(connection, _)| connection.owner != owner);
+            owned |= idle.connections.iter().any(|(connection, _)| connection.owner.is_some());
+            idle.server.idle.fetch_sub((before - idle.connections.len()) as u32, Relaxed);
+        }
+        self.owned.set(owned);
     }
 
     /// Closes what the server has closed or what was idle for longer than `pool-purge-delay`; call

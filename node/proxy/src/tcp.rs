@@ -15,6 +15,8 @@ use phalanx_engine::state::sessions;
 use crate::buffer::{Buffer, SIZE};
 use crate::connect::{Dispatch, Towards, establish};
 use crate::front::Front;
+use crate::pipes::{self, Conduit, Splicing};
+use crate::pool::Reuse;
 use crate::report::{self, Report};
 use crate::rules::{self, Around, Passage};
 use crate::session::Session;
@@ -137,7 +139,7 @@ async fn forward(
         let at = around(session, plan, back, back).context(front, session.accepted);
         dispatch.directed = rules::stick_match(back, &at, backend, config.persist);
     }
-    let towards = Towards { worker, session: session.entry.session(), backend, config, reuse: false };
+    let towards = Towards { worker, session: session.entry.session(), backend, config, reuse: Reuse::No };
     // Boxed: forwarding, which may take hours, does not carry the state of connecting.
     let mut established = match Box::pin(establish(&towards, front, dispatch)).await {
         Ok(established) => established,
@@ -157,9 +159,13 @@ async fn forward(
         log(session, front, &own, Some(backend), dispatch, timers, End::NORMAL, None);
     }
     let limits = Limits::new(&own.timeouts, &config.timeouts);
+    let ways = Splicing::of(&plan.config.global, &own, config);
     drop(own);
     let ahead = std::mem::replace(&mut front.buf, Buffer::new(SIZE));
-    let (mut up, mut down) = (Pipe::new(ahead, front.eof), Pipe::new(Buffer::new(SIZE), false));
+    let global = &plan.config.global;
+    let (upward, downward) = (Conduit::new(ways.0, global), Conduit::new(ways.1, global));
+    let (mut up, mut down) =
+        (Pipe::new(ahead, front.eof, upward), Pipe::new(Buffer::new(SIZE), false, downward));
     let end = tunnel::run(
         &mut front.stream,
         &mut established.connection.stream,
@@ -170,6 +176,7 @@ async fn forward(
         session.entry.session(),
     )
     .await;
+    pipes::count(session, down.spliced());
     if end.cause == Cause::ClientAbort {
         // A server is told of an abort by a reset, as HAProxy does; a port in TIME_WAIT is spared, too.
         let _ = established.connection.stream.set_zero_linger();

@@ -17,27 +17,37 @@ use tokio::time::Instant;
 
 use crate::buffer::{Buffer, poll_fill, poll_write};
 use crate::deadline::Deadline;
+use crate::pipes::{Conduit, Filled};
+
+/// Pieces moved in one turn: others want theirs.
+const PIECES: u32 = 16;
 
 /// One direction.
 #[derive(Debug)]
 pub(crate) struct Pipe {
     buf: Buffer,
+    /// What goes past the buffer, while that is empty.
+    conduit: Conduit,
     /// The sender has closed.
     eof: bool,
     /// The receiver has been told.
     shut: bool,
-    full_reads: u8,
     /// Bytes written to the receiver.
     pub(crate) bytes: u64,
 }
 
 impl Pipe {
     /// A direction that begins with what `buf` holds; `eof` = its sender has closed already.
-    pub(crate) fn new(buf: Buffer, eof: bool) -> Pipe {
-        Pipe { buf, eof, shut: false, full_reads: 0, bytes: 0 }
+    pub(crate) fn new(buf: Buffer, eof: bool, conduit: Conduit) -> Pipe {
+        Pipe { buf, conduit, eof, shut: false, bytes: 0 }
     }
 
-    /// Moves bytes as far as both sockets let it.
+    /// Bytes that were spliced.
+    pub(crate) fn spliced(&self) -> u64 {
+        self.conduit.bytes
+    }
+
+    /// Moves bytes as far as both sockets let it, or a turn's worth.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -46,57 +56,92 @@ impl Pipe {
         receiver_closed: bool,
     ) -> Result<Moved, Failure> {
         let mut moved = Moved::default();
-        loop {
-            let mut progress = false;
-            if !self.eof && !self.buf.is_full() {
-                match poll_fill(from, cx, &mut self.buf) {
-                    Poll::Ready(Ok(0)) => {
-                        self.eof = true;
-                        progress = true;
-                        moved.read = true;
-                    }
-                    Poll::Ready(Ok(_)) => {
-                        progress = true;
-                        moved.read = true;
-                    }
-                    Poll::Ready(Err(_)) => return Err(Failure::Sender),
-                    Poll::Pending => {}
-                }
+        for _ in 0..PIECES {
+            moved.progress = false;
+            if !self.eof && self.conduit.is_empty() {
+                self.receive(cx, from, &mut moved)?;
             }
-            let filled = self.buf.is_full();
-            while !self.buf.is_empty() {
-                match poll_write(to, cx, &[], self.buf.bytes()) {
-                    Poll::Ready(Ok(n)) => {
-                        self.buf.consume(n);
-                        self.bytes += n as u64;
-                        progress = true;
-                        moved.written = true;
-                    }
-                    Poll::Ready(Err(_)) => return Err(Failure::Receiver),
-                    Poll::Pending => break,
-                }
-            }
-            // Two full buffers in a row: bulk data, which is cheaper in larger pieces.
-            self.full_reads = if filled { self.full_reads.saturating_add(1) } else { 0 };
-            if self.full_reads > 1 {
-                self.buf.grow();
-            }
-            if self.eof && self.buf.is_empty() && !self.shut {
+            self.send(cx, to, &mut moved)?;
+            if self.eof && !self.blocked() && !self.shut {
                 self.shut = true;
                 // Where the receiver has closed as well, the tunnel ends and close says it.
                 if !receiver_closed {
                     let _ = Pin::new(&mut *to).poll_shutdown(cx);
                 }
             }
-            if self.shut || !progress {
-                return Ok(moved);
+            if self.shut || !moved.progress {
+                break;
             }
         }
+        if moved.progress && !self.shut {
+            cx.waker().wake_by_ref();
+        }
+        self.conduit.rest();
+        Ok(moved)
+    }
+
+    /// One piece from the sender.
+    fn receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut TcpStream,
+        moved: &mut Moved,
+    ) -> Result<(), Failure> {
+        if self.buf.is_empty() && self.conduit.wanted(0) {
+            match self.conduit.poll_fill(cx, from, u64::MAX) {
+                Poll::Ready(Ok(Filled::Copy)) => {}
+                Poll::Ready(Ok(filled)) => {
+                    self.eof = filled == Filled::End;
+                    (moved.read, moved.progress) = (true, true);
+                    return Ok(());
+                }
+                Poll::Ready(Err(_)) => return Err(Failure::Sender),
+                Poll::Pending => return Ok(()),
+            }
+        }
+        if self.buf.is_full() {
+            return Ok(());
+        }
+        match poll_fill(from, cx, &mut self.buf) {
+            Poll::Ready(Ok(n)) => {
+                self.eof = n == 0;
+                (moved.read, moved.progress) = (true, true);
+            }
+            Poll::Ready(Err(_)) => return Err(Failure::Sender),
+            Poll::Pending => return Ok(()),
+        }
+        self.conduit.copied(self.buf.is_full());
+        if self.conduit.is_bulk() {
+            self.buf.grow();
+        }
+        Ok(())
+    }
+
+    /// What there is to the receiver.
+    fn send(&mut self, cx: &mut Context<'_>, to: &mut TcpStream, moved: &mut Moved) -> Result<(), Failure> {
+        while self.blocked() {
+            let sent = if self.conduit.is_empty() {
+                poll_write(to, cx, &[], self.buf.bytes())
+            } else {
+                self.conduit.poll_drain(cx, to, false)
+            };
+            match sent {
+                Poll::Ready(Ok(n)) => {
+                    // Nothing, if it went through the pipe: then the buffer is empty.
+                    self.buf.consume(n);
+                    self.bytes += n as u64;
+                    (moved.written, moved.progress) = (true, true);
+                }
+                Poll::Ready(Err(_)) => return Err(Failure::Receiver),
+                Poll::Pending => break,
+            }
+        }
+        Ok(())
     }
 
     /// Whether bytes wait for the receiver.
     fn blocked(&self) -> bool {
-        !self.buf.is_empty()
+        !self.buf.is_empty() || !self.conduit.is_empty()
     }
 }
 
@@ -104,6 +149,8 @@ impl Pipe {
 struct Moved {
     read: bool,
     written: bool,
+    /// In the last piece.
+    progress: bool,
 }
 
 enum Failure {

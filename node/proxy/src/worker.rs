@@ -127,6 +127,7 @@ pub(crate) fn run(
     if let Err(e) = phalanx_sys::process::short_turns(TURN) {
         tracing::debug!("worker {id}: turns as long as the kernel likes: {e}");
     }
+    crate::pipes::begin(shared.state.process());
     runtime.block_on(serve(Rc::new(Worker::new(id, shared)), orders));
 }
 
@@ -142,7 +143,10 @@ async fn serve(worker: Rc<Worker>, mut orders: mpsc::Receiver<Order>) {
                 carry_out(&worker, &mut listeners, order.listeners);
                 drop(order.done);
             }
-            _ = purge.tick() => worker.pool.purge(),
+            _ = purge.tick() => {
+                worker.pool.purge();
+                crate::pipes::purge();
+            }
         }
     }
 }

@@ -25,7 +25,10 @@ pub(super) fn descriptors(config: &Config) -> Result<u32, String> {
     let (_, hard) = process::nofile().map_err(describe)?;
     let wanted = match (config.global.ulimit_n, config.global.maxconn) {
         (Some(n), _) => n,
-        (None, Some(maxconn)) => 2 * u64::from(maxconn) + BASE_FDS,
+        // A pipe has two as well; those that nobody asked for make do with what is left.
+        (None, Some(maxconn)) => {
+            2 * (u64::from(maxconn) + u64::from(config.global.maxpipes.unwrap_or(0))) + BASE_FDS
+        }
         (None, None) => hard,
     };
     let have = process::raise_nofile(wanted)

@@ -9,4 +9,5 @@ pub mod neighbour;
 pub mod net;
 pub mod netlink;
 pub mod process;
+pub mod splice;
 pub mod unix;

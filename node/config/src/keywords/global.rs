@@ -131,6 +131,22 @@ pub(crate) const KEYWORDS: &[Keyword] = &[
         p.global().bufsize = Some(size as usize);
         Ok(())
     }),
+    kw("maxpipes", "<number>", Exact(1), "Pipes that splicing may use.", |p, a| {
+        p.global().maxpipes = Some(count(a, 0)?).filter(|&n| n > 0);
+        Ok(())
+    }),
+    kw("nosplice", "", Exact(0), "Copies what could be spliced.", |p, _| {
+        p.global().nosplice = true;
+        Ok(())
+    }),
+    kw("tune.pipesize", "<size>", Exact(1), "Size of a pipe in bytes.", |p, a| {
+        let size = value::size(a.text(0)).map_err(|err| a.named(0, format!(": {err}")))?;
+        if size > 1 << 30 {
+            return Err(a.named(0, format!("must be between 0 and 1g, but got '{}'", a.text(0))));
+        }
+        p.global().pipesize = Some(size as usize).filter(|&n| n > 0);
+        Ok(())
+    }),
     kw("zero-warning", "", Exact(0), "Refuses a configuration that has warnings.", |p, _| {
         p.draft.zero_warning = true;
         Ok(())

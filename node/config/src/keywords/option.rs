@@ -53,6 +53,20 @@ pub(crate) const KEYWORDS: &[Keyword] = &[
     switch("option http-keep-alive", PROXY, "Keeps both sides open.", |p, a| {
         connection_mode(p, a, ConnectionMode::KeepAlive)
     }),
+    switch("option splice-auto", PROXY, "Splices where that is cheaper: the default.", |p, a| {
+        p.settings().splice.auto = match a.polarity {
+            Polarity::Set => Some(true),
+            Polarity::No => Some(false),
+            Polarity::Default => None,
+        };
+        Ok(())
+    }),
+    switch("option splice-request", PROXY, "Splices all that comes from clients.", |p, a| {
+        set(p, a, |s| &mut s.splice.request)
+    }),
+    switch("option splice-response", PROXY, "Splices all that comes from servers.", |p, a| {
+        set(p, a, |s| &mut s.splice.response)
+    }),
     switch("option allbackups", BACK, "Uses all backup servers at once.", |p, a| {
         set(p, a, |s| &mut s.allbackups)
     }),

@@ -4,7 +4,7 @@ use super::global::{count, join};
 use crate::draft::Placed;
 use crate::keyword::{Arity, BACK, BACKEND, FRONT, FRONTEND, Keyword, LISTEN, PROXY};
 use crate::known;
-use crate::model::Mode;
+use crate::model::{HttpReuse, Mode};
 
 use Arity::{AtLeast, Exact};
 
@@ -108,6 +108,27 @@ pub(crate) const KEYWORDS: &[Keyword] = &[
         p.settings().retries = Some(count(a, 0)?);
         Ok(())
     }),
+    Keyword::new(
+        "http-reuse",
+        "never|safe|aggressive|always",
+        BACK,
+        Exact(1),
+        "Which requests go over connections that others opened.",
+        |p, a| {
+            p.settings().http_reuse = match a.text(0) {
+                "never" => HttpReuse::Never,
+                "safe" => HttpReuse::Safe,
+                "aggressive" => HttpReuse::Aggressive,
+                "always" => HttpReuse::Always,
+                other => {
+                    let message =
+                        format!("only supports 'never', 'safe', 'aggressive', 'always' (got '{other}')");
+                    return Err(a.named(0, message));
+                }
+            };
+            Ok(())
+        },
+    ),
     Keyword::new("monitor-uri", "<uri>", FRONT, Exact(1), "URI that is answered here, with 200.", |p, a| {
         p.settings().monitor_uri = Some(a.text(0).to_owned());
         Ok(())

@@ -48,6 +48,12 @@ pub struct Global {
     pub spread_checks: u32,
     /// `tune.bufsize` in bytes, default 16384.
     pub bufsize: Option<usize>,
+    /// `maxpipes`: pipes for splicing, of the process; `None` = a quarter of `maxconn`.
+    pub maxpipes: Option<u32>,
+    /// `tune.pipesize` in bytes; `None` = our default, as far as the system grants it.
+    pub pipesize: Option<usize>,
+    /// `nosplice`: bytes are always copied.
+    pub nosplice: bool,
 }
 
 /// Where a `log` line sends to (`log` in section 4.2).

@@ -1,7 +1,6 @@
 //! `show info`: the process in numbers.
 //!
-//! Names and positions are HAProxy's. A field that means nothing here (TLS, compression, pipes of an
-//! event loop that this program does not have) is left out rather than made up; tools look fields up
+//! Names and positions are HAProxy's. A field that means nothing here (TLS, compression) is left out rather than made up; tools look fields up
 //! by name.
 
 use std::fmt::Write as _;
@@ -102,6 +101,9 @@ pub fn fields(state: &State, process: &Process, now: Now) -> Vec<Field> {
     add(17, "CurrConns", "MGP", u32(p.conns()), "connections now");
     add(18, "CumConns", "MCP", u32(number(sum.conn_tot)), "connections in all");
     add(19, "CumReq", "MCP", u32(number(sum.req_tot)), "requests in all");
+    add(23, "Maxpipes", "CLP", u32(p.pipes.max()), "limit of pipes for splicing");
+    add(24, "PipesUsed", "MGP", u32(p.pipes.used()), "pipes that hold bytes");
+    add(25, "PipesFree", "MGP", u32(p.pipes.free()), "pipes that are open and empty");
     add(26, "ConnRate", "MRP", u32(number(sum.conn_rate)), "connections per second");
     add(27, "ConnRateLimit", "CLP", u32(0), "limit of connections per second, 0 for none");
     add(28, "MaxConnRate", "MMP", u32(number(sum.conn_rate_max)), "largest ConnRate");

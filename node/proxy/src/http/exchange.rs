@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::forward::Flow;
 use crate::buffer::{Buffer, Text, poll_fill, poll_write};
 use crate::front::{Front, Gone};
+use crate::pipes::{Conduit, Filled};
 
 /// Longest body, or piece of one, that is copied behind its head to be written with it.
 const SMALL: usize = 4096;
@@ -37,6 +38,8 @@ pub(crate) struct Upload {
     pub(crate) head: Text,
     head_sent: usize,
     pub(crate) flow: Flow,
+    /// What goes past the client's buffer.
+    pub(crate) conduit: Conduit,
     /// Where the body's bytes begin in the client's buffer.
     base: usize,
     /// Bytes of the body after `base` that were sent.
@@ -53,11 +56,12 @@ pub(crate) struct Upload {
 
 impl Upload {
     /// A request whose head takes the first `base` bytes of the client's buffer.
-    pub(crate) fn new(head: Text, flow: Flow, base: usize) -> Upload {
+    pub(crate) fn new(head: Text, flow: Flow, base: usize, conduit: Conduit) -> Upload {
         Upload {
             head,
             head_sent: 0,
             flow,
+            conduit,
             base,
             sent: 0,
             replayable: true,
@@ -83,6 +87,40 @@ impl Upload {
     pub(crate) fn used(&self) -> usize {
         self.base + self.sent
     }
+
+    /// Splices more of the body, once nothing of it is in the client's buffer any more; `None` = it has to
+    /// be copied.
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        front: &mut Front,
+        server: &mut TcpStream,
+    ) -> Poll<Result<Option<usize>, Lost>> {
+        let Flow::Length(left) = self.flow else { return Poll::Ready(Ok(None)) };
+        if self.replayable || !front.buf.is_empty() {
+            return Poll::Ready(Ok(None));
+        }
+        if self.conduit.is_empty() {
+            if !self.conduit.wanted(left) {
+                return Poll::Ready(Ok(None));
+            }
+            match ready!(self.conduit.poll_fill(cx, &front.stream, left)) {
+                Ok(Filled::Bytes(_)) => {}
+                Ok(Filled::Copy) => return Poll::Ready(Ok(None)),
+                Ok(Filled::End) | Err(_) => return Poll::Ready(Err(Lost::Client)),
+            }
+        }
+        let more = left > self.conduit.len() as u64;
+        let sent = ready!(self.conduit.poll_drain(cx, server, more)).map_err(|_| Lost::Server)?;
+        self.flow.sent(sent);
+        Poll::Ready(Ok(Some(sent)))
+    }
+}
+
+/// Which side of an upload failed.
+enum Lost {
+    Client,
+    Server,
 }
 
 /// The inactivity limits.
@@ -104,6 +142,8 @@ pub(crate) struct Exchange<'a> {
     out_sent: usize,
     /// The response's body.
     pub(crate) down: Flow,
+    /// What goes past `reply`.
+    pub(crate) conduit: Conduit,
     limits: Limits,
     abortonclose: bool,
     /// The connection was used before.
@@ -114,7 +154,6 @@ pub(crate) struct Exchange<'a> {
     pub(crate) bytes_up: u64,
     /// Bytes written to the client.
     pub(crate) bytes_down: u64,
-    full_reads: u8,
     client_seen: Seen,
     server_seen: Seen,
 }
@@ -130,6 +169,7 @@ impl<'a> Exchange<'a> {
         abortonclose: bool,
         reused: bool,
         bufsize: usize,
+        conduit: Conduit,
     ) -> Exchange<'a> {
         Exchange {
             session,
@@ -139,13 +179,13 @@ impl<'a> Exchange<'a> {
             out: Text::default(),
             out_sent: 0,
             down: Flow::Length(0),
+            conduit,
             limits,
             abortonclose,
             reused,
             refused: None,
             bytes_up: 0,
             bytes_down: 0,
-            full_reads: 0,
             client_seen: Seen::default(),
             server_seen: Seen::default(),
         }
@@ -238,9 +278,6 @@ impl<'a> Exchange<'a> {
                         self.down.sent(written - of_head);
                         self.reply.consume(written - of_head);
                         self.bytes_down += written as u64;
-                        if self.full_reads > 1 {
-                            self.reply.grow();
-                        }
                     }
                     Poll::Ready(Err(_)) => {
                         let more = self.down.wants(self.reply.len());
@@ -254,22 +291,22 @@ impl<'a> Exchange<'a> {
                 self.out_sent = 0;
                 return Poll::Ready(Ok(()));
             } else {
-                match poll_fill(self.server, cx, &mut self.reply) {
-                    Poll::Ready(Ok(n)) if n > 0 => {
+                match self.poll_more(cx, front) {
+                    Poll::Ready(Ok(true)) => {
                         self.server_seen.now();
                         self.client_seen.now();
-                        let full = self.reply.is_full();
-                        self.full_reads = if full { self.full_reads.saturating_add(1) } else { 0 };
                     }
-                    Poll::Ready(result) => {
-                        if result.is_err() || !self.down.closed() {
+                    Poll::Ready(Ok(false)) => {
+                        if !self.down.closed() {
                             return Poll::Ready(Err(stop(Cause::ServerAbort, Phase::Data)));
                         }
                     }
-                    Poll::Pending => break false,
+                    Poll::Ready(Err(stop)) => return Poll::Ready(Err(stop)),
+                    Poll::Pending => break !self.conduit.is_empty(),
                 }
             }
         };
+        self.conduit.rest();
         if self.session.poll_killed(cx.waker()) {
             return Poll::Ready(Err(stop(self.session.kill_cause(), Phase::Data)));
         }
@@ -278,6 +315,45 @@ impl<'a> Exchange<'a> {
         }
         let cause = ready!(self.poll_deadline(cx, front, blocked, !blocked));
         Poll::Ready(Err(stop(cause, Phase::Data)))
+    }
+
+    /// More of the response's body: into the buffer, or spliced to the client; false = no more will come.
+    fn poll_more(&mut self, cx: &mut Context<'_>, front: &mut Front) -> Poll<Result<bool, Stop>> {
+        if let Some(coming) = self.down.free_run()
+            && self.reply.is_empty()
+            && (self.conduit.wanted(coming.unwrap_or(0)) || !self.conduit.is_empty())
+        {
+            let left = coming.unwrap_or(u64::MAX);
+            if self.conduit.is_empty() {
+                let filled = ready!(self.conduit.poll_fill(cx, self.server, left));
+                match filled.map_err(|_| stop(Cause::ServerAbort, Phase::Data))? {
+                    Filled::Copy => {}
+                    Filled::End => return Poll::Ready(Ok(false)),
+                    Filled::Bytes(_) => self.server_seen.now(),
+                }
+            }
+            if !self.conduit.is_empty() {
+                let more = coming.is_some_and(|left| left > self.conduit.len() as u64);
+                let sent = ready!(self.conduit.poll_drain(cx, &front.stream, more));
+                let sent = sent.map_err(|_| {
+                    let more = self.down.wants(self.conduit.len());
+                    stop(Cause::ClientAbort, if more { Phase::Data } else { Phase::Last })
+                })?;
+                self.down.sent(sent);
+                self.bytes_down += sent as u64;
+                return Poll::Ready(Ok(true));
+            }
+        }
+        if self.conduit.is_bulk() {
+            self.reply.grow();
+        }
+        match ready!(poll_fill(self.server, cx, &mut self.reply)) {
+            Ok(n) => {
+                self.conduit.copied(self.reply.is_full());
+                Poll::Ready(Ok(n > 0))
+            }
+            Err(_) => Poll::Ready(Err(stop(Cause::ServerAbort, Phase::Data))),
+        }
     }
 
     /// Sends what there is of the request and reads more of it.
@@ -305,15 +381,34 @@ impl<'a> Exchange<'a> {
             } else if up.flow.is_done(unsent.len()) {
                 up.done = true;
             } else {
-                let large = front.buf.is_full();
-                if large {
+                if front.buf.is_full() {
                     // Room for more: what was sent cannot be sent again.
                     front.buf.consume(up.base + up.sent);
                     (up.base, up.sent, up.replayable) = (0, 0, false);
-                    front.buf.grow();
                 }
-                if front.eof {
+                if front.eof && up.conduit.is_empty() {
                     return Err(stop(Cause::ClientAbort, Phase::Data));
+                }
+                match up.poll_splice(cx, front, self.server) {
+                    Poll::Ready(Ok(Some(sent))) => {
+                        self.bytes_up += sent as u64;
+                        self.client_seen.now();
+                        self.server_seen.now();
+                        continue;
+                    }
+                    Poll::Ready(Ok(None)) => {}
+                    Poll::Ready(Err(Lost::Server)) => {
+                        up.broken = true;
+                        continue;
+                    }
+                    Poll::Ready(Err(Lost::Client)) => {
+                        front.eof = true;
+                        return Err(stop(Cause::ClientAbort, Phase::Data));
+                    }
+                    Poll::Pending => break,
+                }
+                if !up.replayable {
+                    front.buf.grow();
                 }
                 match poll_fill(&mut front.stream, cx, &mut front.buf) {
                     Poll::Ready(Ok(n)) if n > 0 => self.client_seen.now(),
@@ -321,17 +416,20 @@ impl<'a> Exchange<'a> {
                         front.eof = true;
                         return Err(stop(Cause::ClientAbort, Phase::Data));
                     }
-                    Poll::Pending => return Ok(()),
+                    Poll::Pending => break,
                 }
             }
         }
+        up.conduit.rest();
         Ok(())
     }
 
     /// Whether all that was received of the request has been sent.
     fn nothing_to_send(&mut self, front: &Front) -> bool {
         let unsent = front.buf.bytes().get(self.up.used()..).unwrap_or(&[]);
-        self.up.head_sent == self.up.head.len() && self.up.flow.sendable(unsent).is_ok_and(|n| n == 0)
+        self.up.head_sent == self.up.head.len()
+            && self.up.conduit.is_empty()
+            && self.up.flow.sendable(unsent).is_ok_and(|n| n == 0)
     }
 
     fn poll_deadline(

@@ -68,6 +68,16 @@ impl Flow {
         }
     }
 
+    /// Of a body whose bytes need no looking at: how many are still to be sent, `Some(None)` = until the
+    /// sender closes.
+    pub(crate) fn free_run(&self) -> Option<Option<u64>> {
+        match self {
+            Flow::Length(left) => Some(Some(*left)),
+            Flow::UntilClose { .. } => Some(None),
+            Flow::Chunked { .. } => None,
+        }
+    }
+
     /// The sender has closed; whether that is a proper end.
     pub(crate) fn closed(&mut self) -> bool {
         match self {

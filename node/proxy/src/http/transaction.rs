@@ -28,6 +28,8 @@ use super::{Next, Request, capture, reply};
 use crate::buffer::{SIZE, Text};
 use crate::connect::{Dispatch, Established, Towards, establish};
 use crate::front::Front;
+use crate::pipes::{self, Conduit, Splicing};
+use crate::pool::{Connection, Reuse};
 use crate::report::{self, Report};
 use crate::session::Session;
 use crate::tunnel::{self, Pipe};
@@ -272,8 +274,11 @@ impl<'a> Transaction<'a> {
         self.direct(plan, backend);
         let head = self.request_head(plan, mode);
         let base = self.scratch.request.len;
-        let mut up = Upload::new(head, Flow::new(self.framing.body), base);
-        let mut reuse = !self.first;
+        let global = &self.plan.config.global;
+        let ways = Splicing::of(global, &self.proxy.config, config);
+        let mut up = Upload::new(head, Flow::new(self.framing.body), base, Conduit::new(ways.0, global));
+        let mut reuse = Reuse::of(config.http_reuse, self.first, session.entry.session());
+        let owner = reuse.owner();
         loop {
             let entry = session.entry.session();
             let towards = Towards { worker, session: entry, backend, config, reuse };
@@ -287,7 +292,7 @@ impl<'a> Transaction<'a> {
             if established.reusable
                 && let Some(server) = &self.dispatch.server
             {
-                worker.pool.put(server, established.connection);
+                worker.pool.put(server, Connection { owner, ..established.connection });
             }
             match result {
                 Err(Stop::Retry) if matches!(self.method, Method::Post | Method::Other | Method::Connect) => {
@@ -296,7 +301,7 @@ impl<'a> Transaction<'a> {
                     return Err(Stop::End(End::new(Cause::ServerAbort, Phase::Headers), Some(0)));
                 }
                 Err(Stop::Retry) => {
-                    reuse = false;
+                    reuse = Reuse::No;
                     up.rewind(Flow::new(self.framing.body));
                 }
                 result => return result,
@@ -402,6 +407,7 @@ impl<'a> Transaction<'a> {
     ) -> Result<Next, Stop> {
         let limits =
             Limits { client: self.proxy.config.timeouts.client, server: plan.config.timeouts.server };
+        let global = &self.plan.config.global;
         let mut exchange = Exchange::new(
             self.session.entry.session(),
             &mut established.connection.stream,
@@ -410,6 +416,7 @@ impl<'a> Transaction<'a> {
             plan.config.abortonclose,
             established.reused,
             self.plan.config.global.bufsize.unwrap_or(SIZE).max(1024),
+            Conduit::new(Splicing::of(global, &self.proxy.config, &plan.config).1, global),
         );
         let result = match self.response(plan, &mut exchange).await {
             Ok(response) => {
@@ -418,6 +425,7 @@ impl<'a> Transaction<'a> {
             }
             Err(stop) => Err(stop),
         };
+        pipes::count(self.session, exchange.conduit.bytes);
         self.bytes_in += exchange.bytes_up;
         self.bytes_out += exchange.bytes_down;
         let (reply, refused) = (exchange.reply, exchange.refused);
@@ -556,7 +564,10 @@ impl<'a> Transaction<'a> {
         reply: crate::buffer::Buffer,
     ) {
         let ahead = std::mem::replace(&mut self.front.buf, crate::buffer::Buffer::new(SIZE));
-        let (mut up, mut down) = (Pipe::new(ahead, self.front.eof), Pipe::new(reply, false));
+        let global = &self.plan.config.global;
+        let ways = Splicing::of(global, &self.proxy.config, &plan.config);
+        let mut up = Pipe::new(ahead, self.front.eof, Conduit::new(ways.0, global));
+        let mut down = Pipe::new(reply, false, Conduit::new(ways.1, global));
         let limits = tunnel::Limits::new(&self.proxy.config.timeouts, &plan.config.timeouts);
         let entry = self.session.entry.session();
         entry.note(self.back.map(|b| b.1.name()), self.dispatch.server.as_ref(), sessions::Phase::Data);
@@ -570,6 +581,7 @@ impl<'a> Transaction<'a> {
             entry,
         )
         .await;
+        pipes::count(self.session, down.spliced());
         self.bytes_in += up.bytes;
         self.bytes_out += down.bytes;
     }

@@ -74,6 +74,8 @@ pub(crate) fn listen(mode: Mode, servers: &[SocketAddr]) -> Proxy {
         log_health_checks: false,
         per_node_checks: false,
         connection_mode: ConnectionMode::KeepAlive,
+        http_reuse: HttpReuse::default(),
+        splice: Splice::default(),
         forwardfor: None,
         allbackups: false,
         abortonclose: false,

@@ -1,0 +1,148 @@
+//! Bytes from one socket to another through a pipe, without passing through the process.
+//!
+//! A [`Pipe`] knows how much is in it, which is what makes `EAGAIN` unambiguous: filled only while it
+//! is empty and emptied only while it is not, it can only mean the socket.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+/// A pipe that is read and written by [`Pipe::fill`] and [`Pipe::drain`] only.
+#[derive(Debug)]
+pub struct Pipe {
+    reader: OwnedFd,
+    writer: OwnedFd,
+    /// Bytes in it.
+    len: usize,
+}
+
+impl Pipe {
+    /// An empty pipe, of `size` bytes where the system grants that.
+    ///
+    /// # Errors
+    /// What `pipe2` said: mostly that there are no more descriptors.
+    pub fn new(size: Option<usize>) -> io::Result<Pipe> {
+        let mut fds = [0; 2];
+        // SAFETY: the array has room for the two descriptors that the call writes.
+        if unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_NONBLOCK | libc::O_CLOEXEC) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: both were opened just now and nobody else has them.
+        let (reader, writer) = unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) };
+        if let Some(size) = size {
+            let size = libc::c_int::try_from(size).unwrap_or(libc::c_int::MAX);
+            // SAFETY: the descriptor is open, and the command takes an integer. That it fails for want
+            // of rights leaves a pipe of the system's size.
+            unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, size) };
+        }
+        Ok(Pipe { reader, writer, len: 0 })
+    }
+
+    /// Bytes in it.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Moves up to `most` bytes that a socket has received into the pipe, which must be empty; 0 = the
+    /// peer has closed.
+    ///
+    /// # Errors
+    /// What `splice` said: `WouldBlock` when nothing was received, `InvalidInput` when the socket can't be
+    /// spliced, or the pipe is not empty.
+    pub fn fill(&mut self, from: &impl AsFd, most: usize) -> io::Result<usize> {
+        if !self.is_empty() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let moved = splice(from, &self.writer, most, 0)?;
+        self.len = moved;
+        Ok(moved)
+    }
+
+    /// Moves bytes from the pipe, which must not be empty, to a socket; `more` = others follow at once, so
+    /// that a part of a segment may wait for them.
+    ///
+    /// # Errors
+    /// What `splice` said: `WouldBlock` when the socket takes no more.
+    pub fn drain(&mut self, to: &impl AsFd, more: bool) -> io::Result<usize> {
+        if self.is_empty() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let flags = if more { libc::SPLICE_F_MORE } else { 0 };
+        let moved = splice(&self.reader, to, self.len, flags)?;
+        self.len -= moved.min(self.len);
+        Ok(moved)
+    }
+}
+
+fn splice(from: &impl AsFd, to: &impl AsFd, most: usize, flags: libc::c_uint) -> io::Result<usize> {
+    let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
+    let flags = flags | libc::SPLICE_F_NONBLOCK | libc::SPLICE_F_MOVE;
+    // SAFETY: both descriptors are open for the whole call, and no offsets are given.
+    let moved = unsafe { libc::splice(from, std::ptr::null_mut(), to, std::ptr::null_mut(), most, flags) };
+    usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        (near, far)
+    }
+
+    #[test]
+    fn bytes_go_from_socket_to_socket() {
+        let ((mut client, from), (to, mut server)) = (pair(), pair());
+        from.set_nonblocking(true).unwrap();
+        let mut pipe = Pipe::new(Some(1 << 18)).unwrap();
+        assert_eq!(pipe.fill(&from, 100).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        client.write_all(b"hello").unwrap();
+        let mut got = 0;
+        while got == 0 {
+            got = pipe.fill(&from, 4).unwrap_or(0);
+        }
+        assert_eq!((got, pipe.len()), (4, 4));
+        assert_eq!(pipe.fill(&from, 4).unwrap_err().kind(), io::ErrorKind::InvalidInput, "not empty");
+        assert_eq!(pipe.drain(&to, false).unwrap(), 4);
+        assert_eq!(pipe.drain(&to, false).unwrap_err().kind(), io::ErrorKind::InvalidInput, "empty");
+        assert_eq!(pipe.fill(&from, 100).unwrap(), 1);
+        assert_eq!(pipe.drain(&to, true).unwrap(), 1);
+        drop(client);
+        from.set_nonblocking(false).unwrap();
+        assert_eq!(pipe.fill(&from, 100).unwrap(), 0, "closed");
+        drop(to);
+        let mut text = String::new();
+        server.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn a_socket_that_takes_no_more_says_so() {
+        let ((mut client, from), (to, _server)) = (pair(), pair());
+        to.set_nonblocking(true).unwrap();
+        client.set_nonblocking(true).unwrap();
+        from.set_nonblocking(true).unwrap();
+        let mut pipe = Pipe::new(None).unwrap();
+        loop {
+            let _ = client.write(&[0; 65536]);
+            if pipe.is_empty() {
+                let _ = pipe.fill(&from, 1 << 16);
+            }
+            match pipe.drain(&to, false) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                _ => {}
+            }
+        }
+        assert!(!pipe.is_empty());
+    }
+}
