@@ -112,27 +112,29 @@ fn a_node_that_lost_its_disk_comes_back_with_the_state() {
 #[test]
 fn a_node_that_lost_its_disk_is_taught_by_a_snapshot_and_fit_again() {
     let cluster = Cluster::up();
-    // More than the log keeps: what came first is only in the snapshot. Many at a time share a sync.
-    std::thread::scope(|scope| {
-        for from in 0..20 {
-            let words: Vec<String> =
-                (0..60).map(|i| format!("set weight webservers/s1 {}", 1 + from * 10 + i % 10)).collect();
-            let cluster = &cluster;
-            scope.spawn(move || assert_eq!(cluster.api("n1", &words.join("; ")).trim(), ""));
-        }
+    // More than the log keeps: what came first is only in the snapshot. Many at a time share a sync; one
+    // that takes too long on a busy machine is done all the same, or is not missed.
+    let snapshot = |node: &str| {
+        let said: serde_json::Value = serde_json::from_str(&cluster.api(node, "show cluster json")).unwrap();
+        said["snapshot"].as_u64()
+    };
+    until("a snapshot, and a log that goes on", Duration::from_secs(90), || {
+        std::thread::scope(|scope| {
+            for from in 0..16 {
+                let words: Vec<String> =
+                    (0..20).map(|i| format!("set weight webservers/s1 {}", 1 + from * 10 + i % 10)).collect();
+                let cluster = &cluster;
+                scope.spawn(move || cluster.api("n1", &words.join("; ")));
+            }
+        });
+        cluster.names().iter().all(|node| snapshot(node) > Some(900))
     });
-    until("the same state on all", SOON, || {
-        let all: Vec<_> = cluster.names().iter().map(|n| servers(&cluster, n)).collect();
-        all.windows(2).all(|w| w[0] == w[1])
-    });
-    let state = servers(&cluster, "n1");
     stop(&cluster, "n2");
     std::fs::remove_dir_all(cluster.dir().join("data/n2")).unwrap();
     cluster.must(&["start", "n2"]);
     cluster.wait_running("n2");
-    agree(&cluster, &state);
-    let shown: serde_json::Value = serde_json::from_str(&cluster.api("n2", "show cluster json")).unwrap();
-    assert!(shown["snapshot"].as_u64() > Some(900), "it was not taught by a snapshot: {shown}");
+    until("the same state", SOON, || servers(&cluster, "n2") == servers(&cluster, "n1"));
+    assert!(snapshot("n2") > Some(900), "it was not taught by a snapshot");
     let fit = || {
         let said: serde_json::Value = serde_json::from_str(&cluster.api("n2", "show vip json")).unwrap();
         let nodes = said["vips"][0]["nodes"].as_array().cloned().unwrap_or_default();
@@ -140,4 +142,12 @@ fn a_node_that_lost_its_disk_is_taught_by_a_snapshot_and_fit_again() {
     };
     until("it may hold floating IPs", SOON, fit);
     until("it takes commands", SOON, || cluster.api("n2", "set weight api/s1 4").trim().is_empty());
+
+    // Empty again and with nobody to teach it, it says so.
+    cluster.names().iter().for_each(|node| stop(&cluster, node));
+    std::fs::remove_dir_all(cluster.dir().join("data/n2")).unwrap();
+    cluster.must(&["start", "n2"]);
+    cluster.wait_running("n2");
+    let why = "# leases have not begun on this node: no leader is known";
+    until("it says what it waits for", SOON, || cluster.api("n2", "show vip").contains(why));
 }

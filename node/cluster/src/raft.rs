@@ -21,7 +21,7 @@ use phalanx_engine::registry::{Command, CommandId, Registry, Reply, Request, epo
 use phalanx_wire::raft::propose_reply::Outcome;
 use phalanx_wire::raft::{HelloReply, ProposeRequest};
 use tokio::time::{sleep, timeout, timeout_at};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use self::change::Progress;
 use self::log::LogStore;
@@ -94,6 +94,8 @@ struct Inner {
     progress: tokio::sync::Mutex<Progress>,
     /// Everything up to this index was committed before this node came, or since it leads.
     taught: AtomicU64,
+    /// Why the last snapshot of a leader could not be used.
+    refused: Mutex<Option<String>>,
     since: Instant,
 }
 
@@ -191,6 +193,7 @@ impl Raft {
             open,
             progress,
             taught,
+            refused: Mutex::default(),
             since: Instant::now(),
         };
         let inner = Arc::new(inner);
@@ -573,9 +576,38 @@ impl Raft {
             let upto = applied.map_or(0, |id| id.index);
             let _ = self.0.taught.compare_exchange(UNTAUGHT, upto, Relaxed, Relaxed);
         }
+        match self.waits_for(&metrics) {
+            Some(why) => self.0.roster.set_waiting(&why),
+            None => self.0.roster.allow().await,
+        }
+    }
+
+    /// What this node does not have yet of what was committed before it came.
+    fn waits_for(&self, metrics: &Metrics) -> Option<String> {
         let taught = self.0.taught.load(Relaxed);
-        if self.0.log.proven() && taught != UNTAUGHT && applied.is_some_and(|id| id.index >= taught) {
-            self.0.roster.allow().await;
+        let next = metrics.last_applied.map_or(0, |id| id.index + 1);
+        if self.0.log.proven() && taught != UNTAUGHT {
+            return (next <= taught).then(|| format!("its log is applied up to {next} of {}", taught + 1));
+        }
+        if let Some(why) = &*self.0.refused.lock() {
+            return Some(format!("the leader's snapshot cannot be used: {why}"));
+        }
+        Some(match metrics.current_leader {
+            None => "no leader is known".to_owned(),
+            Some(id) => {
+                let leader = Status::name_of(&self.0.roster.nodes(), id);
+                format!("waiting to be taught by the leader '{leader}'")
+            }
+        })
+    }
+
+    /// A snapshot that the leader sent cannot be read: it will send it again and again.
+    fn refuse_snapshot(&self, error: &io::Error) {
+        let why = error.to_string();
+        let mut refused = self.0.refused.lock();
+        if refused.as_ref() != Some(&why) {
+            error!("cluster {}: the leader's snapshot cannot be used: {why}", self.0.settings.name);
+            *refused = Some(why);
         }
     }
 

@@ -171,6 +171,7 @@ impl Roster {
         };
         if let Err(error) = self.store(Members::clone(&members), true).await {
             warn!("cluster {}: the list of members cannot be stored: {error}", self.0.settings.name);
+            self.set_waiting(&format!("the list of members cannot be stored: {error}"));
             return;
         }
         {
@@ -178,6 +179,14 @@ impl Roster {
             (state.allowed, state.since) = (true, Instant::now());
         }
         self.spread();
+    }
+
+    /// Why leases do not count over the list yet, for people.
+    pub(crate) fn set_waiting(&self, why: &str) {
+        let allowed = self.0.state.lock().allowed;
+        if let (Some(vips), false) = (&self.0.vips, allowed) {
+            vips.set_waiting(Some(why.to_owned()));
+        }
     }
 
     async fn store(&self, members: Members, allowed: bool) -> io::Result<()> {
@@ -200,6 +209,7 @@ impl Roster {
             let leaving = members.get(&settings.node).is_some_and(|m| m.stage == Stage::Leaving);
             vips.set_leaving(leaving);
             if allowed {
+                vips.set_waiting(None);
                 vips.follow(&members);
             }
         }

@@ -163,6 +163,8 @@ pub struct VipStatus {
     pub moves: Vec<Move>,
     /// What was done to the address on this node by others, newest last.
     pub notices: Vec<Notice>,
+    /// Why leases have not begun on this node: it has yet to be taught who belongs to the cluster.
+    pub waiting: Option<String>,
 }
 
 /// Something that was done to a VIP, and what this node did about it.
@@ -259,6 +261,11 @@ impl Vips {
     /// it holds and takes nothing.
     pub fn set_behind(&self, reasons: Vec<String>) {
         self.0.set_behind(reasons);
+    }
+
+    /// Why leases have not begun on this node; `None` when they have.
+    pub(crate) fn set_waiting(&self, why: Option<String>) {
+        self.0.set_waiting(why);
     }
 
     /// These are the members from now on.

@@ -81,6 +81,9 @@ fn show_vip(call: &Call<'_>) -> Answer {
     }
     let mut out = String::new();
     align(&rows, &mut out);
+    if let Some(why) = vips.iter().find_map(|v| v.waiting.as_ref()) {
+        let _ = writeln!(out, "# leases have not begun on this node: {}", one_line(why));
+    }
     for (vip, draining) in vips.iter().flat_map(|v| v.draining.iter().map(move |d| (v, d))) {
         let (name, node, count) = (&vip.name, &draining.node, draining.connections);
         let _ = writeln!(out, "# {name} drains on {node}: {count} connections of epoch {}", draining.epoch);
@@ -145,6 +148,7 @@ fn vip_json(vip: &VipStatus) -> serde_json::Value {
         "draining": draining,
         "moves": moves,
         "notices": notices,
+        "waiting": vip.waiting,
     })
 }
 

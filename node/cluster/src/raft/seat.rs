@@ -74,6 +74,7 @@ impl Seat {
             Err(Failed::Start(error)) => return Err(error),
             Err(Failed::Disk(reason)) => {
                 error!("cluster {}: {reason}: no runtime commands on this node", settings.name);
+                roster.set_waiting(&reason);
                 Err(reason)
             }
         };
@@ -135,6 +136,7 @@ impl Seat {
             warn!("cluster {}: the log cannot be used yet, trying again: {reason}", self.0.settings.name);
             *said = Some(reason.clone());
         }
+        self.0.roster.set_waiting(&reason);
         *self.0.raft.write() = Err(reason);
     }
 }

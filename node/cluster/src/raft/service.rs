@@ -97,7 +97,10 @@ impl raft_server::Raft for Service {
             }
         }
         // openraft stops for good on a snapshot that it cannot install: look at it first.
-        registry_of(&data).map_err(malformed)?;
+        if let Err(error) = registry_of(&data) {
+            self.raft()?.refuse_snapshot(&error);
+            return Err(malformed(error));
+        }
         answer(
             self.raft()?.core().install_full_snapshot(vote, Snapshot { meta, snapshot: data.into() }).await,
         )

@@ -62,6 +62,8 @@ pub(super) struct Core {
     links: BTreeMap<NodeId, Vec<Link>>,
     next_link: u64,
     behind: Vec<String>,
+    /// Why leases have not begun.
+    waiting: Option<String>,
     maintenance: bool,
     /// It leaves the cluster.
     leaving: bool,
@@ -176,6 +178,7 @@ impl Shared {
             links: BTreeMap::new(),
             next_link: 0,
             behind: Vec::new(),
+            waiting: None,
             maintenance: false,
             leaving: false,
             terms: BTreeMap::new(),
@@ -473,6 +476,10 @@ impl Shared {
             core.behind = reasons;
             (0..core.vips.len()).for_each(|i| self.refit(&mut core, i));
         }
+    }
+
+    pub(super) fn set_waiting(&self, why: Option<String>) {
+        self.core.lock().waiting = why;
     }
 
     pub(super) fn set_leaving(&self, on: bool) {
@@ -777,6 +784,7 @@ impl Shared {
                 nodes: self.fitness_of(one),
                 moves: one.moves.iter().cloned().collect(),
                 notices: one.notices.iter().cloned().collect(),
+                waiting: core.waiting.clone(),
             }
         });
         status.collect()
