@@ -77,22 +77,22 @@ impl Running {
         });
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it has ended, if it has.
+    pub fn ended(&mut self) -> Option<String> {
+        self.child.try_wait().ok().flatten().map(|status| status.to_string())
+    }
+
     /// CPU seconds of all its threads.
     ///
     /// # Errors
     /// The kernel doesn't say.
     pub fn cpu(&self) -> Result<f64, String> {
-        let tasks = format!("/proc/{}/task", self.child.id());
-        let entries = std::fs::read_dir(&tasks).map_err(|e| format!("{tasks}: {e}"))?;
-        let mut total = 0.0;
-        for task in entries.flatten() {
-            let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-            total += text.split_whitespace().next().and_then(|n| n.parse::<f64>().ok()).unwrap_or(0.0) / 1e9;
-        }
-        if total == 0.0 {
-            return Err("no CPU time in /proc/PID/task/*/schedstat".into());
-        }
-        Ok(total)
+        cpu_of(&self.child.id().to_string())
     }
 
     /// Resident memory, in bytes.
@@ -105,6 +105,18 @@ impl Running {
         let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or_default();
         let kb: u64 = line.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0);
         if kb == 0 { Err(format!("no VmRSS in {path}")) } else { Ok(kb * 1024) }
+    }
+
+    /// Asks it to end and waits, so that it can end its own children; kills it when it does not.
+    pub fn stop(&mut self) {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(self.child.id() as i32),
+            nix::sys::signal::Signal::SIGTERM,
+        );
+        let deadline = std::time::Instant::now() + Duration::from_secs(3);
+        while self.ended().is_none() && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// What it has printed.
@@ -124,4 +136,30 @@ impl Drop for Running {
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).chain(["/usr/sbin".into()]).map(|d| d.join(program)).find(|p| p.exists())
+}
+
+/// CPU seconds of all threads of a process: its number, or `self`.
+///
+/// # Errors
+/// The kernel doesn't say.
+pub fn cpu_of(process: &str) -> Result<f64, String> {
+    let [cpu, _] = ran_and_waited(process)?;
+    if cpu == 0.0 { Err("no CPU time in /proc/PID/task/*/schedstat".into()) } else { Ok(cpu) }
+}
+
+/// Seconds that all threads of a process ran, and that they were ready and waited for a CPU.
+///
+/// # Errors
+/// There is no such process.
+pub fn ran_and_waited(process: &str) -> Result<[f64; 2], String> {
+    let tasks = format!("/proc/{process}/task");
+    let entries = std::fs::read_dir(&tasks).map_err(|e| format!("{tasks}: {e}"))?;
+    let mut total = [0.0; 2];
+    for task in entries.flatten() {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        for (sum, word) in total.iter_mut().zip(text.split_whitespace()) {
+            *sum += word.parse::<f64>().unwrap_or(0.0) / 1e9;
+        }
+    }
+    Ok(total)
 }

@@ -1,0 +1,148 @@
+//! Phalanx beside HAProxy and nginx: what each costs, case by case, with equal configurations.
+//!
+//! `cargo run --release -p cluster-tests --bin versus`. Each proxy has one worker on CPU 0; clients and
+//! servers are this process, on CPU 1. Rounds alternate, A B C A B C, so that whatever else the machine
+//! does hits all; shown are medians with least and most, and our CPU time by the best peer's.
+//! `cluster-tests/README.md` has the method and what came out.
+
+mod cases;
+mod config;
+mod generator;
+mod machine;
+mod measure;
+mod proxies;
+mod report;
+mod syscalls;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use cluster_tests::phalanx;
+
+use crate::cases::{CASES, Case};
+use crate::machine::Tools;
+use crate::measure::Times;
+use crate::proxies::{Kind, Proxy};
+
+/// Measures Phalanx beside HAProxy and nginx with equal configurations.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Length of one measurement
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=60))]
+    seconds: u64,
+    /// Measurements of each proxy in each case
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=50))]
+    rounds: u32,
+    /// Cases by their names, or by the letters that these begin with
+    #[arg(long, value_delimiter = ',', value_parser = known)]
+    only: Vec<String>,
+    /// Says which cases there are
+    #[arg(long)]
+    list: bool,
+    /// Writes the figures to a file too
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Writes them as a table for a README
+    #[arg(long)]
+    markdown: Option<PathBuf>,
+    /// The HAProxy to compare with, in place of the one in PATH
+    #[arg(long)]
+    haproxy: Option<PathBuf>,
+}
+
+/// Whether a word of `--only` names a case.
+fn known(word: &str) -> Result<String, String> {
+    if CASES.iter().any(|case| names(word, case)) {
+        return Ok(word.to_owned());
+    }
+    let all: Vec<_> = CASES.iter().map(|case| case.id).collect();
+    Err(format!("the cases are {}", all.join(" ")))
+}
+
+/// A case's own name, or its letter.
+fn names(word: &str, case: &Case) -> bool {
+    case.id == word || (word.len() == 1 && case.id.starts_with(word))
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if args.list {
+        for case in CASES {
+            println!("{:<14} {}", case.id, case.what);
+        }
+        return ExitCode::SUCCESS;
+    }
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("versus: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), String> {
+    let (tools, missing) = Tools::look(args.haproxy.as_deref())?;
+    let ours = phalanx();
+    let limits = machine::prepare()?;
+    for what in missing.iter().chain(&limits) {
+        eprintln!("versus: {what}");
+    }
+    if cfg!(debug_assertions) {
+        eprintln!("versus: this is a debug build: the figures mean little, use --release");
+    }
+    let proxies = proxies(ours, &tools);
+    println!("{}", machine::description());
+    for proxy in &proxies {
+        println!("{:<8} {}", proxy.kind.name(), proxy.version());
+    }
+    println!(
+        "{} rounds of {} s each in turn; proxies on CPU {} with one worker, load and servers on CPU {}\n",
+        args.rounds,
+        args.seconds,
+        machine::PROXY_CPU,
+        machine::LOAD_CPU
+    );
+    let times = Times { seconds: args.seconds, rounds: args.rounds };
+    let mut all = Vec::new();
+    let mut failed = Vec::new();
+    for case in CASES {
+        if !args.only.is_empty() && !args.only.iter().any(|word| names(word, case)) {
+            continue;
+        }
+        match measure::case(case, &proxies, &tools, times) {
+            Ok(cells) => {
+                let rows = report::rows(case, &cells);
+                println!("{}", report::text(case, &rows));
+                all.push((case, rows));
+            }
+            // The others may go well all the same.
+            Err(e) => {
+                eprintln!("versus: {e}\n");
+                failed.push(case.id);
+            }
+        }
+    }
+    write(args, &all)?;
+    if failed.is_empty() { Ok(()) } else { Err(format!("no figures in case {}", failed.join(", "))) }
+}
+
+fn proxies(ours: &Path, tools: &Tools) -> Vec<Proxy> {
+    let peers = [(Kind::Haproxy, &tools.haproxy), (Kind::Nginx, &tools.nginx)];
+    let peers =
+        peers.into_iter().filter_map(|(kind, program)| Some(Proxy { kind, program: program.clone()? }));
+    std::iter::once(Proxy { kind: Kind::Phalanx, program: ours.to_owned() }).chain(peers).collect()
+}
+
+fn write(args: &Args, all: &[(&Case, Vec<report::Row>)]) -> Result<(), String> {
+    let rows: Vec<_> = all.iter().flat_map(|(_, rows)| rows.iter().cloned()).collect();
+    let to = |path: &Option<PathBuf>, text: String| match path {
+        Some(path) => {
+            std::fs::write(path, text).map_err(|e| format!("cannot write '{}': {e}", path.display()))
+        }
+        None => Ok(()),
+    };
+    to(&args.json, format!("{:#}\n", report::json(&rows)))?;
+    to(&args.markdown, report::markdown(all))
+}
