@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Who may use what of ours; a crate that is not here may not exist.
-const ALLOWED: [(&str, &[&str]); 8] = [
+const ALLOWED: [(&str, &[&str]); 9] = [
     ("phalanx-wire", &[]),
     ("phalanx-config", &[]),
     ("phalanx-sys", &[]),
@@ -22,6 +22,7 @@ const ALLOWED: [(&str, &[&str]); 8] = [
             "phalanx-cluster",
         ],
     ),
+    ("phalanx-bench", &["phalanx-config", "phalanx-engine", "phalanx-proxy", "phalanx-sys"]),
     ("cluster-tests", &["phalanx-wire"]),
 ];
 
