@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Options;
-use super::timeline::Picture;
+use super::timeline::{Picture, Verdict};
 use crate::lab::Rig;
 use crate::probe::overlaps;
 
@@ -78,18 +78,18 @@ struct Figures<'a> {
 }
 
 /// What must be true, in the order in which it is shown.
-const PROMISES: [&str; 11] = [
-    "one holder",
-    "no acknowledged change is lost",
-    "counters are conserved",
-    "tables converge",
-    "changes converge",
-    "same decision",
-    "forwarding goes on",
-    "no request is lost on reload",
-    "reload",
-    "comes back",
-    "bounded memory",
+const PROMISES: [(&str, &str); 11] = [
+    ("one holder", "at no time two kernels have the floating address"),
+    ("no acknowledged change is lost", "the values of maps and weights fit a single order of all commands"),
+    ("counters are conserved", "the cluster's sums lie between the answered and the sent requests"),
+    ("tables converge", "after each round every node shows the same stick table"),
+    ("changes converge", "after each round every node shows the same maps and weights"),
+    ("same decision", "a client is sent to the same server by whatever node it asks"),
+    ("forwarding goes on", "each node that can be reached answers, with and without a majority"),
+    ("no request is lost on reload", "every node reloads under load after each round"),
+    ("reload", "each of those reloads is taken"),
+    ("comes back", "all nodes are fit again within 45 s after everything is undone"),
+    ("bounded memory", "the nodes do not grow"),
 ];
 
 /// Memory may grow by so much in a run, from the first quarter of it on.
@@ -153,9 +153,13 @@ impl Report {
                 self.wrong("bounded memory", text);
             }
         }
-        let found = |promise: &&str| self.found(promise);
-        let verdicts = PROMISES.iter().map(|p| ((*p).to_owned(), found(p), !self.failures.contains_key(*p)));
-        self.picture.verdicts = verdicts.collect();
+        let verdict = |&(promise, meaning): &(&'static str, &'static str)| Verdict {
+            promise,
+            meaning,
+            found: self.found(promise),
+            good: !self.failures.contains_key(promise),
+        };
+        self.picture.verdicts = PROMISES.iter().map(verdict).collect();
     }
 
     fn found(&self, promise: &str) -> String {
@@ -202,7 +206,7 @@ impl Report {
             self.faults,
             self.wiped
         );
-        for (promise, found, good) in &self.picture.verdicts {
+        for Verdict { promise, found, good, .. } in &self.picture.verdicts {
             let _ = writeln!(out, "  {}  {promise:<32}{found}", if *good { "ok " } else { "BAD" });
         }
         let gaps = self.sorted_gaps();

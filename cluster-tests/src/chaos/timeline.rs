@@ -3,6 +3,7 @@
 //!
 //! A run of half an hour is shown in strips one below the other, five minutes each.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -25,13 +26,26 @@ pub struct Event {
     pub gap: Duration,
 }
 
+/// What became of a promise.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// Which.
+    pub promise: &'static str,
+    /// What it says.
+    pub meaning: &'static str,
+    /// What was found.
+    pub found: String,
+    /// Whether it was kept.
+    pub good: bool,
+}
+
 /// All that is shown.
 #[derive(Clone, Debug, Default)]
 pub struct Picture {
     /// Heading.
     pub title: String,
-    /// Rows of the table above, a name, what was found, and whether it is good.
-    pub verdicts: Vec<(String, String, bool)>,
+    /// Rows of the table above.
+    pub verdicts: Vec<Verdict>,
     /// Names of the nodes.
     pub nodes: Vec<String>,
     /// What was done.
@@ -58,17 +72,18 @@ impl Picture {
     /// The page.
     pub fn html(&self) -> String {
         let mut out = String::from(HEAD);
-        let _ = write!(out, "<h1>{}</h1><table class=v>", escape(&self.title));
-        for (name, found, good) in &self.verdicts {
+        let _ = write!(out, "<h1>{}</h1><p class=say>{ABOUT}</p><table class=v>", escape(&self.title));
+        for Verdict { promise, meaning, found, good } in &self.verdicts {
             let (class, mark) = if *good { ("ok", "&#10003;") } else { ("bad", "&#10007;") };
             let _ = write!(
                 out,
-                "<tr><td class={class}>{mark}</td><td>{}</td><td>{}</td></tr>",
-                escape(name),
-                escape(found)
+                "<tr><td class={class}>{mark}</td><td>{}</td><td>{}</td><td class=why>{}</td></tr>",
+                escape(promise),
+                escape(found),
+                escape(meaning)
             );
         }
-        out += "</table><div class=key>";
+        let _ = write!(out, "</table><h2>What happened when</h2><p class=say>{LANES}</p><div class=key>");
         for (name, colour) in self.nodes.iter().zip(COLOURS) {
             let _ = write!(
                 out,
@@ -79,12 +94,14 @@ impl Picture {
         for (group, colour) in GROUPS {
             let _ = write!(out, "<span><i style='background:{colour}'></i>{group}</span>");
         }
-        out += "<span><i style='background:#d6404a'></i>requests without answer</span></div>";
+        out += "<span><i style='background:#d6404a'></i>requests without answer</span>\
+                <span><i class=dots></i>all undone, everything compared</span></div>";
         let length = self.length.as_secs_f64().max(1.0);
         let strip = STRIP.min(length);
         for number in 0..(length / strip).ceil() as usize {
             self.strip(&mut out, number as f64 * strip, strip, length);
         }
+        self.kinds(&mut out);
         out +=
             "<h2>Longest silences</h2><table><tr><th>at</th><th>what</th><th>node</th><th>silence</th></tr>";
         let mut worst: Vec<&Event> = self.events.iter().collect();
@@ -102,6 +119,32 @@ impl Picture {
             );
         }
         out + "</table></body></html>\n"
+    }
+
+    /// How often each fault was done, and how long the floating address was silent then.
+    fn kinds(&self, out: &mut String) {
+        let mut kinds: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        for event in &self.events {
+            let kind = event.what.split(' ').next().unwrap_or_default();
+            kinds.entry(kind).or_default().push(event.gap.as_secs_f64() * 1e3);
+        }
+        let _ = write!(
+            out,
+            "<h2>Faults</h2><p class=say>{SILENCE}</p><table><tr><th>what</th><th>times</th>\
+             <th>median silence</th><th>longest</th></tr>"
+        );
+        for (kind, mut gaps) in kinds {
+            gaps.sort_by(f64::total_cmp);
+            let _ = write!(
+                out,
+                "<tr><td>{}</td><td>{}</td><td>{:.0} ms</td><td>{:.0} ms</td></tr>",
+                escape(kind),
+                gaps.len(),
+                gaps[gaps.len() / 2],
+                gaps[gaps.len() - 1]
+            );
+        }
+        out.push_str("</table>");
     }
 
     fn name(&self, event: &Event) -> &str {
@@ -325,12 +368,23 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('\'', "&#39;")
 }
 
+const ABOUT: &str = "Clients send requests to the floating address and to each node's own, people change \
+maps and weights, and a nemesis disturbs the nodes, their network, disks and clocks, as its seed says. Round by \
+round everything is undone, and what the nodes say is compared with what clients and people were told. The same \
+seed does the same again.";
+const LANES: &str = "A lane for each node shows what was done to it, with details under the pointer. Below: \
+which node's kernel had the floating address, which part of the requests to it had no answer (a bar is a fifth \
+of a second), and the memory of the nodes.";
+const SILENCE: &str = "Silence is the longest time without an answer of the floating address during a fault, \
+probed every 5 ms. A fault at a node that does not hold it makes hardly any.";
+
 const HEAD: &str = "<!doctype html><html lang=en><meta charset=utf-8><title>Phalanx chaos</title><style>\
 body{font:14px/1.45 system-ui,sans-serif;margin:28px;color:#1d2430;background:#fff}h1{font-size:21px;margin:0 0 12px}\
 h2{font-size:16px;margin:22px 0 6px}table{border-collapse:collapse}td,th{padding:2px 14px 2px 0;text-align:left;font-variant-numeric:tabular-nums}\
 th{color:#6b7484;font-weight:500}.ok{color:#1f8a54;font-weight:700}.bad{color:#d6404a;font-weight:700}\
 .key{margin:16px 0 6px;color:#4a5261;font-size:12px}.key span{margin-right:16px;white-space:nowrap}\
 .key i{display:inline-block;width:12px;height:12px;border-radius:2px;margin-right:5px;vertical-align:-2px}\
+.say{max-width:900px;margin:4px 0 10px;color:#4a5261}.why{color:#6b7484}.key i.dots{width:0;border-left:2px dotted #1f8a54;border-radius:0}\
 svg{display:block;margin:10px 0;max-width:100%;height:auto;font:12px system-ui,sans-serif}svg text{fill:#1d2430}svg .small{fill:#8b94a7;font-size:10px}\
 .lane{fill:#f2f4f8}.tick{stroke:#dfe3ea}.check{stroke:#1f8a54;stroke-dasharray:2 3}.err{fill:#d6404a}</style><body>";
 
@@ -359,6 +413,7 @@ mod tests {
         };
         let html = picture.html();
         assert_eq!(html.matches("<svg").count(), 2);
+        assert!(html.contains("<td>kill-node</td><td>2</td><td>1000 ms</td>"));
         assert_eq!(html.matches("<title>kill-node &lt;x&gt; at n2").count(), 2);
         assert_eq!(html.matches("<title>n1</title>").count(), 2, "a span over two strips is in both");
     }
