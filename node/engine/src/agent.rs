@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::health::{CheckStatus, Report};
-use crate::registry::{Admin, Weight};
+use crate::registry::{Admin, Revisions, Weight};
 
 /// Longest line that is read.
 pub const MAX_LINE: usize = 1024;
@@ -82,9 +82,13 @@ fn weight(word: &str) -> Option<Weight> {
     }
 }
 
-/// What an agent has said so far. Displayed and parsed for other nodes.
+/// What an agent has said so far, and which commands it came after. Displayed and parsed for other nodes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct View {
+    /// When it said so: the commands about the same that the node that asked had carried out.
+    pub after: Revisions,
+    /// The same of [`View::down`].
+    pub down_after: u64,
     /// It said that the server is down, and not yet that it is up again.
     pub down: bool,
     /// The last weight.
@@ -96,17 +100,38 @@ pub struct View {
 }
 
 impl View {
-    /// Takes a line in; what it does not mention stays.
-    pub fn take(&mut self, said: &Said) {
-        self.down = said.up.map_or(self.down, |up| !up);
-        self.weight = said.weight.or(self.weight);
-        self.maxconn = said.maxconn.or(self.maxconn);
-        self.admin = said.admin.or(self.admin);
+    /// Takes a line in that comes after these commands (`forced`: `set server … agent`); what it does not
+    /// mention stays.
+    pub fn take(&mut self, said: &Said, after: &Revisions, forced: u64) {
+        if let Some(up) = said.up {
+            (self.down, self.down_after) = (!up, forced);
+        }
+        if said.weight.is_some() {
+            (self.weight, self.after.weight) = (said.weight, after.weight);
+        }
+        if said.maxconn.is_some() {
+            (self.maxconn, self.after.maxconn) = (said.maxconn, after.maxconn);
+        }
+        if said.admin.is_some() {
+            (self.admin, self.after.admin) = (said.admin, after.admin);
+        }
+    }
+
+    /// What counts of it: that of which no command has spoken since.
+    pub fn standing(&self, spoken: &Revisions) -> View {
+        View {
+            weight: self.weight.filter(|_| self.after.weight >= spoken.weight),
+            maxconn: self.maxconn.filter(|_| self.after.maxconn >= spoken.maxconn),
+            admin: self.admin.filter(|_| self.after.admin >= spoken.admin),
+            ..*self
+        }
     }
 
     /// Reads what [`View`] displays.
     pub fn parse(text: &str) -> View {
-        let mut view = View::default();
+        // From a node that does not tell when: after all commands.
+        let late = Revisions { admin: u64::MAX, weight: u64::MAX, maxconn: u64::MAX };
+        let mut view = View { after: late, ..View::default() };
         for word in text.split(' ') {
             match word.split_once('=') {
                 Some(("down", "1")) => view.down = true,
@@ -117,9 +142,19 @@ impl View {
                 Some(("admin", "ready")) => view.admin = Some(Admin::Ready),
                 Some(("admin", "drain")) => view.admin = Some(Admin::Drain),
                 Some(("admin", "maint")) => view.admin = Some(Admin::Maint),
+                Some(("down-after", n)) => view.down_after = n.parse().unwrap_or(0),
+                Some(("weight-after", n)) => view.after.weight = n.parse().unwrap_or(0),
+                Some(("maxconn-after", n)) => view.after.maxconn = n.parse().unwrap_or(0),
+                Some(("admin-after", n)) => view.after.admin = n.parse().unwrap_or(0),
                 _ => {}
             }
         }
+        let heard = |said: bool, after: u64| if said { after } else { 0 };
+        view.after = Revisions {
+            admin: heard(view.admin.is_some(), view.after.admin),
+            weight: heard(view.weight.is_some(), view.after.weight),
+            maxconn: heard(view.maxconn.is_some(), view.after.maxconn),
+        };
         view
     }
 }
@@ -136,11 +171,21 @@ impl fmt::Display for View {
             write!(f, " maxconn={maxconn}")?;
         }
         match self.admin {
-            Some(Admin::Ready) => f.write_str(" admin=ready"),
-            Some(Admin::Drain) => f.write_str(" admin=drain"),
-            Some(Admin::Maint) => f.write_str(" admin=maint"),
-            None => Ok(()),
+            Some(Admin::Ready) => f.write_str(" admin=ready")?,
+            Some(Admin::Drain) => f.write_str(" admin=drain")?,
+            Some(Admin::Maint) => f.write_str(" admin=maint")?,
+            None => {}
         }
+        let after = [
+            (true, "down", self.down_after),
+            (self.weight.is_some(), "weight", self.after.weight),
+            (self.maxconn.is_some(), "maxconn", self.after.maxconn),
+            (self.admin.is_some(), "admin", self.after.admin),
+        ];
+        for (_, word, revision) in after.iter().filter(|(said, ..)| *said) {
+            write!(f, " {word}-after={revision}")?;
+        }
+        Ok(())
     }
 }
 
@@ -153,6 +198,8 @@ pub struct Agent {
     pub enabled: bool,
     /// What it has said.
     pub view: View,
+    /// The commands that this node has carried out about the same.
+    pub(crate) spoken: Revisions,
     /// The last probe; `None` before the first.
     pub last: Option<Report>,
     /// Where it is asked, if not at the server's address.
@@ -211,9 +258,17 @@ mod tests {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 line.extend(words[(state >> 33) as usize % words.len()]);
             }
-            view.take(&Said::read(&line));
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let n = state >> 40;
+            view.take(&Said::read(&line), &Revisions { admin: n % 7, weight: n % 5, maxconn: n % 3 }, n % 9);
             assert_eq!(View::parse(&view.to_string()), view);
         }
-        let _ = View::parse("weight=x down admin=9 = maxconn=-1");
+        let _ = View::parse("weight=x down admin=9 = maxconn=-1 weight-after=-3 admin-after=99999999999999999999");
+        // As nodes tell it that do not know of an order.
+        let view = View::parse("down=1 weight=50% admin=drain");
+        let spoken = Revisions { admin: 9, weight: 9, maxconn: 9 };
+        let standing = view.standing(&spoken);
+        assert_eq!((standing.weight, standing.admin), (Some(Weight::Percent(50)), Some(Admin::Drain)));
+        assert_eq!((view.down, view.down_after, view.after.maxconn), (true, 0, 0));
     }
 }

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use phalanx_config::model;
 
@@ -30,6 +30,8 @@ pub use self::members::{MAX_MEMBERS, Member, MemberCommand, Members, NewMember, 
 pub use self::names::Names;
 use self::patterns::Patterns;
 use self::replies::Replies;
+use self::spoken::Spoken;
+pub use self::spoken::{Revisions, SpokenChange};
 
 mod agents;
 mod command;
@@ -41,6 +43,7 @@ mod members;
 mod names;
 pub mod patterns;
 mod replies;
+mod spoken;
 
 /// Servers that may be added at run time over all backends: a bound on what the log can make a node
 /// remember.
@@ -122,14 +125,32 @@ pub struct Registry {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Late {
     maintenance: Maintenance,
-    /// The last, and as optional as all of it.
-    #[serde(skip_serializing_if = "Names::is_empty", deserialize_with = "names::or_none")]
+    /// As optional as all of it, and so is what comes last in it.
+    #[serde(skip_serializing_if = "Later::is_empty", deserialize_with = "or_none")]
+    later: Later,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Later {
     names: Names,
+    #[serde(skip_serializing_if = "Spoken::is_empty", deserialize_with = "or_none")]
+    spoken: Spoken,
+}
+
+/// The last thing of what is stored: in what earlier programs wrote it is missing.
+fn or_none<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(input: D) -> Result<T, D::Error> {
+    Ok(T::deserialize(input).unwrap_or_default())
 }
 
 impl Late {
     fn is_empty(&self) -> bool {
-        self.maintenance.is_empty() && self.names.is_empty()
+        self.maintenance.is_empty() && self.later.is_empty()
+    }
+}
+
+impl Later {
+    fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.spoken.is_empty()
     }
 }
 
@@ -305,7 +326,12 @@ impl Registry {
 
     /// The host names that commands have changed.
     pub fn names(&self) -> &Names {
-        &self.late.names
+        &self.late.later.names
+    }
+
+    /// The commands that last said of a server with an agent what the agent says, too.
+    pub fn spoken(&self, backend: &str, name: &str) -> Revisions {
+        self.late.later.spoken.of(backend, name).unwrap_or_default()
     }
 
     /// What commands have changed of a server's agent check.
@@ -334,7 +360,7 @@ impl Registry {
                 }
             }
         }
-        for (backend, name) in self.late.names.servers().filter(|(b, s)| self.record(b, s).is_none()) {
+        for (backend, name) in self.late.later.names.servers().filter(|(b, s)| self.record(b, s).is_none()) {
             let (from, to) = (base_in(proxy(old, backend), name), base_in(proxy(new, backend), name));
             if from != to {
                 servers.push(Rebased { backend: backend.to_owned(), name: name.to_owned(), from, to });
@@ -380,7 +406,8 @@ impl Registry {
             Some(Added { id, host: host.to_owned(), addr, args: args.to_vec(), revision, superseded: false });
         // Whatever was said about an earlier server of this name is over.
         record.overrides = Overrides::default();
-        self.late.names.forget(backend, name);
+        self.late.later.names.forget(backend, name);
+        self.late.later.spoken.forget(backend, name);
         Reply::Text("New server registered.".to_owned())
     }
 
@@ -410,7 +437,8 @@ impl Registry {
         let b = self.backends.entry(target.backend.clone()).or_default();
         let record = b.servers.entry(target.name.clone()).or_default();
         record.overrides = Overrides::default();
-        self.late.names.forget(&target.backend, &target.name);
+        self.late.later.names.forget(&target.backend, &target.name);
+        self.late.later.spoken.forget(&target.backend, &target.name);
         // While nodes differ in whether the configuration has it, it goes on both kinds.
         let both = record.added.as_ref().is_some_and(|a| a.superseded);
         if both || target.origin == Origin::Config {
@@ -428,10 +456,21 @@ impl Registry {
             return Reply::refused("No such server.");
         }
         let revision = self.revision;
-        let is_new = !self.late.names.has(&target.backend, &target.name);
-        if matches!(change, Change::Fqdn(_)) && is_new && self.late.names.len() >= MAX_ADDED {
+        let is_new = !self.late.later.names.has(&target.backend, &target.name);
+        if matches!(change, Change::Fqdn(_)) && is_new && self.late.later.names.len() >= MAX_ADDED {
             return Reply::refused("Too many names of servers were changed at run time.");
         }
+        let change = match change {
+            Change::Spoken(change) => {
+                let spoken = &mut self.late.later.spoken;
+                if spoken.of(&target.backend, &target.name).is_none() && spoken.len() >= MAX_ADDED {
+                    return Reply::refused("Too many servers with agents were changed at run time.");
+                }
+                spoken.note(&target.backend, &target.name, change, revision);
+                change.plain()
+            }
+            other => other,
+        };
         let b = self.backends.entry(target.backend.clone()).or_default();
         let o = &mut b.servers.entry(target.name.clone()).or_default().overrides;
         let base = &target.base;
@@ -456,7 +495,9 @@ impl Registry {
             }
             Change::Health(force) => o.forced = Some(Forced { force, revision }),
             Change::Agent(change) => o.agent.apply(change, revision),
-            Change::Fqdn(name) => self.late.names.set(&target.backend, &target.name, name, &base.host),
+            Change::Fqdn(name) => self.late.later.names.set(&target.backend, &target.name, name, &base.host),
+            // It has been unwrapped above.
+            Change::Spoken(_) => {}
         }
         Reply::Ok
     }
@@ -477,7 +518,7 @@ impl Registry {
     /// back to it, so that an old command does not come to life again.
     fn rebase(&mut self, servers: &[Rebased]) -> Reply {
         for Rebased { backend, name, from, to } in servers {
-            self.late.names.rebase(backend, name, from.as_ref(), to.as_ref());
+            self.late.later.names.rebase(backend, name, from.as_ref(), to.as_ref());
             let Some(record) = self.backends.get_mut(backend).and_then(|b| b.servers.get_mut(name)) else {
                 continue;
             };
@@ -516,6 +557,7 @@ impl Registry {
         let Some(b) = self.backends.get_mut(backend) else { return };
         if b.servers.get(name).is_some_and(|r| *r == Record::default()) {
             b.servers.remove(name);
+            self.late.later.spoken.forget(backend, name);
         }
     }
 

@@ -294,6 +294,7 @@ async fn set_server(ctx: &Context, (backend, server): &Found, change: Change) ->
     if change == Change::Agent(AgentChange::Enabled(true)) && !server.agent().configured {
         return Answer::error("Agent was not configured on this server, cannot enable.");
     }
+    let change = if server.agent().configured { change.beside_an_agent() } else { change };
     let target = target(backend, server);
     propose(ctx, Command::SetServer { target, change }).await
 }

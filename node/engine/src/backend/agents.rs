@@ -1,8 +1,8 @@
 //! What agents do to servers: weight, limit, administrative and operational state.
 //!
-//! The check tasks bring the lines of agents here, their own or what the node that asks has told. An
-//! agent's word counts above what commands say, for as long as the agent is enabled: it would say so
-//! again a moment later.
+//! The check tasks bring the lines of agents here, their own or what the node that asks has told. Between
+//! an agent and commands it counts who spoke last: every word of an agent carries the revision of the
+//! command that it came after.
 
 use std::sync::Arc;
 
@@ -25,10 +25,14 @@ impl Backend {
         now: Now,
     ) -> Effects {
         let mut standing = self.control.lock();
-        let mut view = server.control.lock().agent.view;
-        if let Some(said) = said {
-            view.take(said);
-        }
+        let view = {
+            let agent = &server.control.lock().agent;
+            let mut view = agent.view;
+            if let Some(said) = said {
+                view.take(said, &agent.spoken, agent.forced);
+            }
+            view
+        };
         self.take_view(server, view, Some(report), &mut standing, now)
     }
 
@@ -55,10 +59,11 @@ impl Backend {
             return effects;
         }
         let reason = report.as_ref().map_or(String::new(), |r| format!(", reason: {r}"));
-        let before = {
+        let view = {
             let agent = &mut server.control.lock().agent;
             agent.last = report.or(agent.last.take());
-            std::mem::replace(&mut agent.view, view)
+            agent.view = view;
+            view.standing(&agent.spoken)
         };
         let initial = server.initial_weight();
         if let Some(weight) = view.weight.map(|w| w.of(initial).min(256))
@@ -72,7 +77,7 @@ impl Backend {
             server.set_maxconn(maxconn);
             self.serve_all();
         }
-        if let Some(admin) = view.admin.filter(|_| view.admin != before.admin || before == view) {
+        if let Some(admin) = view.admin {
             self.change_admin(server, admin, standing, now, &mut effects);
         }
         self.follow_agent(server, &reason, standing, now, &mut effects);
@@ -80,16 +85,23 @@ impl Backend {
         effects
     }
 
-    /// `set server … agent up|down`.
+    /// `set server … agent up|down`, once.
     pub(super) fn force_agent(
         &self,
         server: &Arc<Server>,
-        up: bool,
+        (up, revision): (bool, u64),
         standing: &mut Standing,
         now: Now,
         effects: &mut Effects,
     ) {
-        server.control.lock().agent.view.down = !up;
+        {
+            let agent = &mut server.control.lock().agent;
+            if std::mem::replace(&mut agent.forced, revision) >= revision || agent.view.down_after >= revision {
+                // Done before, or the agent has spoken since, as the node that asked it says.
+                return;
+            }
+            (agent.view.down, agent.view.down_after) = (!up, revision);
+        }
         self.follow_agent(server, ", changed from CLI", standing, now, effects);
         self.announce_if_empty(standing, effects);
     }
@@ -152,11 +164,12 @@ impl Server {
     }
 }
 
-/// What an agent that is enabled has said counts above what commands and the configuration say.
+/// What an agent has said and no command since counts above what commands and the configuration say, also
+/// while it is disabled: then it is only not asked.
 pub(super) fn over(server: &Server, eff: &mut Effective) {
     let agent = &server.control.lock().agent;
-    if agent.configured && agent.enabled {
-        let view = agent.view;
+    if agent.configured {
+        let view = agent.view.standing(&agent.spoken);
         eff.weight = view.weight.or(eff.weight);
         eff.maxconn = view.maxconn.or(eff.maxconn);
         eff.admin = view.admin.or(eff.admin);
@@ -164,11 +177,12 @@ pub(super) fn over(server: &Server, eff: &mut Effective) {
 }
 
 /// Whether agents are asked, and where, as configuration and commands say.
-pub(super) fn settle(server: &Server, eff: &registry::AgentEffective) {
+pub(super) fn settle(server: &Server, eff: &registry::AgentEffective, spoken: registry::Revisions) {
     let options = server.options();
     let by_default = server.origin() == crate::server::Origin::Config;
     let agent = &mut server.control.lock().agent;
     agent.configured = options.agent_check;
+    agent.spoken = spoken;
     agent.enabled = options.agent_check && eff.enabled.unwrap_or(by_default);
     agent.ip = eff.ip.or(options.agent_addr);
     agent.port = eff.port.or(options.agent_port).unwrap_or(0);
@@ -184,7 +198,12 @@ mod tests {
 
     use super::*;
     use crate::health::CheckStatus;
+    use crate::registry::{
+        Admin, AgentChange, Base, Change, Command, Origin, Registry, Reply, Revisions, Target, Weight,
+    };
     use crate::testing::{at, section, servers};
+    use rand::rngs::StdRng;
+    use rand::{RngExt as _, SeedableRng as _};
 
     fn backend() -> Backend {
         let options = ServerOptions { check: true, agent_check: true, weight: 10, ..Default::default() };
@@ -230,6 +249,117 @@ mod tests {
             let _ = backend.check_result(&s1, failed.clone(), at(3));
         }
         assert!(!s1.is_up() && say(&backend, &s1, "up").is_empty() && !s1.is_up());
+    }
+
+    /// A command as every node carries it out.
+    fn command(registry: &mut Registry, nodes: &[&Backend], server: &Server, change: Change) {
+        let base = Base::of(&server.config());
+        let target = Target { backend: "b".into(), name: "s1".into(), origin: Origin::Config, base };
+        let command = Command::SetServer { target, change: change.beside_an_agent() };
+        assert_eq!(registry.apply(&command), Reply::Ok);
+        for node in nodes {
+            carry_out(node, registry);
+        }
+    }
+
+    fn carry_out(node: &Backend, registry: &Registry) {
+        let none = |_: &str, _: &registry::Added| Err(String::new());
+        let config = node.config().clone();
+        let _ = node.apply(&config, node.fullconn(), registry, &none, at(2));
+    }
+
+    #[test]
+    fn who_spoke_last_counts_an_agent_or_a_command() {
+        let (backend, mut registry) = (backend(), Registry::new());
+        let s1 = backend.server("s1").unwrap();
+        let weight = |n| Change::Weight(Weight::Absolute(n));
+        let nodes = [&backend];
+        say(&backend, &s1, "up 50% maxconn:4");
+        command(&mut registry, &nodes, &s1, weight(7));
+        command(&mut registry, &nodes, &s1, Change::Maxconn(9));
+        assert_eq!((s1.weight(), s1.maxconn()), (7, 9));
+        say(&backend, &s1, "up");
+        assert_eq!((s1.weight(), s1.maxconn()), (7, 9), "what it does not mention stays");
+        say(&backend, &s1, "50%");
+        assert_eq!((s1.weight(), s1.maxconn()), (5, 9));
+        // The same command once more is a later one.
+        command(&mut registry, &nodes, &s1, weight(7));
+        assert_eq!(s1.weight(), 7);
+        say(&backend, &s1, "drain");
+        assert_eq!(s1.status(), "DRAIN (agent)");
+        command(&mut registry, &nodes, &s1, Change::Admin(Admin::Ready));
+        say(&backend, &s1, "up");
+        assert!(s1.usable(), "{}", s1.status());
+        command(&mut registry, &nodes, &s1, Change::Admin(Admin::Maint));
+        say(&backend, &s1, "up");
+        assert_eq!(s1.status(), "MAINT");
+        say(&backend, &s1, "ready");
+        assert!(s1.usable(), "{}", s1.status());
+        // Whoever it was, a command about something else changes nothing of it.
+        command(&mut registry, &nodes, &s1, weight(3));
+        assert!(s1.usable() && s1.weight() == 3);
+        // Up and down in the same way.
+        say(&backend, &s1, "down");
+        command(&mut registry, &nodes, &s1, Change::Agent(AgentChange::Force(true)));
+        assert!(s1.is_up());
+        say(&backend, &s1, "down");
+        command(&mut registry, &nodes, &s1, weight(4));
+        assert!(!s1.is_up() && s1.status() == "DOWN (agent)");
+        say(&backend, &s1, "up 20%");
+        // One that is asked no more has still said what it said.
+        command(&mut registry, &nodes, &s1, Change::Agent(AgentChange::Enabled(false)));
+        assert_eq!(s1.weight(), 2);
+        command(&mut registry, &nodes, &s1, weight(6));
+        assert_eq!(s1.weight(), 6);
+        // Nothing is left of it with the server.
+        assert_ne!(registry.spoken("b", "s1"), Revisions::default());
+        command(&mut registry, &nodes, &s1, Change::Admin(Admin::Maint));
+        let base = Base::of(&s1.config());
+        let target = Target { backend: "b".into(), name: "s1".into(), origin: Origin::Config, base };
+        registry.apply(&Command::DelServer { target });
+        assert_eq!(registry.spoken("b", "s1"), Revisions::default());
+    }
+
+    #[test]
+    fn nodes_find_the_same_order_of_agent_and_commands() {
+        for seed in 0..300 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let (asking, following) = (backend(), backend());
+            let (a, b) = (asking.server("s1").unwrap(), following.server("s1").unwrap());
+            let mut registry = Registry::new();
+            let mut log = vec![registry.clone()];
+            let (mut heard_a, mut heard_b) = (0, 0);
+            for _ in 0..20 {
+                let words = ["up", "down", "25%", "up 50%", "drain", "ready", "maint up", "maxconn:3", "maxconn:5"];
+                match rng.random_range(0..4) {
+                    0 | 1 => drop(say(&asking, &a, words[rng.random_range(0..words.len())])),
+                    _ => {
+                        let change = match rng.random_range(0..5) {
+                            0 => Change::Weight(Weight::Absolute(rng.random_range(0..9))),
+                            1 => Change::Maxconn(rng.random_range(1..9)),
+                            2 => Change::Agent(AgentChange::Force(rng.random())),
+                            _ => Change::Admin([Admin::Ready, Admin::Drain, Admin::Maint][rng.random_range(0..3)]),
+                        };
+                        command(&mut registry, &[], &a, change);
+                        log.push(registry.clone());
+                    }
+                }
+                // Each carries the commands out when it hears of them, in the order of the log, and the
+                // verdicts come in between.
+                heard_a = rng.random_range(heard_a..log.len());
+                heard_b = rng.random_range(heard_b..log.len());
+                carry_out(&asking, &log[heard_a]);
+                carry_out(&following, &log[heard_b]);
+                if rng.random() {
+                    let _ = following.apply_agent(&b, &a.agent_verdict(), at(3));
+                }
+            }
+            carry_out(&asking, &registry);
+            carry_out(&following, &registry);
+            let _ = following.apply_agent(&b, &a.agent_verdict(), at(4)).unwrap();
+            let all = |s: &Server| (s.status(), s.weight(), s.maxconn(), s.admin(), s.op_state());
+            assert_eq!(all(&a), all(&b), "seed {seed}");
+        }
     }
 
     #[test]

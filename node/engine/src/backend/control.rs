@@ -119,8 +119,12 @@ impl Backend {
             (true, false) => {
                 self.leave_maintenance(server, after, now);
                 self.publish(standing, now, effects);
+                let state = if server.is_up() { "UP" } else { "DOWN" };
                 let mode = if after.drain() { "DRAIN" } else { "READY" };
-                effects.line(lines::NOTICE, format!("{subject} is UP/{mode} (leaving forced maintenance)."));
+                effects.line(
+                    lines::NOTICE,
+                    format!("{subject} is {state}/{mode} (leaving forced maintenance)."),
+                );
                 if after.drain() {
                     effects.line(lines::NOTICE, format!("{subject} remains in forced drain mode."));
                 }
@@ -335,7 +339,12 @@ impl Backend {
         self.settle_downtime(server, now);
         server.control.lock().check.health.reset();
         server.set_admin(admin);
-        self.raise(server, now);
+        if server.agent_holds_down() {
+            // What its agent said counts, whatever it was in meanwhile.
+            server.control.lock().last_change = now;
+        } else {
+            self.raise(server, now);
+        }
     }
 
     pub(super) fn go_up(

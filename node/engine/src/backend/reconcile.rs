@@ -65,10 +65,8 @@ impl Backend {
             {
                 self.change_health(server, forced.force, &mut standing, now, &mut effects);
             }
-            if let Some((up, revision)) = registry.agent(&self.name, server.name()).forced
-                && std::mem::replace(&mut server.control.lock().agent.forced, revision) < revision
-            {
-                self.force_agent(server, up, &mut standing, now, &mut effects);
+            if let Some(forced) = registry.agent(&self.name, server.name()).forced {
+                self.force_agent(server, forced, &mut standing, now, &mut effects);
             }
         }
         self.announce_if_empty(&mut standing, &mut effects);
@@ -144,7 +142,8 @@ impl Backend {
     /// Returns whether something changed.
     fn settle(&self, server: &Server, registry: &Registry) -> bool {
         let line = server.config();
-        agents::settle(server, &registry.agent(&self.name, server.name()));
+        let spoken = registry.spoken(&self.name, server.name());
+        agents::settle(server, &registry.agent(&self.name, server.name()), spoken);
         let mut eff = registry.effective(&self.name, server.name(), &Base::of(&line));
         agents::over(server, &mut eff);
         let o = &line.options;

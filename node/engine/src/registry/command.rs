@@ -201,6 +201,8 @@ pub enum Change {
     Agent(super::AgentChange),
     /// `set server … fqdn`: the name as it was given.
     Fqdn(String),
+    /// One of those above, of a server whose agent may say otherwise.
+    Spoken(super::SpokenChange),
 }
 
 /// Administrative state of a server.

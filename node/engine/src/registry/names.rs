@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::Base;
 
@@ -79,9 +79,4 @@ impl Names {
             _ => {}
         }
     }
-}
-
-/// The last thing of the registry: what was stored before there were names ends in front of them.
-pub(super) fn or_none<'de, D: Deserializer<'de>>(input: D) -> Result<Names, D::Error> {
-    Ok(Names::deserialize(input).unwrap_or_default())
 }

@@ -67,8 +67,13 @@ fn state_line(call: &Call<'_>, registry: &Registry, backend: &Backend, server: &
         (true, Some(last)) if check.apart.is_some() => (last.status as u8, last.status.result() as u8, 0),
         (true, Some(last)) => (last.status as u8, last.status.result() as u8, check.health.value()),
     };
-    // Bits: 2 configured, 4 enabled, 8 paused by maintenance.
-    let bits = [(check.configured, 2), (check.enabled, 4), (server.admin().maint(), 8)];
+    // Bits: 2 configured, 4 enabled, 8 paused by maintenance, or for a line that says `disabled` without
+    // `check`, which nothing ever ends.
+    let paused = match check.configured {
+        true => check.enabled && server.admin().maint(),
+        false => server.options().disabled,
+    };
+    let bits = [(check.configured, 2), (check.enabled, 4), (paused, 8)];
     let state: u8 = bits.iter().filter(|(on, _)| *on).map(|(_, bit)| bit).sum();
     let op = server.op_state() as u8;
     debug_assert!(op <= OpState::Stopping as u8);
