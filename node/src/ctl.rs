@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use phalanx_config::{Level, StatsAddr};
+use phalanx_engine::registry::epochs::MAX_TEXT;
 
 use crate::load::Files;
 use crate::local;
@@ -138,6 +139,10 @@ fn request(given: &[String]) -> Result<String, String> {
     } else {
         std::fs::read_to_string(file).map_err(|e| format!("file '{file}': {e}"))?
     };
+    if text.len() > MAX_TEXT {
+        let (has, most) = (text.len(), MAX_TEXT);
+        return Err(format!("'{file}' has {has} bytes: a configuration of the cluster may have {most}"));
+    }
     let mut end = String::from("END");
     while text.lines().any(|l| l == end) {
         end.push('D');
@@ -327,6 +332,8 @@ mod tests {
         assert!(request(&words(&format!("config diff {name}"))).unwrap().contains(" <<ENDD\n"));
         assert!(request(&words("config diff 3")).unwrap().ends_with("; config diff 3\n"));
         assert!(request(&words("config diff 3 4")).unwrap().ends_with("; config diff 3 4\n"));
+        std::fs::write(&name, "#".repeat(MAX_TEXT + 1)).unwrap();
+        assert!(request(&words(&format!("config push {name}"))).unwrap_err().ends_with(" may have 1048576"));
         assert!(request(&words("config push /nosuch/file")).unwrap_err().contains("'/nosuch/file'"));
         assert!(request(&["a\nb".to_owned()]).is_err());
     }

@@ -203,6 +203,8 @@ impl Held {
         }
         if let Some(cluster) = &running.cluster {
             self.fits(cluster, config.cluster.as_ref())?;
+            let (now, next) = (&running.global.chroot, &config.global.chroot);
+            crate::node::fits_below(now.as_deref(), next.as_deref(), &cluster.data_dir)?;
         }
         let kept = super::node::at_next_start(running, config);
         said.extend(

@@ -16,6 +16,7 @@ mod vips;
 mod watchdog;
 
 pub(crate) use control::at_next_start;
+pub(crate) use limits::fits_below;
 
 use std::fs::File;
 use std::io::Write as _;

@@ -58,6 +58,11 @@ impl Call {
     }
 }
 
+const HTTPCLIENT_ACLS: &str = "\
+9 () acl 'var' file 'httpclient' line 0. curr_ver=0 next_ver=0 entry_cnt=1
+10 () acl 'var' file 'httpclient' line 0. curr_ver=0 next_ver=0 entry_cnt=1
+";
+
 const CONFIG: &str = "\
 global
     stats socket DIR/sock level admin
@@ -82,6 +87,12 @@ frontend fe
     maxconn 100
     acl mapped path,map_beg(DIR/m.map) -m found
     acl net src -f DIR/l.acl
+    acl inl path_beg /x /y
+    acl named hdr(host) -i one
+    acl some path,lower -m found
+    acl low path,map(DIR/m.map) -m str v2
+    acl both path -u 50 -f DIR/k.acl /z
+    http-request deny if inl named some low both
     default_backend be
 backend be
     balance roundrobin
@@ -175,6 +186,45 @@ const CALLS: &[Call] = &[
     call("commit map @1 DIR/m.map\n"),
     call("show map\n"),
     call("show map DIR/m.map\n"),
+    // Patterns that stand in an ACL, or could.
+    call("show acl\n").differs(&[(HTTPCLIENT_ACLS, "", "its own ACLs")]),
+    call("show acl #3\n"),
+    call("show acl #4\n"),
+    call("add acl #4 /new\n"),
+    call("add acl #4 /new\n"),
+    call("show acl #4\n"),
+    call("get acl #4 /newer\n"),
+    call("get acl #4 /other\n"),
+    call("del acl #4 /x\n"),
+    call("del acl #4 /x\n"),
+    call("del acl #4 #zz\n"),
+    call("del acl #4 #\n"),
+    call("del acl #4 #0x1\n"),
+    call("del acl #4 #0xzz\n"),
+    call("show acl #4\n"),
+    call("prepare acl #4\n"),
+    call("add acl @1 #4 /v1\n"),
+    call("show acl @1 #4\n"),
+    call("commit acl @1 #4\n"),
+    call("show acl #4\n"),
+    call("clear acl #4\n"),
+    call("show acl #4\n"),
+    call("add acl #3 10.9.0.0/16\n"),
+    call("add acl #3 foo\n"),
+    call("get acl #3 10.9.1.1\n"),
+    call("add acl #6 any\n"),
+    call("show acl #6\n"),
+    call("add acl # x\n"),
+    call("add acl #99 x\n"),
+    call("add acl #zz x\n"),
+    call("show acl #50\n"),
+    call("show acl DIR/m.map\n"),
+    call("clear acl DIR/m.map\n"),
+    call("prepare acl DIR/m.map\n"),
+    call("get acl DIR/m.map key2\n"),
+    call("set map DIR/m.map #zz v\n"),
+    call("set map DIR/m.map # v\n"),
+    call("set map DIR/m.map #0xffffffffffffffffff v\n"),
     call("clear map\n"),
     call("clear acl DIR/l.acl\n"),
     call("show acl DIR/l.acl\n"),
@@ -374,6 +424,13 @@ const CALLS: &[Call] = &[
     call("show backend\n"),
     call("show errors\n").view(View::First),
     call("show errors nope\n"),
+    call("show errors fe junk\n"),
+    call("show errors request\n"),
+    call("show errors response\n"),
+    call("show errors be request more\n"),
+    call("show errors -1 junk\n"),
+    call("show errors 99 response\n"),
+    call("show errors 0\n"),
     call("show peers\n"),
     call("show peers nope\n"),
     call("show cli sockets\n"),
@@ -499,6 +556,7 @@ fn runtime_api_answers_as_haproxy_does() {
         let mut side = Side::new(kind);
         side.file("m.map", "key1 value one\nkey2 v2\nkey1 again\nkey3\n/a v1\n/abc v2\n");
         side.file("l.acl", "10.1.0.0/16\n# none\n192.0.2.1\n");
+        side.file("k.acl", "/q\n");
         let checked = TcpListener::bind(side.at(30_004)).expect("an address of its own");
         side.run(CONFIG);
         (side, checked)

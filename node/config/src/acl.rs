@@ -224,23 +224,22 @@ fn test(parser: &mut Parser<'_>, words: &[Word], before: &Word) -> Result<AclTes
         let hint = "'-m found' tells whether it exists, '-m bool' whether a number is not 0, '--' that none is meant";
         parser.warn(Fault::about(first, message).hint(hint));
     }
-    if !texts.is_empty() {
-        let scope = format!("{} '{}'", parser.section_name(), parser.proxy().name);
-        let inline = Inline {
-            scope: &scope,
-            keyword: &first.text,
-            patterns: &texts,
-            method,
-            ignore_case: flags.ignore_case,
-            id: flags.id,
-            resolve: !flags.no_dns,
-        };
-        let set = parser.inline_patterns(&inline).map_err(|err| {
-            let at = rest[taken..].iter().find(|word| err.contains(&word.text)).unwrap_or(first);
-            Fault::about(at, err)
-        })?;
-        patterns.push(set);
-    }
+    // Also without a pattern: commands may add some.
+    let scope = format!("{} '{}'", parser.section_name(), parser.proxy().name);
+    let inline = Inline {
+        scope: &scope,
+        keyword: &first.text,
+        patterns: &texts,
+        method,
+        ignore_case: flags.ignore_case,
+        id: flags.id,
+        resolve: !flags.no_dns,
+    };
+    let set = parser.inline_patterns(&inline).map_err(|err| {
+        let at = rest[taken..].iter().find(|word| err.contains(&word.text)).unwrap_or(first);
+        Fault::about(at, err)
+    })?;
+    patterns.push(set);
     Ok(AclTest { expr, method, patterns, pos })
 }
 

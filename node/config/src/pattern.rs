@@ -468,9 +468,12 @@ impl Patterns {
             settle(&mut entry, &file, env)?;
             entries.push(entry);
         }
-        let number = self.inline.entry(format!("{scope} {keyword}")).or_default();
+        // Counted apart, so that one without patterns does not rename those with some.
+        let kind = if patterns.is_empty() { "empty " } else { "" };
+        let number = self.inline.entry(format!("{kind}{scope} {keyword}")).or_default();
         *number += 1;
-        let identity = format!("{scope} acl '{keyword}' {number}");
+        let identity = format!("{scope} acl '{keyword}' {kind}{number}");
+        let name = keyword.split(['(', ',']).next().unwrap_or_default();
         let index = self.sets.len();
         let usage = PatternUse { set: index, method, ignore_case, output: None };
         self.sets.push(Draft {
@@ -478,7 +481,7 @@ impl Patterns {
                 id: 0,
                 file: None,
                 identity,
-                description: format!("acl '{keyword}' file '{}' line {}", at.file, at.line),
+                description: format!("acl '{name}' file '{}' line {}", at.file, at.line),
                 is_map: false,
                 entries: Arc::new(entries),
                 uses: vec![usage.clone()],

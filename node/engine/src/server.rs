@@ -221,10 +221,14 @@ impl Server {
         let Start { config, revision, admin } = start;
         let o = &config.options;
         let op = if admin.maint() { OpState::Stopped } else { OpState::Running };
+        let mut health = Health::new(o.rise, o.fall);
+        if admin.maint() {
+            health.force(false);
+        }
         let check = CheckState {
             configured: o.check,
             enabled: o.check && revision == 0,
-            health: Health::new(o.rise, o.fall),
+            health,
             last: None,
             ip: o.check_addr,
             port: o.check_port,

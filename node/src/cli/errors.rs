@@ -21,27 +21,26 @@ pub(super) const KEYWORDS: &[Keyword] = &[Keyword {
 
 fn show(call: &Call<'_>) -> Answer {
     let plan = call.ctx.state.plan_owned();
-    let (mut wanted, mut requests, mut responses) = (None, true, true);
-    for word in call.args {
-        match word.as_str() {
-            "request" => responses = false,
-            "response" => requests = false,
-            "-1" => {}
-            name => {
-                let id = name.parse::<u32>().ok();
-                let found = plan.proxies.iter().find(|p| p.config.name == *name || Some(p.config.id) == id);
-                let Some(proxy) = found else { return Answer::error("No such proxy.") };
-                wanted = Some(proxy.config.id);
-            }
-        }
-    }
+    // A number need not be that of a proxy, a negative one is all; what else is said is not looked at.
+    let wanted = match call.arg(0) {
+        "" => None,
+        name => match plan.proxies.iter().find(|p| p.config.name == *name) {
+            Some(proxy) => Some(i64::from(proxy.config.id)),
+            None => match leading_number(name) {
+                0 => return Answer::error("No such proxy."),
+                number => Some(number).filter(|number| *number > 0),
+            },
+        },
+    };
+    let (requests, responses) = (call.arg(1) != "response", call.arg(1) != "request");
     let total = call.ctx.state.process().captured.load(Relaxed);
     let mut out = format!("Total events captured on {} : {total}\n", date(call.now.unix_us));
     for proxy in &plan.proxies {
         let (name, id) = (&proxy.config.name, proxy.config.id);
         // A proxy is named as either side.
         let asked = |e: &CapturedError| {
-            wanted.is_none_or(|w| w == id || e.other.as_ref().is_some_and(|(_, other)| *other == w))
+            let is = |id: u32| wanted == Some(i64::from(id));
+            wanted.is_none() || is(id) || e.other.as_ref().is_some_and(|(_, other)| is(*other))
         };
         let request = proxy.frontend.as_ref().filter(|_| requests).and_then(|f| f.last_error.lock().clone());
         if let Some(error) = request.filter(asked) {
@@ -55,6 +54,14 @@ fn show(call: &Call<'_>) -> Answer {
         }
     }
     Answer::dump(out)
+}
+
+/// The number that a word begins with, 0 if it does not.
+fn leading_number(word: &str) -> i64 {
+    let digits = word.strip_prefix('-').unwrap_or(word);
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    let number = digits[..end].parse::<u32>().map_or(0, i64::from);
+    if digits.len() < word.len() { -number } else { number }
 }
 
 fn date(unix_us: u64) -> String {

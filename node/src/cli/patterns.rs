@@ -89,16 +89,20 @@ impl Kind {
         Answer::error(format!("Missing {kind} {what}."))
     }
 
-    /// Maps are ACLs, too.
+    /// A map that an ACL looks into is both.
     fn has(self, set: &PatternSet) -> bool {
-        self == Kind::Acl || set.source().is_map
+        match self {
+            Kind::Acl => used_by_acl(set),
+            Kind::Map => set.source().is_map,
+        }
     }
 }
 
-/// The sets of the configuration in force, by id.
+/// The sets of the configuration in force that are listed, by id.
 fn sets(call: &Call<'_>, kind: Kind) -> Vec<Arc<PatternSet>> {
     let plan = call.ctx.state.plan();
-    let mut sets: Vec<_> = plan.patterns.iter().filter(|set| kind.has(set)).cloned().collect();
+    let listed = |set: &&Arc<PatternSet>| set.source().is_map == (kind == Kind::Map);
+    let mut sets: Vec<_> = plan.patterns.iter().filter(listed).cloned().collect();
     sets.sort_by_key(|set| set.source().id);
     sets
 }
@@ -109,17 +113,23 @@ fn used_by_acl(set: &PatternSet) -> bool {
     !source.is_map || source.uses.iter().any(|u| u.output.is_none())
 }
 
-/// The set called `#<id>` or by its file.
+/// The set called `#<id>` or by its file, if it is of the kind.
 fn find(call: &Call<'_>, kind: Kind, name: &str) -> Result<Arc<PatternSet>, Answer> {
+    find_any(call, kind, name).and_then(|set| if kind.has(&set) { Ok(set) } else { Err(kind.unknown()) })
+}
+
+/// The same of either kind.
+fn find_any(call: &Call<'_>, kind: Kind, name: &str) -> Result<Arc<PatternSet>, Answer> {
     let plan = call.ctx.state.plan();
     let found = match name.strip_prefix('#') {
         Some(id) => {
-            let id: u32 = id.parse().map_err(|_| kind.unknown())?;
+            // HAProxy reads nothing as zero.
+            let id: u32 = if id.is_empty() { 0 } else { id.parse().map_err(|_| kind.unknown())? };
             plan.patterns.iter().find(|set| set.source().id == id)
         }
         None => plan.patterns.iter().find(|set| set.source().file.as_deref() == Some(name)),
     };
-    found.filter(|set| kind.has(set)).cloned().ok_or_else(|| kind.unknown())
+    found.cloned().ok_or_else(|| kind.unknown())
 }
 
 /// A version before the other words, and those.
@@ -145,7 +155,7 @@ fn show(call: &Call<'_>, kind: Kind) -> Answer {
     let registry = call.ctx.authority.registry();
     if args.is_empty() {
         let mut out = String::from("# id (file) description\n");
-        for set in sets(call, kind).iter().filter(|set| kind == Kind::Map || used_by_acl(set)) {
+        for set in &sets(call, kind) {
             let (source, changed) = (set.source(), registry.patterns().set(set.identity()));
             let prepared = changed
                 .map_or(0, |c| c.prepared.values().flat_map(|k| k.iter()).map(|(_, e)| e.now.len()).sum());
@@ -196,7 +206,9 @@ fn get(call: &Call<'_>, kind: Kind) -> Answer {
     if call.args.len() < 2 {
         return kind.missing("identifier and/or key");
     }
-    let set = match find(call, kind, call.arg(0)) {
+    // HAProxy looks into a map as into an ACL.
+    let looked = if kind == Kind::Acl { find_any } else { find };
+    let set = match looked(call, kind, call.arg(0)) {
         Ok(set) => set,
         Err(answer) => return answer,
     };
@@ -311,7 +323,7 @@ async fn added(call: &Call<'_>, kind: Kind) -> Result<Answer, Answer> {
     if !usage.is_empty() {
         return Err(Answer::error(usage));
     }
-    let set = find(call, kind, name)?;
+    let set = if kind == Kind::Acl { find_any(call, kind, name)? } else { find(call, kind, name)? };
     if kind == Kind::Acl && set.source().is_map {
         return Err(Answer::error(
             "This ACL is shared with a map containing samples. You must use the command 'add map' to add values.",
@@ -353,16 +365,17 @@ fn payload_line(set: &PatternSet, line: &str) -> Result<(String, KeyChange), Ans
     Ok((key.to_owned(), KeyChange::Add(Some(value.to_owned()))))
 }
 
-/// The entry that a key or `#<ref>` means: the key, and the place if it is one entry only.
-fn resolved(set: &PatternSet, text: &str) -> Option<(String, Option<u32>)> {
-    let Some(reference) = text.strip_prefix('#') else { return Some((text.to_owned(), None)) };
-    let (entry, at) = set.by_reference(self::reference(reference)?)?;
-    Some((entry.key().to_owned(), Some(at)))
-}
-
-/// The number of a reference to an entry.
-fn reference(text: &str) -> Option<u64> {
-    u64::from_str_radix(text.strip_prefix("0x").unwrap_or(text), 16).ok()
+/// The number of a reference to an entry, `#0x…`; `None` = it is a key. One that is above all numbers is
+/// the largest.
+///
+/// # Errors
+/// It is no number.
+fn reference(text: &str) -> Result<Option<u64>, Answer> {
+    let Some(digits) = text.strip_prefix("#0x") else { return Ok(None) };
+    if digits.bytes().any(|b| !b.is_ascii_hexdigit()) {
+        return Err(Answer::error("Malformed identifier. Please use #<id> or <file>."));
+    }
+    Ok(Some(u64::from_str_radix(digits, 16).unwrap_or(if digits.is_empty() { 0 } else { u64::MAX })))
 }
 
 async fn set(call: &Call<'_>) -> Answer {
@@ -391,10 +404,13 @@ async fn changed(call: &Call<'_>, kind: Kind, value: Option<&str>, missing: &str
         }
     }
     let gone = if value.is_some() { "key or pattern not found." } else { missing };
-    if call.arg(1).strip_prefix('#').is_some_and(|r| reference(r).is_none()) {
-        return Err(Answer::error("Malformed identifier. Please use #<id> or <file>."));
-    }
-    let (key, at) = resolved(&set, call.arg(1)).ok_or_else(|| Answer::error(gone))?;
+    let (key, at) = match reference(call.arg(1))? {
+        None => (call.arg(1).to_owned(), None),
+        Some(number) => {
+            let (entry, at) = set.by_reference(number).ok_or_else(|| Answer::error(gone))?;
+            (entry.key().to_owned(), Some(at))
+        }
+    };
     let change = match (value.map(str::to_owned), at) {
         (Some(value), Some(at)) => KeyChange::SetAt(at, value),
         (Some(value), None) => KeyChange::Set(value),

@@ -60,18 +60,39 @@ pub(super) fn data_dir(config: &Config) -> Result<PathBuf, String> {
     if let Some(root) = &config.global.chroot {
         let real = |path: &Path| path.canonicalize().map_err(|e| format!("'{}': {e}", path.display()));
         let (real_dir, real_root) = (real(&dir)?, real(root)?);
-        let below = real_dir.strip_prefix(&real_root).map_err(|_| {
-            format!(
-                "data-dir '{}' lies outside chroot '{}', where the process cannot reach it: expects a \
-                 directory below, such as '{}'",
-                dir.display(),
-                root.display(),
-                root.join("data").display()
-            )
-        })?;
+        let below = real_dir.strip_prefix(&real_root).map_err(|_| outside(&dir, root))?;
         return Ok(Path::new("/").join(below));
     }
     Ok(dir)
+}
+
+/// Whether a process could start below `root` with its data in `dir`, as one sees it whose configuration says
+/// `running`: a push whose `chroot` leaves out the data directory would end every node at its next start.
+///
+/// # Errors
+/// What is wrong with the two.
+pub(crate) fn fits_below(running: Option<&Path>, root: Option<&Path>, dir: &Path) -> Result<(), String> {
+    let Some(root) = root else { return Ok(()) };
+    // Who is below one already can't see what lies where; and it has started with this one.
+    if running == Some(root) || dir.starts_with(root) && running.is_some() {
+        return Ok(());
+    }
+    let real = |path: &Path| path.canonicalize().map_err(|e| format!("chroot '{}': {e}", root.display()));
+    let inside = match running {
+        Some(_) => false,
+        None => dir.canonicalize().unwrap_or_else(|_| dir.to_owned()).starts_with(real(root)?),
+    };
+    if inside { Ok(()) } else { Err(outside(dir, root)) }
+}
+
+fn outside(dir: &Path, root: &Path) -> String {
+    format!(
+        "data-dir '{}' lies outside chroot '{}', where the process cannot reach it: expects a directory below, \
+         such as '{}'",
+        dir.display(),
+        root.display(),
+        root.join("data").display()
+    )
 }
 
 /// Carries out `chroot`, `group` and `user`. Capabilities that the configuration needs later are
@@ -106,4 +127,31 @@ pub(super) fn confine(config: &Config, now: Now) -> Result<(), String> {
         let group = global.gid.map_or("-".to_owned(), |g| g.to_string());
         format!("cannot become user {user}, group {group}: {e}")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_that_leaves_out_the_data_is_refused_before_it_is_in_force() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("root/data")).unwrap();
+        fs::create_dir_all(at("other")).unwrap();
+        std::os::unix::fs::symlink(at("root"), at("link")).unwrap();
+        let fits = |running: Option<&str>, root: Option<&str>| {
+            fits_below(running.map(at).as_deref(), root.map(at).as_deref(), &at("root/data"))
+        };
+        assert_eq!(fits(None, None), Ok(()));
+        assert_eq!(fits(None, Some("root")), Ok(()));
+        assert_eq!(fits(None, Some("link")), Ok(()));
+        let why = fits(None, Some("other")).unwrap_err();
+        assert!(why.contains("lies outside chroot") && why.contains("/other/data'"), "{why}");
+        assert!(fits(None, Some("nowhere")).unwrap_err().contains("/nowhere"));
+        // Who lives below one already goes by names.
+        assert!(fits(Some("root"), Some("other")).is_err());
+        assert_eq!(fits(Some("link"), Some("link")), Ok(()));
+        assert_eq!(fits(Some("other"), Some("root")), Ok(()));
+    }
 }
