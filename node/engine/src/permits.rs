@@ -20,6 +20,10 @@
 //! A node counts as dead only when it was found so after all others had promised: before, an earlier
 //! arbiter could have given places to its next process.
 //!
+//! What is said of a server that is gone is forgotten by both sides: by the node when it has told that it
+//! holds nothing, by the arbiter when it knows that and no order is on its way. Orders are numbered over all
+//! servers, so that one about an earlier server of the same name is known to be late ([`Permits::floor`]).
+//!
 //! Messages may be lost, doubled, delayed and reordered. Clocks only pace things.
 
 mod book;
@@ -54,6 +58,8 @@ pub struct Permits {
     incarnation: u64,
     peers: BTreeMap<NodeName, Peer>,
     mine: BTreeMap<Key, Held>,
+    /// The last order about a server that was forgotten, under the ballot promised: earlier ones are late.
+    floor: u64,
     /// Orders of lower ballots are not obeyed.
     promised: Ballot,
     /// When the arbiter of that ballot was last heard from as such.
@@ -123,6 +129,7 @@ impl Permits {
             incarnation,
             peers: BTreeMap::new(),
             mine: BTreeMap::new(),
+            floor: 0,
             promised: Ballot::default(),
             claimed: None,
             reports: 0,
@@ -185,7 +192,8 @@ impl Permits {
         let limit = if self.gives_back() { 0 } else { limit };
         let held = match self.mine.get_mut(key) {
             Some(held) => held,
-            None => self.mine.entry(key.clone()).or_default(),
+            None if limit == 0 => return,
+            None => self.mine.entry(key.clone()).or_insert(Held { applied: self.floor, ..Held::default() }),
         };
         held.limit = limit;
         if limit == 0 {
@@ -325,8 +333,7 @@ impl Permits {
         if ballot > self.promised {
             self.outranked(&ballot, now);
             self.promised = ballot;
-            // Not before: a late order about a server that comes again must be known to be late.
-            self.mine.retain(|_, held| held.limit > 0 || held.held > 0);
+            self.floor = 0;
             self.mine.values_mut().for_each(|held| held.applied = 0);
             self.asked = true;
         } else if ballot == self.promised {
@@ -336,9 +343,16 @@ impl Permits {
 
     fn obey(&mut self, key: &Key, number: u64, held: u32, cap: u32) {
         let none = self.gives_back();
-        let Some(mine) = self.mine.get_mut(key).filter(|m| m.applied < number) else {
+        let Some(mine) = self.mine.get_mut(key) else {
+            if number > self.floor {
+                // Of a server that is gone: the arbiter hears that it has nothing of it.
+                self.mine.insert(key.clone(), Held { applied: number, ..Held::default() });
+            }
             return;
         };
+        if mine.applied >= number {
+            return;
+        }
         mine.applied = number;
         debug_assert!(held >= mine.held, "{key:?}: the arbiter's entry is an upper bound");
         // What it gave back meanwhile, without the arbiter having heard of it, is its own again.
@@ -369,6 +383,14 @@ impl Permits {
         if lines.is_empty() && !full {
             return;
         }
+        let floor = &mut self.floor;
+        self.mine.retain(|_, held| {
+            let keep = held.limit > 0 || held.held > 0 || held.served > 0;
+            if !keep {
+                *floor = held.applied.max(*floor);
+            }
+            keep
+        });
         self.reports += 1;
         let (ballot, number) = (self.promised.clone(), self.reports);
         match &mut self.book {

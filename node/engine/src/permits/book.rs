@@ -1,6 +1,6 @@
 //! The arbiter's book: who has how many places on which server, and who should have them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use super::message::{Ballot, Key, Line};
@@ -28,6 +28,8 @@ pub(super) struct Order {
 pub(super) struct Book {
     pub(super) ballot: Ballot,
     pub(super) orders: VecDeque<Order>,
+    /// Orders so far, to whomever.
+    numbers: u64,
     nodes: BTreeMap<NodeName, Member>,
     asked_at: Option<Duration>,
     /// Since when every node has reported or was found dead at some time.
@@ -78,7 +80,7 @@ impl Account {
 impl Book {
     pub(super) fn new(ballot: Ballot) -> Book {
         let (orders, nodes) = (VecDeque::new(), BTreeMap::new());
-        Book { ballot, orders, nodes, asked_at: None, complete: None, short: false }
+        Book { ballot, orders, numbers: 0, nodes, asked_at: None, complete: None, short: false }
     }
 
     pub(super) fn retain(&mut self, keep: impl Fn(&NodeName) -> bool) {
@@ -88,6 +90,12 @@ impl Book {
     /// Whether somebody waits for places that others may have.
     pub(super) fn is_short(&self) -> bool {
         self.short
+    }
+
+    /// The servers that it has accounts of.
+    #[cfg(test)]
+    pub(super) fn servers(&self) -> usize {
+        self.nodes.values().map(|m| m.accounts.len()).max().unwrap_or(0)
     }
 
     /// Places of a server that are or may be somebody's.
@@ -156,6 +164,16 @@ impl Book {
         }
         let first = member.reports == 0;
         (member.reports, member.dead) = (number, false);
+        if full {
+            let named: BTreeSet<&Key> = lines.iter().map(|line| &line.key).collect();
+            // What it does not name it holds nothing of, unless it has yet to hear an order.
+            for (_, account) in member.accounts.iter_mut().filter(|(key, _)| !named.contains(key)) {
+                (account.limit, account.served, account.waiting) = (0, 0, 0);
+                if account.applied >= account.number {
+                    account.upper = 0;
+                }
+            }
+        }
         for line in lines {
             let account = member.accounts.entry(line.key).or_default();
             if first {
@@ -163,17 +181,18 @@ impl Book {
             }
             (account.limit, account.served, account.waiting) = (line.limit, line.served, line.waiting);
             account.applied = line.applied;
-            if account.applied == account.number {
+            // It may have heard a later one, of a server of this name before.
+            if account.applied >= account.number {
                 account.upper = line.held;
             }
         }
+        member.accounts.retain(|_, a| a.limit > 0 || a.upper > 0 || a.applied < a.number);
     }
 
     /// Decides who should have how many places, and orders what can be done about it now.
     pub(super) fn settle(&mut self, now: Now) {
         self.short = false;
-        let keys: std::collections::BTreeSet<Key> =
-            self.nodes.values().flat_map(|m| m.accounts.keys().cloned()).collect();
+        let keys: BTreeSet<Key> = self.nodes.values().flat_map(|m| m.accounts.keys().cloned()).collect();
         for key in keys {
             self.settle_one(&key, now);
         }
@@ -221,7 +240,8 @@ impl Book {
                 free -= more;
                 account.upper += more;
                 (account.cap, account.sent_at) = (cap, now.mono);
-                account.number += 1;
+                self.numbers += 1;
+                account.number = self.numbers;
                 self.orders.push_back(Order {
                     to: name.clone(),
                     incarnation: member.incarnation,

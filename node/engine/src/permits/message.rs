@@ -74,7 +74,7 @@ pub enum Message {
         ballot: Ballot,
         /// The run of the node that it is for.
         incarnation: u64,
-        /// Counts the orders to this node about this server.
+        /// Grows with every order of the arbiter.
         number: u64,
         /// Which server.
         key: Key,

@@ -1,6 +1,7 @@
 //! Seeded simulation: three to five nodes whose clients take places, over a bad network, with nodes
-//! that die, freeze, come back and are cut off, and members that join and leave. At every step the places
-//! in use on all processes that live are counted: they are never more than there are.
+//! that die, freeze, come back and are cut off, and members that join and leave. Servers with ever new names
+//! come and go beside it, and sometimes the server itself. At every step the places in use on all processes
+//! that live are counted: they are never more than there are.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -9,6 +10,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use super::*;
+use crate::testing::seeds;
 
 struct Node {
     machine: Option<Permits>,
@@ -17,6 +19,8 @@ struct Node {
     /// Ends of the requests that are served: in ms.
     served: Vec<u64>,
     waiting: u32,
+    /// Its configuration does not have the server at present.
+    gone: bool,
     /// The limit in force on the request path.
     places: u32,
     /// Requests that come in 100 ms.
@@ -64,6 +68,11 @@ fn key() -> Key {
     Key { backend: "b".into(), server: "s".into() }
 }
 
+/// One of the servers that are there for a moment.
+fn passing(number: u64) -> Key {
+    Key { backend: "b".into(), server: format!("p{number}").into() }
+}
+
 impl World {
     fn new(seed: u64) -> World {
         let mut rng = SmallRng::seed_from_u64(seed);
@@ -95,6 +104,7 @@ impl World {
                 frozen: false,
                 served: Vec::new(),
                 waiting: 0,
+                gone: false,
                 places: 0,
                 load: world.rng.random_range(0..60),
                 died: None,
@@ -175,7 +185,13 @@ impl World {
             // As the program: a round now and then, sooner when something goes on.
             if self.rng.random_ratio(if machine.is_busy() { 1 } else { 5 }, 5) {
                 node.places = machine.places(&key());
-                machine.observe(&key(), self.limit, node.served.len() as u32, node.waiting);
+                let limit = if node.gone { 0 } else { self.limit };
+                machine.observe(&key(), limit, node.served.len() as u32, node.waiting);
+                let passing = passing(self.ms / 300);
+                let old = |k: &&Key| **k != key() && **k != passing;
+                let old: Vec<Key> = machine.mine.keys().filter(old).cloned().collect();
+                old.iter().for_each(|key| machine.observe(key, 0, 0, 0));
+                machine.observe(&passing, 3, 0, 0);
                 machine.tick(now);
             }
             self.send(i);
@@ -228,6 +244,7 @@ impl World {
             frozen: false,
             served: Vec::new(),
             waiting: 0,
+            gone: false,
             places: 0,
             load,
             died: None,
@@ -275,7 +292,7 @@ impl World {
         if self.rng.random_ratio(node.load.min(100), 100) {
             node.waiting = (node.waiting + 1).min(100);
         }
-        while node.waiting > 0 && (node.served.len() as u32) < node.places {
+        while node.waiting > 0 && !node.gone && (node.served.len() as u32) < node.places {
             node.waiting -= 1;
             node.served.push(ms + 1 + self.rng.random_range(0..self.takes));
         }
@@ -297,13 +314,19 @@ impl World {
 
     fn fault(&mut self) {
         let i = self.rng.random_range(0..self.nodes.len());
-        match self.rng.random_range(0..9) {
+        match self.rng.random_range(0..11) {
             0 | 1 => self.kill(i),
             2 | 3 => self.start(i),
             4 => self.cut = Some(i),
             5 => self.cut = None,
             6 => self.nodes[i].frozen = self.nodes[i].machine.is_some() && !self.nodes[i].frozen,
-            7 => self.nodes[i].load = [0, 5, 100][self.rng.random_range(0..3)],
+            // All or one of them, as a configuration or command comes to them.
+            7 => self.nodes[i].gone = !self.nodes[i].gone,
+            8 => {
+                let gone = self.rng.random();
+                self.nodes.iter_mut().for_each(|n| n.gone = gone);
+            }
+            9 => self.nodes[i].load = [0, 5, 100][self.rng.random_range(0..3)],
             _ => self.delay = [1, 10, 100][self.rng.random_range(0..3)],
         }
     }
@@ -323,14 +346,6 @@ impl World {
     }
 }
 
-fn seeds(ordinary: u64) -> std::ops::Range<u64> {
-    let number = |name| std::env::var(name).ok().and_then(|s: String| s.parse::<u64>().ok());
-    match number("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("SEEDS").unwrap_or(ordinary),
-    }
-}
-
 #[test]
 fn never_more_than_there_are_and_after_any_trouble_all_of_them() {
     for seed in seeds(30) {
@@ -342,7 +357,7 @@ fn never_more_than_there_are_and_after_any_trouble_all_of_them() {
         }
         // Quiet: whoever is dead is known to be.
         (world.loss, world.delay, world.cut) = (0, 2, None);
-        (0..world.nodes.len()).for_each(|i| world.nodes[i].frozen = false);
+        world.nodes.iter_mut().for_each(|n| (n.frozen, n.gone) = (false, false));
         if world.nodes.iter().all(|n| n.machine.is_none()) {
             world.start(0);
         }
@@ -353,6 +368,10 @@ fn never_more_than_there_are_and_after_any_trouble_all_of_them() {
         world.run(9000);
         world.run(1000);
         assert!(world.utilisation() > 0.95, "seed {seed}: {}\n{}", world.utilisation(), world.picture());
+        for machine in world.nodes.iter().filter_map(|n| n.machine.as_ref()) {
+            let servers = (machine.mine.len(), machine.book.as_ref().map_or(0, Book::servers));
+            assert!(servers.0 <= 4 && servers.1 <= 4, "seed {seed}: {servers:?} are remembered");
+        }
     }
 }
 
@@ -370,7 +389,7 @@ fn change_members(seed: u64, planted: Option<Planted>) -> (usize, usize) {
             _ => world.fault(),
         }
         // Who left the cluster while nobody could ask it is another story.
-        (0..world.nodes.len()).for_each(|i| world.nodes[i].frozen = false);
+        world.nodes.iter_mut().for_each(|n| (n.frozen, n.gone) = (false, false));
         world.cut = None;
         let ms = world.rng.random_range(20..1500);
         world.run(ms);

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Members, Reply};
+use super::{MAX_MEMBERS, Members, Reply};
 
 /// `maintenance node NODE on|off`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,10 @@ impl Maintenance {
         let MaintenanceCommand { node, on } = command;
         if members.founded() && members.get(node).is_none() {
             return Reply::Refused(members.unknown(node));
+        }
+        // Before there are members, any name is one.
+        if *on && !self.0.contains(node) && self.0.len() >= MAX_MEMBERS {
+            return Reply::Refused(format!("There can't be more than {MAX_MEMBERS} nodes in maintenance."));
         }
         match on {
             true => self.0.insert(node.clone()),
@@ -75,5 +79,20 @@ mod tests {
         registry.apply(&Command::Member(MemberCommand::Leave { name: "n2".into() }));
         registry.apply(&Command::Member(MemberCommand::Remove { name: "n2".into(), config: 1 }));
         assert!(!registry.in_maintenance("n2"));
+    }
+
+    #[test]
+    fn names_of_nodes_that_are_none_do_not_pile_up() {
+        let mut registry = Registry::new();
+        let set = |registry: &mut Registry, node: usize, on| {
+            registry.apply(&Command::Maintenance(MaintenanceCommand { node: format!("n{node}"), on }))
+        };
+        for node in 0..MAX_MEMBERS {
+            assert_eq!(set(&mut registry, node, true), Reply::Ok);
+        }
+        assert!(matches!(set(&mut registry, MAX_MEMBERS, true), Reply::Refused(_)));
+        assert_eq!(set(&mut registry, 0, true), Reply::Ok, "it is there already");
+        assert_eq!(set(&mut registry, 0, false), Reply::Ok);
+        assert_eq!(set(&mut registry, MAX_MEMBERS, true), Reply::Ok);
     }
 }
