@@ -263,7 +263,9 @@ mod tests {
             view.take(&Said::read(&line), &Revisions { admin: n % 7, weight: n % 5, maxconn: n % 3 }, n % 9);
             assert_eq!(View::parse(&view.to_string()), view);
         }
-        let _ = View::parse("weight=x down admin=9 = maxconn=-1 weight-after=-3 admin-after=99999999999999999999");
+        let _ = View::parse(
+            "weight=x down admin=9 = maxconn=-1 weight-after=-3 admin-after=99999999999999999999",
+        );
         // As nodes tell it that do not know of an order.
         let view = View::parse("down=1 weight=50% admin=drain");
         let spoken = Revisions { admin: 9, weight: 9, maxconn: 9 };

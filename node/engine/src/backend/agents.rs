@@ -96,7 +96,8 @@ impl Backend {
     ) {
         {
             let agent = &mut server.control.lock().agent;
-            if std::mem::replace(&mut agent.forced, revision) >= revision || agent.view.down_after >= revision {
+            if std::mem::replace(&mut agent.forced, revision) >= revision || agent.view.down_after >= revision
+            {
                 // Done before, or the agent has spoken since, as the node that asked it says.
                 return;
             }
@@ -330,7 +331,8 @@ mod tests {
             let mut log = vec![registry.clone()];
             let (mut heard_a, mut heard_b) = (0, 0);
             for _ in 0..20 {
-                let words = ["up", "down", "25%", "up 50%", "drain", "ready", "maint up", "maxconn:3", "maxconn:5"];
+                let words =
+                    ["up", "down", "25%", "up 50%", "drain", "ready", "maint up", "maxconn:3", "maxconn:5"];
                 match rng.random_range(0..4) {
                     0 | 1 => drop(say(&asking, &a, words[rng.random_range(0..words.len())])),
                     _ => {
@@ -338,7 +340,9 @@ mod tests {
                             0 => Change::Weight(Weight::Absolute(rng.random_range(0..9))),
                             1 => Change::Maxconn(rng.random_range(1..9)),
                             2 => Change::Agent(AgentChange::Force(rng.random())),
-                            _ => Change::Admin([Admin::Ready, Admin::Drain, Admin::Maint][rng.random_range(0..3)]),
+                            _ => Change::Admin(
+                                [Admin::Ready, Admin::Drain, Admin::Maint][rng.random_range(0..3)],
+                            ),
                         };
                         command(&mut registry, &[], &a, change);
                         log.push(registry.clone());

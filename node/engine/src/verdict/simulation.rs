@@ -8,6 +8,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::*;
 use crate::server::OpState;
+use crate::testing::seeds;
 
 const STEP: u64 = 25;
 
@@ -173,14 +174,6 @@ impl World {
             }
             _ => self.cut = None,
         }
-    }
-}
-
-fn seeds(ordinary: u64) -> std::ops::Range<u64> {
-    let number = |name| std::env::var(name).ok().and_then(|s: String| s.parse::<u64>().ok());
-    match number("SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("SEEDS").unwrap_or(ordinary),
     }
 }
 
