@@ -44,6 +44,8 @@ fn commands_run_where_they_are_meant_to() {
     });
     let refused = cluster.api("n1", "local set weight webservers/s1 9");
     assert!(refused.starts_with("Not done: what this changes is agreed by all nodes"), "{refused}");
+    let refused = cluster.api("n1", "local cluster leave n3");
+    assert!(refused.contains("cannot be changed on this node only"), "{refused}");
     let refused = cluster.api("n1", "local clear table app");
     assert!(refused.starts_with("Not done: "), "{refused}");
     assert_eq!(cluster.api("n1", "local get weight webservers/s1").trim(), "7 (initial 1)");

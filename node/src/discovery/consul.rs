@@ -5,12 +5,14 @@
 //! One connection per service, made anew after any error, then to the next address of the section.
 //! Every wait has an end and every body a bound.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::Request;
 use hyper::client::conn::http1;
@@ -34,6 +36,9 @@ const MAX_BODY: usize = 32 << 20;
 
 /// Longest token file.
 const MAX_TOKEN: u64 = 4096;
+
+/// Names of instances that are looked up side by side.
+const NAMES_AT_ONCE: usize = 64;
 
 /// Bytes of an error's text that are shown.
 const MAX_SAID: usize = 200;
@@ -133,7 +138,7 @@ impl Agent {
         let mut instances = instances(&body, service).map_err(|e| format!("{}: {e}", open.address))?;
         trustworthy(&head.headers, instances.is_empty(), self.section.consistency)
             .map_err(|e| format!("{}: {e}", open.address))?;
-        resolve(&mut instances, limit).await;
+        resolve(&mut instances, limit, addresses).await;
         let index = head.headers.get("x-consul-index").and_then(|v| v.to_str().ok()?.trim().parse().ok());
         Ok(Answer { index, instances })
     }
@@ -352,14 +357,31 @@ fn instance(entry: Entry, service: &Service) -> Option<Instance> {
     }
 }
 
-/// A service may be registered with a name in the place of an address.
-async fn resolve(instances: &mut [Instance], limit: Duration) {
-    for instance in instances.iter_mut().filter(|i| !i.host.is_empty()) {
-        let found = timeout(limit, tokio::net::lookup_host((instance.host.as_str(), instance.port))).await;
-        if let Ok(Ok(found)) = found {
-            instance.ips = found.map(|addr| addr.ip()).collect();
+/// A service may be registered with a name in the place of an address. However many are, and however slow
+/// names are found: the others shall not wait for it for long.
+async fn resolve<F: Future<Output = Vec<IpAddr>>>(
+    instances: &mut [Instance],
+    limit: Duration,
+    look_up: impl Fn(String) -> F,
+) {
+    let hosts: BTreeSet<String> =
+        instances.iter().map(|i| &i.host).filter(|host| !host.is_empty()).cloned().collect();
+    let look_up = &look_up;
+    let asked = hosts.into_iter().map(|host| async move {
+        let ips = timeout(limit, look_up(host.clone())).await.unwrap_or_default();
+        (host, ips)
+    });
+    let found: HashMap<_, _> = stream::iter(asked).buffer_unordered(NAMES_AT_ONCE).collect().await;
+    for instance in instances {
+        if let Some(ips) = found.get(&instance.host) {
+            instance.ips.clone_from(ips);
         }
     }
+}
+
+async fn addresses(host: String) -> Vec<IpAddr> {
+    let found = tokio::net::lookup_host((host.as_str(), 0)).await;
+    found.map_or_else(|_| Vec::new(), |found| found.map(|addr| addr.ip()).collect())
 }
 
 #[cfg(test)]
@@ -401,6 +423,26 @@ mod tests {
         {"Node": {"Address": ""}, "Service": {"Port": 84}},
         {"Node": {"Address": "10.0.0.6"}, "Service": {"Port": 70000}}
     ]"#;
+
+    #[tokio::test]
+    async fn names_that_are_not_found_hold_nobody_up() {
+        let named = |host: String| Instance { host, ips: Vec::new(), port: 80, weight: None };
+        let mut instances: Vec<Instance> = (0..200).map(|n| named(format!("silent{n}"))).collect();
+        instances.extend(["a", "b", "a"].map(|host| named(host.to_owned())));
+        instances.push(Instance::at([10, 0, 0, 1].into(), 80, None));
+        let look_up = |host: String| async move {
+            if host.starts_with("silent") {
+                std::future::pending::<()>().await;
+            }
+            vec![IpAddr::from([10, 0, 0, host.as_bytes()[0]])]
+        };
+        let began = std::time::Instant::now();
+        resolve(&mut instances, Duration::from_millis(50), look_up).await;
+        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        let ips: Vec<_> = instances[200..].iter().map(|i| i.ips[0].to_string()).collect();
+        assert_eq!(ips, ["10.0.0.97", "10.0.0.98", "10.0.0.97", "10.0.0.1"]);
+        assert!(instances[..200].iter().all(|i| i.ips.is_empty()));
+    }
 
     #[test]
     fn instances_by_health_and_tags() {
