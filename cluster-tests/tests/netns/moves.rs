@@ -72,7 +72,8 @@ fn moved(netns: &Netns, times: usize) -> Option<Report> {
         // What the nodes said of it, without the log of requests.
         for node in names {
             let log = std::fs::read_to_string(cluster.dir().join(format!("{node}.log"))).unwrap_or_default();
-            let told: Vec<&str> = log.lines().filter(|l| l.contains(" vip '")).collect();
+            let told: Vec<&str> =
+                log.lines().filter(|l| l.contains(" vip '") || l.contains("/size")).collect();
             println!("--- {node}\n{}", told.join("\n"));
         }
     }

@@ -1,18 +1,23 @@
-//! Telling the neighbours that an address has moved here: gratuitous ARP, unsolicited NA.
+//! Telling the neighbours that an address has moved here: gratuitous ARP, unsolicited NA; noticing who else
+//! claims it ([`Watch`]); keeping what would begin a connection while nobody has it ([`Parked`]).
 //!
 //! Frames are built by pure functions and sent through a packet socket (`CAP_NET_RAW`), so they leave
 //! with the right source even before the kernel would use the address.
 
+mod packet;
+mod park;
 mod watch;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use self::packet::send;
+pub use self::park::{Parked, beginning, readdress};
 pub use self::watch::{Watch, claimant, probe, question};
 use crate::netlink::route::Link;
 
 const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 /// Announces `addr` on an Ethernet interface; once, callers repeat it.
@@ -88,37 +93,6 @@ fn checksum(parts: &[&[u8]]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !(sum as u16)
-}
-
-fn send(index: u32, ethertype: u16, frame: &[u8]) -> io::Result<()> {
-    // SAFETY: socket(2) takes three integers.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `fd` was just opened by us and is owned by nobody else.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let to = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
-        sll_protocol: ethertype.to_be(),
-        sll_ifindex: index as i32,
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 6,
-        sll_addr: [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0],
-    };
-    // SAFETY: the frame and the address are live for the call, and their lengths are their own.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            libc::MSG_DONTWAIT,
-            (&raw const to).cast(),
-            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-        )
-    };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

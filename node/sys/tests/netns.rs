@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use phalanx_sys::neighbour;
 use phalanx_sys::netlink::diag::connections;
 use phalanx_sys::netlink::nft::Nft;
+use phalanx_sys::netlink::nft::pass::Passing;
 use phalanx_sys::netlink::route::Route;
 
 fn run(line: &str) -> String {
@@ -115,12 +116,20 @@ fn passing_on(far: &Far, vip: IpAddr, prefix: u8) {
         if vip.is_ipv4() { [10, 9, 0, 2].into() } else { "2001:db8:9::2".parse().unwrap() };
     for _ in 0..2 {
         nft.set_up_passes(&[("near".into(), link.index)]).unwrap();
-        nft.watch(vip, Duration::from_secs(30)).unwrap();
-        nft.pass(vip, far_addr, Duration::from_secs(30)).unwrap();
-        nft.pass(vip, vip, Duration::from_secs(30)).expect("another neighbour");
-        nft.pass(vip, far_addr, Duration::from_secs(30)).expect("and back");
-        nft.send_home(vip, far_addr, &[[2, 0, 0, 0, 0, 1]], Duration::from_secs(30)).unwrap();
-        nft.end_home(vip).unwrap();
+        nft.watch(vip, Duration::from_secs(30), Some(Duration::from_millis(1))).unwrap();
+        let mut pass = |before, next, home| {
+            let to = Passing { next, home, closed: home.is_some() };
+            nft.pass(vip, before, to, &[[2, 0, 0, 0, 0, 1]], Duration::from_secs(30)).unwrap();
+            to
+        };
+        let none = Passing::default();
+        let mut before = pass(none, Some(far_addr), None);
+        for (next, home) in [(vip, Some(far_addr)), (far_addr, Some(vip)), (far_addr, None)] {
+            before = pass(before, Some(next), home);
+            pass(none, Some(vip), Some(vip));
+            // What was said last is not what is there.
+            before = pass(before, Some(next), home);
+        }
     }
     let listener = std::net::TcpListener::bind((vip, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -147,25 +156,34 @@ fn passing_on(far: &Far, vip: IpAddr, prefix: u8) {
         stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
         (stream, peer, talking)
     };
+    let on = Passing { next: Some(far_addr), ..Passing::default() };
     for told in [true, false] {
         let (mut stream, _, talking) = connect();
         nft.set_up_passes(&[("near".into(), link.index)]).unwrap();
-        nft.watch(vip, Duration::from_secs(30)).unwrap();
+        nft.watch(vip, Duration::from_secs(30), None).unwrap();
         if told {
             let mut flows = Vec::new();
             connections(vip, |c| flows.push(c.flow)).unwrap();
             nft.add_mine(&flows).unwrap();
             nft.add_mine(&flows).unwrap();
+            // Forgotten all, and told again.
+            let listed = || run("nft list ruleset").contains(&format!("{vip} . "));
+            for kept in [&flows[..], &[]] {
+                let remembered = nft.remembered(vip).unwrap();
+                nft.forget_others(remembered, kept).unwrap();
+                assert_eq!(listed(), !kept.is_empty(), "{}", run("nft list ruleset"));
+            }
+            nft.add_mine(&flows).unwrap();
         }
-        nft.pass(vip, far_addr, Duration::from_secs(30)).unwrap();
+        nft.pass(vip, Passing::default(), on, &[], Duration::from_secs(30)).unwrap();
         let mut buf = [0; 8];
         let heard = std::io::Read::read(&mut stream, &mut buf);
         assert_eq!(heard.is_ok_and(|n| n > 0), told, "told {told}: {}", run("nft list ruleset"));
         drop(stream);
         talking.join().unwrap();
     }
-    nft.end_pass(vip).unwrap();
-    nft.end_pass(vip).unwrap();
+    nft.end_pass(vip, on).unwrap();
+    nft.end_pass(vip, on).unwrap();
     nft.remove_passes().unwrap();
     route.remove_address(link.index, vip, prefix).unwrap();
     assert!(!run("nft list ruleset").contains("phalanx"));

@@ -4,7 +4,7 @@
 //! runs out [`MARGIN`] before the lease. Where nftables is missing, the address's own lifetime, in
 //! whole seconds, is all that the kernel can do; the warning says so, once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -13,8 +13,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use phalanx_engine::lease::hands::KEPT;
 use phalanx_sys::clock::boottime;
-use phalanx_sys::neighbour::{self, Watch};
+use phalanx_sys::neighbour::{self, Parked, Watch};
 use phalanx_sys::netlink::diag;
+use phalanx_sys::netlink::nft::pass::{Flow, Passing};
 use phalanx_sys::netlink::nft::{self, Nft};
 use phalanx_sys::netlink::route::{Link, Route};
 use phalanx_sys::process::Capability;
@@ -47,6 +48,15 @@ const ASK_EVERY: Duration = Duration::from_secs(2);
 
 /// What was said of the address before a takeover is over by then.
 const SETTLED: Duration = Duration::from_secs(1);
+
+/// Until all nodes have heard of a move, for sure.
+const SETTLING: Duration = Duration::from_secs(1);
+
+/// The interface is looked at ten times a second.
+const SEEN: Duration = Duration::from_millis(500);
+
+/// A client asks again by itself after a second.
+const WAITS_AT_MOST: Duration = Duration::from_millis(900);
 
 /// How often another host is answered.
 const ANSWER_EVERY: Duration = Duration::from_secs(5);
@@ -139,38 +149,38 @@ impl Kernel {
         }
     }
 
-    /// Passes packets of unknown connections on, as `paths` say; `told` is the version for which the kernel knows those
-    /// of this node, and becomes the one for which it does now.
+    /// Passes packets of unknown connections on, as `paths` say. `told` is the version for which the kernel
+    /// knows those of this node, and `placed` what it was told to pass on, in which; both become what they
+    /// are now.
     fn pass(
         &self,
         vip: IpAddr,
         link: (&str, u32),
         paths: &Paths,
-        told: &mut Option<u64>,
+        (told, placed): (&mut Option<u64>, &mut Placed),
     ) -> Result<(), String> {
         let mut tables = self.0.lock();
         let Tables { nft: Some(nft), passes, interfaces, .. } = &mut *tables else { return Ok(()) };
         if !passes.has(link) {
             passes.set_up(nft, interfaces)?;
         }
-        if nft.watch(vip, KEPT).is_err() {
+        let to = Passing { next: paths.next, home: paths.home, closed: paths.closed };
+        let settling = (to != placed.passing).then_some(SETTLING);
+        let wrong = |e: std::io::Error| format!("nftables: {e}");
+        let mut before = placed.there(passes.version);
+        if nft.watch(vip, KEPT, settling).is_err() {
             // Somebody flushed the ruleset.
             passes.set_up(nft, interfaces)?;
-            nft.watch(vip, KEPT).map_err(|e| format!("nftables: {e}"))?;
+            before = None;
+            nft.watch(vip, KEPT, settling).map_err(wrong)?;
         }
-        if *told != Some(passes.version) {
-            tell_mine(nft, vip)?;
+        if placed.anew || before.is_none() || *told != Some(passes.version) {
+            tell_mine(nft, vip, placed.anew)?;
             *told = Some(passes.version);
         }
-        let next = match paths.next {
-            Some(to) => nft.pass(vip, to, KEPT),
-            None => nft.end_next(vip),
-        };
-        let home = match paths.home {
-            Some(to) => nft.send_home(vip, to, &paths.peers, KEPT),
-            None => nft.end_home(vip),
-        };
-        next.and(home).map_err(|e| format!("nftables: {e}"))
+        nft.pass(vip, before.unwrap_or_default(), to, &paths.peers, KEPT).map_err(wrong)?;
+        *placed = Placed { version: Some(passes.version), passing: to, anew: false };
+        Ok(())
     }
 
     /// An interface is there; it may not have been before.
@@ -185,10 +195,10 @@ impl Kernel {
         }
     }
 
-    fn end_pass(&self, vip: IpAddr) {
+    fn end_pass(&self, vip: IpAddr, passing: Passing) {
         let mut tables = self.0.lock();
         if let Some(nft) = &mut tables.nft
-            && let Err(error) = nft.end_pass(vip)
+            && let Err(error) = nft.end_pass(vip, passing)
         {
             warn!("address {vip}: packets go on being passed on, for {KEPT:?} at most: {error}");
         }
@@ -228,10 +238,21 @@ impl Passes {
 }
 
 /// Tells the kernel which connections are this node's: those that began before it looked, or are quiet.
-fn tell_mine(nft: &mut Nft, vip: IpAddr) -> Result<(), String> {
+/// `only`: and that all others are not, even if they were.
+fn tell_mine(nft: &mut Nft, vip: IpAddr, only: bool) -> Result<(), String> {
+    let wrong = |e: std::io::Error| format!("nftables: {e}");
+    let remembered = if only { Some(nft.remembered(vip).map_err(wrong)?) } else { None };
     let mut mine = Vec::new();
-    diag::connections(vip, |c| mine.push(c.flow)).map_err(|e| format!("connections of {vip}: {e}"))?;
-    nft.add_mine(&mine).map_err(|e| format!("nftables: {e}"))
+    // The port of one that is over may be in use again, for a connection to another node.
+    let mut each = |c: diag::Connection| mine.extend((!c.over).then_some(c.flow));
+    diag::connections(vip, &mut each).map_err(|e| format!("connections of {vip}: {e}"))?;
+    if let Some(remembered) = remembered {
+        nft.forget_others(remembered, &mine).map_err(wrong)?;
+    }
+    if mine.is_empty() {
+        return Ok(());
+    }
+    nft.add_mine(&mine).map_err(wrong)
 }
 
 /// The driver of one VIP.
@@ -247,6 +268,43 @@ pub(super) struct Arp {
     /// The kernel knows which connections are this node's, of this version; and since when.
     told: Option<u64>,
     told_at: Duration,
+    /// Where packets of others are passed on.
+    placed: Placed,
+    parked: Option<Waiting>,
+    /// The interface, when it was looked at last.
+    seen: Option<(Link, Duration)>,
+}
+
+/// What the kernel was told to pass on.
+#[derive(Clone, Copy, Default)]
+struct Placed {
+    /// Of the tables; `None`: nothing is passed on.
+    version: Option<u64>,
+    passing: Passing,
+    /// A tenure begins: only those that there are, are this node's.
+    anew: bool,
+}
+
+impl Placed {
+    /// What is passed on, if anything is.
+    fn there(&self, version: u64) -> Option<Passing> {
+        (self.version == Some(version)).then_some(self.passing)
+    }
+
+    /// Nothing is passed on any more; what was.
+    fn end(&mut self) -> Passing {
+        let was = self.passing;
+        *self = Placed { version: None, passing: Passing::default(), ..*self };
+        was
+    }
+}
+
+/// What would begin connections while nobody has the address.
+struct Waiting {
+    parked: Parked,
+    since: Duration,
+    /// Connections that began here before.
+    known: HashSet<Flow>,
 }
 
 struct Held {
@@ -263,11 +321,35 @@ struct Held {
 impl Arp {
     pub(super) fn new(addr: IpAddr, prefix: u8, interface: String, kernel: Kernel) -> Arp {
         let (held, noticed, kept, told, told_at) = (None, Vec::new(), None, None, Duration::ZERO);
-        Arp { addr, prefix, interface, kernel, held, noticed, kept, told, told_at }
+        let placed = Placed::default();
+        Arp {
+            addr,
+            prefix,
+            interface,
+            kernel,
+            held,
+            noticed,
+            kept,
+            told,
+            told_at,
+            placed,
+            parked: None,
+            seen: None,
+        }
     }
 
-    fn link(&self) -> Result<Link, String> {
-        Route::open().and_then(|mut route| route.link(&self.interface)).map_err(|e| e.to_string())
+    fn link(&mut self) -> Result<Link, String> {
+        let link = Route::open().and_then(|mut route| route.link(&self.interface)).map_err(|e| e.to_string());
+        self.seen = link.as_ref().ok().map(|link| (link.clone(), boottime()));
+        link
+    }
+
+    /// The interface as it was a moment ago: the kernel may keep one waiting who asks.
+    fn seen_link(&mut self) -> Result<Link, String> {
+        match &self.seen {
+            Some((link, at)) if boottime() < *at + SEEN => Ok(link.clone()),
+            _ => self.link(),
+        }
     }
 
     fn put(&self, link: &Link) -> Result<bool, String> {
@@ -303,14 +385,6 @@ impl Arp {
             IpAddr::V4(_) => own.min(),
             IpAddr::V6(_) => own.filter(|a| matches!(a, IpAddr::V6(a) if a.is_unicast_link_local())).min(),
         })
-    }
-
-    /// How many connections to the VIP are open here.
-    fn connections(&self) -> Result<u32, String> {
-        let mut open = 0;
-        diag::connections(self.addr, |c| open += u32::from(c.open))
-            .map_err(|e| format!("connections of {}: {e}", self.addr))?;
-        Ok(open)
     }
 
     fn tell(&self, link: &Link) {
@@ -389,22 +463,38 @@ impl Driver for Arp {
     }
 
     fn acquire(&mut self, _: u64, until: Duration) -> Result<Vec<OwnedFd>, String> {
-        let link = self.link()?;
+        let mut link = self.seen_link()?;
         self.kernel.hold(self.addr, until)?;
-        self.put(&link)?;
-        self.tell(&link);
-        if self.kept.take().is_some() {
-            self.kernel.end_drain(self.addr)?;
+        if self.put(&link).is_err() {
+            // It may be another by that name.
+            link = self.link()?;
+            self.put(&link)?;
         }
-        let watch = match &self.held {
-            // Kept, or the tenure is another.
-            Some(_) => self.held.take().and_then(|held| held.watch),
-            None => Watch::open(&link, self.addr).ok(),
-        };
+        self.tell(&link);
+        // Kept, or the tenure is another.
+        let watch = self.held.take().and_then(|held| held.watch);
         let now = boottime();
         self.held =
             Some(Held { watch, ask: now + ASK_EVERY, answer: now + SETTLED, link, since: now, told: 0 });
         Ok(Vec::new())
+    }
+
+    fn begin(&mut self) {
+        self.placed.anew = true;
+    }
+
+    fn acquired(&mut self) {
+        self.parked = None;
+        if self.kept.take().is_some()
+            && let Err(why) = self.kernel.end_drain(self.addr)
+        {
+            warn!("address {} on {}: drains for another {KEPT:?}: {why}", self.addr, self.interface);
+        }
+        if let Some(held) = &mut self.held
+            && held.watch.is_none()
+        {
+            held.watch = Watch::open(&held.link, self.addr).ok();
+        }
     }
 
     fn renew(&mut self, until: Duration) -> Result<(), String> {
@@ -426,12 +516,13 @@ impl Driver for Arp {
     }
 
     fn release(&mut self) -> Result<(), String> {
-        (self.held, self.kept, self.told) = (None, None, None);
+        (self.held, self.kept, self.told, self.parked) = (None, None, None, None);
+        let passing = self.placed.end();
         // Silence first, then the address. What is passed on to others comes last: it would be answered with
         // resets here.
         let silenced = self.kernel.drop_hold(self.addr).and(self.kernel.end_drain(self.addr));
         take_off(&self.interface, self.addr, self.prefix)?;
-        self.kernel.end_pass(self.addr);
+        self.kernel.end_pass(self.addr, passing);
         silenced
     }
 
@@ -441,19 +532,51 @@ impl Driver for Arp {
         Some(Reach { via, mac: link.mac? })
     }
 
-    fn keep(&mut self) -> Result<Option<u32>, String> {
-        let link = self.link()?;
-        let Some(own) = self.own_address(&link)? else { return Ok(None) };
+    fn keep(&mut self) -> Result<bool, String> {
+        let link = self.seen_link()?;
+        let Some(own) = self.own_address(&link)? else { return Ok(false) };
         if self.kernel.drain(self.addr, own)?.is_none() {
-            return Ok(None);
+            return Ok(false);
         }
         self.held = None;
         self.kept = Some((link, own));
-        // Counted after nothing more can begin.
-        self.connections().map(Some)
+        Ok(true)
+    }
+
+    fn park(&mut self) {
+        let parked =
+            self.seen_link().and_then(|link| Parked::open(&link, self.addr).map_err(|e| e.to_string()));
+        let waiting = |parked| Waiting { parked, since: boottime(), known: HashSet::new() };
+        self.parked = parked.map(waiting).ok();
+    }
+
+    fn unpark(&mut self, to: [u8; 6], last: bool) -> usize {
+        let Some(waiting) = &self.parked else { return 0 };
+        let sent = waiting.parked.send_on(to, |flow| waiting.known.contains(flow));
+        if last {
+            self.parked = None;
+        }
+        sent
+    }
+
+    fn connections(&mut self) -> Result<u32, String> {
+        let mut open = 0;
+        // Those that wait for the next holder are others.
+        let mut known = self.parked.as_mut().map(|waiting| &mut waiting.known);
+        diag::connections(self.addr, |c| {
+            open += u32::from(c.open);
+            if let Some(known) = known.as_mut().filter(|_| !c.over) {
+                known.insert(c.flow);
+            }
+        })
+        .map_err(|e| format!("connections of {}: {e}", self.addr))?;
+        Ok(open)
     }
 
     fn renew_kept(&mut self) -> Result<u32, String> {
+        if self.parked.as_ref().is_some_and(|waiting| boottime() >= waiting.since + WAITS_AT_MOST) {
+            self.parked = None;
+        }
         let Some((link, own)) = &self.kept else { return Ok(0) };
         self.kernel.drain(self.addr, *own)?;
         self.put(link)?;
@@ -462,11 +585,11 @@ impl Driver for Arp {
 
     fn pass(&mut self, paths: &Paths) -> Result<(), String> {
         if paths.next.is_none() && paths.home.is_none() {
-            self.kernel.end_pass(self.addr);
+            self.kernel.end_pass(self.addr, self.placed.end());
             self.told = None;
             return Ok(());
         }
-        let link = self.link()?;
+        let link = self.seen_link()?;
         let now = boottime();
         // The kernel forgets those that are quiet.
         if now >= self.told_at + nft::pass::QUIET / 4 {
@@ -475,7 +598,8 @@ impl Driver for Arp {
         if self.told.is_none() {
             self.told_at = now;
         }
-        self.kernel.pass(self.addr, (&self.interface, link.index), paths, &mut self.told)
+        let known = (&mut self.told, &mut self.placed);
+        self.kernel.pass(self.addr, (&self.interface, link.index), paths, known)
     }
 
     fn place(&self) -> Place {

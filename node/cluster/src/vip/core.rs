@@ -83,10 +83,10 @@ struct One {
     drains: Option<Kept>,
     /// And elsewhere.
     others: Others,
+    /// This node answers for it, in the tenure of this epoch.
+    announced: Option<Epoch>,
     /// How this node is reached on the VIP's interface.
     reach: Option<Reach>,
-    /// For whom this node let go last.
-    moved_to: Option<NodeId>,
     moves: VecDeque<Move>,
     seen: View,
     /// What was done to the address by others, and what this node did about it.
@@ -165,8 +165,8 @@ impl Shared {
                 fitness: BTreeMap::new(),
                 drains: None,
                 others: Others::default(),
+                announced: None,
                 reach: None,
-                moved_to: None,
                 moves: VecDeque::new(),
                 seen: View::default(),
                 reason: None,
@@ -323,12 +323,8 @@ impl Shared {
                     );
                     one.reason = Some(text);
                     // By plan, and nothing here is out of order: its connections go on.
-                    one.moved_to = None;
                     let keep = match reason {
-                        Reason::Moved { to } => {
-                            one.moved_to = to;
-                            true
-                        }
+                        Reason::Moved { .. } => true,
                         Reason::Unfit(_) => one.missing.is_empty(),
                         _ => false,
                     };
@@ -441,6 +437,25 @@ impl Shared {
         }
     }
 
+    /// This node answers for the VIP from now on, or no more.
+    pub(super) fn set_announced(&self, i: usize, epoch: Option<Epoch>) {
+        let mut core = self.core.lock();
+        let one = &mut core.vips[i];
+        // A former holder waits for the one, nobody for the other.
+        let before = std::mem::replace(&mut one.announced, epoch);
+        if epoch.is_some() {
+            let kept = one.drains.take();
+            if before != epoch || kept.is_some() {
+                self.tell_fitness(&mut core);
+            }
+        }
+    }
+
+    /// The node that answers for the VIP after the tenure `epoch`.
+    pub(super) fn successor(&self, i: usize, epoch: Epoch) -> Option<Reach> {
+        self.core.lock().vips[i].others.successor(epoch)
+    }
+
     /// How this node is reached on the VIP's interface.
     pub(super) fn set_reach(&self, i: usize, reach: Option<Reach>) {
         self.core.lock().vips[i].reach = reach;
@@ -449,11 +464,7 @@ impl Shared {
     /// Where packets go that are not of a connection of this node, which has (or `drains`: had) `epoch`.
     pub(super) fn paths(&self, i: usize, epoch: Epoch, drains: bool) -> Paths {
         let one = &self.core.lock().vips[i];
-        let now = now();
-        let me = self.names.load().me();
-        // Until a holder is known: the one that is to become it.
-        let holder = one.lease.view(now).holder.or(one.moved_to).filter(|id| drains && Some(*id) != me);
-        one.others.paths(epoch, holder, one.settings.addr, now.mono)
+        one.others.paths(epoch, drains, one.settings.addr, clock::boottime())
     }
 
     /// A driver tells what is missing here.
@@ -632,7 +643,8 @@ impl Shared {
                     let mac = <[u8; 6]>::try_from(&vip.mac[..]).ok();
                     let reach = vip.via.parse().ok().zip(mac).map(|(via, mac)| Reach { via, mac });
                     one.others.reached(from, reach);
-                    if one.others.heard(from, kept, clock::boottime()) {
+                    let ready = vip.announced != 0 && one.others.announced(from, Epoch(vip.announced));
+                    if one.others.heard(from, kept, clock::boottime()) || ready {
                         one.hands.push(Task::PassOn);
                     }
                     one.fitness.insert(from, fitness);
@@ -856,6 +868,7 @@ fn fitness(core: &Core) -> pb::LeaseMessage {
             kept: one.drains.map(|k| pb::Kept { epoch: k.epoch.0, connections: k.connections }),
             via: one.reach.map(|r| r.via.to_string()).unwrap_or_default(),
             mac: one.reach.map(|r| r.mac.to_vec().into()).unwrap_or_default(),
+            announced: one.announced.unwrap_or_default().0,
         }
     });
     pb::LeaseMessage { kind: Some(Kind::Fitness(pb::Fitness { vips: vips.collect() })) }

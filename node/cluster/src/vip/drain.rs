@@ -42,6 +42,8 @@ pub(super) struct Paths {
     pub(super) next: Option<IpAddr>,
     /// On a node that does not hold the VIP: what neighbours send there for the holder.
     pub(super) home: Option<IpAddr>,
+    /// On such a node nothing begins.
+    pub(super) closed: bool,
     /// The other nodes.
     pub(super) peers: Vec<[u8; 6]>,
 }
@@ -51,6 +53,8 @@ pub(super) struct Paths {
 pub(super) struct Others {
     kept: BTreeMap<NodeId, (Kept, Duration)>,
     reach: BTreeMap<NodeId, Reach>,
+    /// Who answered for it last, in the tenure of which epoch.
+    announced: Option<(Epoch, NodeId)>,
 }
 
 impl Others {
@@ -71,10 +75,27 @@ impl Others {
         before.map(|(before, _)| before.epoch) != kept.map(|kept| kept.epoch)
     }
 
+    /// A node says that it answers for the VIP; tells whether that is news. It counts until another does, in
+    /// a later tenure: between two, the former knows best what belongs where.
+    pub(super) fn announced(&mut self, from: NodeId, epoch: Epoch) -> bool {
+        let later = self.announced.is_none_or(|(last, _)| epoch > last);
+        if later {
+            self.announced = Some((epoch, from));
+        }
+        later
+    }
+
+    /// The node that answers for the VIP in a tenure after this one, if one does.
+    pub(super) fn successor(&self, epoch: Epoch) -> Option<Reach> {
+        let (_, id) = self.announced.filter(|(announced, _)| *announced > epoch)?;
+        self.reach.get(&id).copied()
+    }
+
     /// Only these nodes are members.
     pub(super) fn retain(&mut self, members: &[NodeId]) {
         self.kept.retain(|id, _| members.contains(id));
         self.reach.retain(|id, _| members.contains(id));
+        self.announced = self.announced.filter(|(_, id)| members.contains(id));
     }
 
     /// Those heard of lately.
@@ -85,16 +106,17 @@ impl Others {
         self.kept.iter().filter_map(fresh)
     }
 
-    /// Where packets go from a node of this tenure; `holder`: the other node that holds it now, or is
-    /// about to.
-    pub(super) fn paths(&self, epoch: Epoch, holder: Option<NodeId>, vip: IpAddr, now: Duration) -> Paths {
-        let via =
-            |id: NodeId| self.reach.get(&id).map(|r| r.via).filter(|via| via.is_ipv4() == vip.is_ipv4());
+    /// Where packets go from a node of this tenure, which is over if it `drains`. Nothing goes to a
+    /// successor before that one answers: it would not know yet what is its own.
+    pub(super) fn paths(&self, epoch: Epoch, drains: bool, vip: IpAddr, now: Duration) -> Paths {
+        let of_kind = |r: &Reach| (r.via.is_ipv4() == vip.is_ipv4()).then_some(r.via);
+        let via = |id: NodeId| self.reach.get(&id).and_then(of_kind);
         let earlier = self.iter(now).filter(|(_, kept)| kept.epoch < epoch);
         let usable = earlier.filter_map(|(id, kept)| Some((kept.epoch, via(id)?)));
         Paths {
             next: usable.max_by_key(|(epoch, _)| *epoch).map(|(_, via)| via),
-            home: holder.and_then(via),
+            home: self.successor(epoch).filter(|_| drains).as_ref().and_then(of_kind),
+            closed: drains,
             peers: self.reach.values().map(|r| r.mac).collect(),
         }
     }
@@ -129,7 +151,7 @@ mod tests {
         assert!(!others.heard(NodeId(1), kept(1), seconds(10)));
         assert!(others.heard(NodeId(2), kept(2), seconds(10)));
         let next = |others: &Others, epoch, now| {
-            others.paths(Epoch(epoch), None, VIP, seconds(now)).next.map(|ip| ip.to_string())
+            others.paths(Epoch(epoch), false, VIP, seconds(now)).next.map(|ip| ip.to_string())
         };
         assert_eq!(next(&others, 3, 11).as_deref(), Some("192.0.2.2"));
         assert_eq!(next(&others, 2, 11).as_deref(), Some("192.0.2.1"));
@@ -144,18 +166,35 @@ mod tests {
 
     #[test]
     fn what_is_not_for_a_former_holder_goes_to_the_present_one() {
-        let others = others(&["192.0.2.1", "192.0.2.2"]);
-        let paths = others.paths(Epoch(1), Some(NodeId(2)), VIP, seconds(0));
-        assert_eq!(paths.home, Some([192, 0, 2, 2].into()));
-        assert_eq!(paths.peers, [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]]);
-        assert_eq!(others.paths(Epoch(1), Some(NodeId(3)), VIP, seconds(0)).home, None);
+        let mut others = others(&["192.0.2.1", "192.0.2.2"]);
+        let home = |others: &Others, drains| others.paths(Epoch(1), drains, VIP, seconds(0)).home;
+        assert_eq!(home(&others, true), None, "nobody answers yet");
+        others.announced(NodeId(2), Epoch(2));
+        assert_eq!(home(&others, true), Some([192, 0, 2, 2].into()));
+        assert_eq!(home(&others, false), None, "it is the present one itself");
+        let peers = others.paths(Epoch(1), true, VIP, seconds(0)).peers;
+        assert_eq!(peers, [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]]);
+        others.announced(NodeId(3), Epoch(3));
+        assert_eq!(home(&others, true), None, "it has not said how it is reached");
+    }
+
+    #[test]
+    fn the_successor_is_who_answers_in_a_later_tenure() {
+        let mut others = others(&["192.0.2.1", "192.0.2.2"]);
+        let mac = |others: &Others, epoch| others.successor(Epoch(epoch)).map(|reach| reach.mac[5]);
+        assert!(others.announced(NodeId(1), Epoch(4)) && !others.announced(NodeId(1), Epoch(4)));
+        assert_eq!((mac(&others, 4), mac(&others, 3)), (None, Some(1)));
+        assert!(others.announced(NodeId(2), Epoch(5)) && !others.announced(NodeId(1), Epoch(4)));
+        assert_eq!((mac(&others, 5), mac(&others, 3)), (None, Some(2)), "the last one");
+        others.retain(&[NodeId(1)]);
+        assert_eq!(mac(&others, 3), None);
     }
 
     #[test]
     fn an_address_of_the_other_family_is_no_use() {
         let mut others = others(&["fe80::1", "192.0.2.2"]);
         others.heard(NodeId(1), kept(1), seconds(0));
-        assert_eq!(others.paths(Epoch(2), Some(NodeId(1)), VIP, seconds(0)).next, None);
+        assert_eq!(others.paths(Epoch(2), false, VIP, seconds(0)).next, None);
         others.heard(NodeId(2), kept(1), seconds(0));
         others.retain(&[NodeId(1)]);
         assert_eq!(others.iter(seconds(0)).map(|(id, _)| id).collect::<Vec<_>>(), [NodeId(1)]);

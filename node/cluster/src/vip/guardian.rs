@@ -574,8 +574,9 @@ fn fence(held: &mut Held) -> bool {
             // Where there is no nftables there is nothing to silence.
             if let Ok(mut nft) = Nft::open() {
                 let _ = nft.drop_hold(*addr);
-                let _ = nft.end_drain(*addr);
-                let _ = nft.end_pass(*addr);
+                if held.hold.drains {
+                    let _ = nft.end_drain(*addr);
+                }
             }
             match arp::take_off(interface, *addr, *prefix) {
                 Ok(()) => true,

@@ -30,6 +30,9 @@ const TEND_EVERY: Duration = Duration::from_millis(500);
 /// than clients wait before they ask again.
 const LINGER: Duration = Duration::from_millis(200);
 
+/// A VIP that has moved is looked after for so long, even without a connection.
+const KEEP_AT_LEAST: Duration = Duration::from_secs(2);
+
 /// Connections are kept so long at most after a VIP has moved.
 const KEEP_AT_MOST: Duration = Duration::from_secs(30 * 60);
 
@@ -57,6 +60,10 @@ pub(super) trait Driver: Send {
     }
     /// Announces it, for the kernel to enforce until then; the descriptors are for the guardian.
     fn acquire(&mut self, epoch: u64, until: Duration) -> Result<Vec<OwnedFd>, String>;
+    /// A tenure is about to begin: connections that are not open here are not this node's.
+    fn begin(&mut self) {}
+    /// What is left to do after [`acquire`](Driver::acquire), and may take its time.
+    fn acquired(&mut self) {}
     /// Prolongs it.
     fn renew(&mut self, until: Duration) -> Result<(), String>;
     /// Takes it away; harmless when it is not there.
@@ -71,14 +78,27 @@ pub(super) trait Driver: Send {
     fn reach(&mut self) -> Option<Reach> {
         None
     }
-    /// Takes nothing new from now on, but lets connections go on, for [`KEPT`]: how many there are.
-    /// `None`: it cannot be done.
-    fn keep(&mut self) -> Result<Option<u32>, String> {
-        Ok(None)
+    /// Takes nothing new from now on, but lets connections go on, for [`KEPT`]; tells whether that can be
+    /// done.
+    fn keep(&mut self) -> Result<bool, String> {
+        Ok(false)
+    }
+    /// Keeps what would begin a connection, until [`unpark`](Driver::unpark): the one that is to have the
+    /// address next cannot take it yet.
+    fn park(&mut self) {}
+    /// Sends what was kept to the node with this hardware address, which can take it now; how much it was.
+    /// After the `last` time nothing is kept any more.
+    fn unpark(&mut self, to: [u8; 6], last: bool) -> usize {
+        let _ = (to, last);
+        0
     }
     /// Begins nothing new any more, until it is released soon; tells whether that can be done.
     fn quiesce(&mut self) -> bool {
         false
+    }
+    /// How many connections there are.
+    fn connections(&mut self) -> Result<u32, String> {
+        Ok(0)
     }
     /// Prolongs [`keep`](Driver::keep).
     fn renew_kept(&mut self) -> Result<u32, String> {
@@ -303,22 +323,27 @@ impl Worker {
             let outcome = self.act(act);
             next = self.decide.done(outcome, boottime(), self.shared.held_until(self.index));
         }
+        // After the others were told: counting may take long.
+        if matches!(job, Job::Withdraw { .. }) && self.kept.is_some() {
+            self.count_kept();
+        }
     }
 
     fn act(&mut self, act: Act) -> Result<(), String> {
         match act {
             Act::Guard { ballot, until } => self.guard(ballot, until, None),
             Act::Announce { ballot, until } => {
-                if self.kept.take().is_some() {
-                    // What it kept of an earlier tenure is its own again: nobody is to pass it on.
-                    self.shared.set_kept(self.index, None);
-                }
+                self.driver.begin();
                 // Before the first packet of a connection that is elsewhere comes here.
                 self.pass_on_of(ballot, false);
                 let fds = self.driver.acquire(ballot.epoch().0, until)?;
                 if !fds.is_empty() {
                     self.guard(ballot, until, Some(fds))?;
                 }
+                // What it kept of an earlier tenure is its own again: nobody is to pass it on by itself.
+                self.kept = None;
+                self.shared.set_announced(self.index, Some(ballot.epoch()));
+                self.driver.acquired();
                 info!("vip '{}' {}: announced, epoch {}", self.vip.name, self.vip.addr, ballot.epoch());
                 Ok(())
             }
@@ -356,22 +381,23 @@ impl Worker {
     /// neighbours have heard of the next holder, what is for it comes here.
     fn drain(&mut self, ballot: Ballot) -> Result<(), String> {
         let (name, addr, epoch) = (self.vip.name.clone(), self.vip.addr, ballot.epoch());
+        self.driver.park();
         // First, or what is for others would be answered with resets here.
+        self.shared.set_announced(self.index, None);
         self.pass_on_of(ballot, true);
         match self.driver.keep() {
-            Ok(Some(count)) => {
-                info!("vip '{name}' {addr}: {count} connections go on here, epoch {epoch}");
-                self.kept = Some(Connections { since: boottime(), count, none: 0 });
-                self.shared.set_kept(self.index, Some(Kept { epoch, connections: count }));
+            Ok(true) => {
+                self.kept = Some(Connections { since: boottime(), count: 0, none: 0 });
+                self.shared.set_kept(self.index, Some(Kept { epoch, connections: 0 }));
                 Ok(())
             }
             // Listeners stay open for a moment, so that nobody is refused before the next holder listens,
             // and what waits in them is accepted.
-            Ok(None) if self.driver.quiesce() => {
+            Ok(false) if self.driver.quiesce() => {
                 self.lingers = Some(Instant::now() + LINGER);
                 Ok(())
             }
-            Ok(None) => Err("nothing can go on here".to_owned()),
+            Ok(false) => Err("nothing can go on here".to_owned()),
             Err(why) => {
                 warn!("vip '{name}' {addr}: its connections cannot go on here: {why}");
                 Err(why)
@@ -387,6 +413,15 @@ impl Worker {
         Ok(())
     }
 
+    fn count_kept(&mut self) {
+        let (Some(kept), Some(ballot)) = (&mut self.kept, self.decide.draining()) else { return };
+        let (name, addr, epoch) = (&self.vip.name, self.vip.addr, ballot.epoch());
+        // What fails here fails again when they are looked after.
+        kept.count = self.driver.connections().unwrap_or_default();
+        info!("vip '{name}' {addr}: {} connections go on here, epoch {epoch}", kept.count);
+        self.shared.set_kept(self.index, Some(Kept { epoch, connections: kept.count }));
+    }
+
     /// Looks after connections that go on here or elsewhere.
     fn tend(&mut self) {
         self.look_at_listeners();
@@ -399,8 +434,10 @@ impl Worker {
         self.carry_out(Job::Tend);
         let (Some(kept), Some(ballot)) = (&self.kept, self.decide.draining()) else { return };
         let why = match kept {
-            // Once may be a moment between two.
-            Connections { none: 2.., .. } => "all connections have ended".to_owned(),
+            // Once may be a moment between two, and what comes late must be handed over first.
+            Connections { none: 2.., since, .. } if boottime() >= *since + KEEP_AT_LEAST => {
+                "all connections have ended".to_owned()
+            }
             Connections { since, count, .. } if boottime() >= *since + KEEP_AT_MOST => {
                 format!("{count} connections are left after {KEEP_AT_MOST:?}")
             }
@@ -424,8 +461,20 @@ impl Worker {
     fn pass_on(&mut self) {
         match (self.decide.announced(), self.decide.draining()) {
             (Some(ballot), _) => self.pass_on_of(ballot, false),
-            (None, Some(ballot)) => self.pass_on_of(ballot, true),
+            (None, Some(ballot)) => self.hand_over(ballot),
             (None, None) => {}
+        }
+    }
+
+    /// What is not of this node's connections goes to the holder, as soon as one answers.
+    fn hand_over(&mut self, ballot: Ballot) {
+        let successor = self.shared.successor(self.index, ballot.epoch());
+        let before = successor.map_or(0, |next| self.driver.unpark(next.mac, false));
+        self.pass_on_of(ballot, true);
+        // From now on by itself.
+        let late = before + successor.map_or(0, |next| self.driver.unpark(next.mac, true));
+        if late > 0 {
+            info!("vip '{}' {}: {late} connections began between two holders", self.vip.name, self.vip.addr);
         }
     }
 
@@ -457,6 +506,7 @@ impl Worker {
 
     /// Takes the address away, however long that takes: nobody is told that it is free before.
     fn take_away(&mut self) -> Result<(), String> {
+        self.shared.set_announced(self.index, None);
         let released = self.driver.release();
         (self.paths, self.lingers) = (Paths::default(), None);
         if self.kept.take().is_some() {

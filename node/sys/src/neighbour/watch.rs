@@ -3,9 +3,10 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use super::{ETHERTYPE_ARP, ETHERTYPE_IPV6, checksum, ethernet, send};
+use super::packet::{Step, listen, receive, send};
+use super::{ETHERTYPE_ARP, ETHERTYPE_IPV6, checksum, ethernet};
 use crate::netlink::route::Link;
 
 /// Frames read at a time: what other hosts send must not keep the caller.
@@ -24,37 +25,16 @@ impl Watch {
     /// # Errors
     /// What the system said.
     pub fn open(link: &Link, addr: IpAddr) -> io::Result<Watch> {
-        let ethertype = if addr.is_ipv4() { ETHERTYPE_ARP } else { ETHERTYPE_IPV6 };
-        // SAFETY: socket(2) takes three integers; protocol 0 receives nothing before it is bound.
-        let fd = unsafe {
-            libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0)
+        let (ethertype, steps): (_, &[Step]) = match addr {
+            IpAddr::V4(_) => (ETHERTYPE_ARP, &[]),
+            // All other IPv6 traffic would be copied to us too: next header, then the type behind Ethernet's
+            // and IPv6's headers.
+            IpAddr::V6(_) => (
+                ETHERTYPE_IPV6,
+                &[Step::Load(1, 14 + 6), Step::Is(58), Step::Load(1, 14 + 40), Step::Is(136)],
+            ),
         };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: `fd` was just opened by us and is owned by nobody else.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        if addr.is_ipv6() {
-            only_advertisements(&socket)?;
-        }
-        let place = libc::sockaddr_ll {
-            sll_family: libc::AF_PACKET as u16,
-            sll_protocol: ethertype.to_be(),
-            sll_ifindex: link.index as i32,
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 0,
-            sll_addr: [0; 8],
-        };
-        // SAFETY: the address is live for the call, and its length is its own.
-        let bound = unsafe {
-            libc::bind(
-                socket.as_raw_fd(),
-                (&raw const place).cast(),
-                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-            )
-        };
-        if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(Watch { socket, addr }) }
+        listen(link.index, ethertype, steps).map(|socket| Watch { socket, addr })
     }
 
     /// Who else has claimed the address since the last look: the first that is not `own`.
@@ -62,17 +42,8 @@ impl Watch {
         let mut found = None;
         for _ in 0..AT_ONCE {
             let mut frame = [0u8; 128];
-            // SAFETY: the buffer is live for the call, and its length is its own.
-            let n = unsafe {
-                libc::recv(
-                    self.socket.as_raw_fd(),
-                    frame.as_mut_ptr().cast(),
-                    frame.len(),
-                    libc::MSG_DONTWAIT | libc::MSG_TRUNC,
-                )
-            };
-            let Ok(n) = usize::try_from(n) else { break };
-            let claimant = claimant(&frame[..n.min(frame.len())], self.addr).filter(|mac| *mac != own);
+            let Some(frame) = receive(&self.socket, &mut frame) else { break };
+            let claimant = claimant(frame, self.addr).filter(|mac| *mac != own);
             found = found.or(claimant);
         }
         found
@@ -140,36 +111,6 @@ pub fn claimant(frame: &[u8], addr: IpAddr) -> Option<[u8; 6]> {
             (advertises && ip[48..64] == addr.octets()).then_some(source)
         }
     }
-}
-
-/// Lets only neighbour advertisements through: all other IPv6 traffic would be copied to us too.
-fn only_advertisements(socket: &OwnedFd) -> io::Result<()> {
-    let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
-    const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
-    const IF_EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
-    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
-    // Next header, then the type behind Ethernet's and IPv6's headers.
-    let mut program = [
-        step(LOAD_BYTE, 0, 0, 14 + 6),
-        step(IF_EQUAL, 0, 3, 58),
-        step(LOAD_BYTE, 0, 0, 14 + 40),
-        step(IF_EQUAL, 0, 1, 136),
-        step(RETURN, 0, 0, 128),
-        step(RETURN, 0, 0, 0),
-    ];
-    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    // SAFETY: the program and what points to it are live for the call, which copies them; the length is
-    // that of the structure.
-    let set = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
-            (&raw const filter).cast(),
-            size_of::<libc::sock_fprog>() as libc::socklen_t,
-        )
-    };
-    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

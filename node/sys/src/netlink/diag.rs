@@ -26,6 +26,8 @@ pub struct Connection {
     pub flow: Flow,
     /// Something may still be said on it that the peer must get.
     pub open: bool,
+    /// It is over (`TIME_WAIT`): the peer may use its port for another, and to another host.
+    pub over: bool,
 }
 
 /// Calls `each` for every TCP connection of this host (of its network namespace) whose local address
@@ -89,7 +91,11 @@ fn connection(body: &[u8]) -> Option<Connection> {
     };
     let port = |at: usize| u16::from_be_bytes([body[at], body[at + 1]]);
     let flow = Flow { local: SocketAddr::new(ip(8), port(4)), peer: SocketAddr::new(ip(24), port(6)) };
-    Some(Connection { flow, open: !matches!(state, FIN_WAIT2 | TIME_WAIT | CLOSE | LISTEN) })
+    Some(Connection {
+        flow,
+        open: !matches!(state, FIN_WAIT2 | TIME_WAIT | CLOSE | LISTEN),
+        over: state == TIME_WAIT,
+    })
 }
 
 #[cfg(test)]
@@ -112,7 +118,7 @@ mod tests {
         let client = TcpStream::connect(addr).unwrap();
         let flow = Flow { local: addr, peer: client.local_addr().unwrap() };
         // Not accepted yet.
-        assert_eq!(all("127.93.7.1"), [Connection { flow, open: true }]);
+        assert_eq!(all("127.93.7.1"), [Connection { flow, open: true, over: false }]);
         assert_eq!(all("127.93.7.2"), []);
         let (server, _) = listener.accept().unwrap();
         drop(server);
@@ -126,7 +132,7 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let client = TcpStream::connect(("127.93.7.3", port)).unwrap();
         let flow = Flow { local: ([127, 93, 7, 3], port).into(), peer: client.local_addr().unwrap() };
-        assert_eq!(all("127.93.7.3"), [Connection { flow, open: true }]);
+        assert_eq!(all("127.93.7.3"), [Connection { flow, open: true, over: false }]);
     }
 
     #[test]

@@ -171,15 +171,19 @@ impl Nft {
     /// # Errors
     /// What the kernel said, other than that it was not draining.
     pub fn end_drain(&mut self, vip: IpAddr) -> io::Result<()> {
-        for family in families(vip) {
-            for set in [OWN, DRAINING] {
-                if *family == NFPROTO_ARP && set == DRAINING {
-                    continue;
-                }
-                let mut batch = Batch::new(&mut self.0, TABLE);
-                batch.remove_present(*family, set, &[key(vip)]);
-                present(batch.commit())?;
-            }
+        let of = |family: &u8| if *family == NFPROTO_ARP { &[OWN][..] } else { &[OWN, DRAINING][..] };
+        let sets = || families(vip).iter().flat_map(|family| of(family).iter().map(|set| (*family, *set)));
+        let mut batch = Batch::new(&mut self.0, TABLE);
+        for (family, set) in sets() {
+            batch.remove_present(family, set, &[key(vip)]);
+        }
+        if batch.commit().is_ok() {
+            return Ok(());
+        }
+        for (family, set) in sets() {
+            let mut batch = Batch::new(&mut self.0, TABLE);
+            batch.remove_present(family, set, &[key(vip)]);
+            present(batch.commit())?;
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 use std::io;
 use std::time::Duration;
 
-use crate::netlink::{Builder, NLM_F_ACK, Netlink};
+use crate::netlink::{Builder, NLM_F_ACK, Netlink, attributes};
 
 const SUBSYS: u16 = 10 << 8;
 const BATCH_BEGIN: u16 = 16;
@@ -16,9 +16,11 @@ const NEWCHAIN: u16 = SUBSYS | 3;
 const NEWRULE: u16 = SUBSYS | 6;
 const NEWSET: u16 = SUBSYS | 9;
 const NEWSETELEM: u16 = SUBSYS | 12;
+const GETSETELEM: u16 = SUBSYS | 13;
 const DELSETELEM: u16 = SUBSYS | 14;
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
+const NLM_F_DUMP: u16 = 0x300;
 
 pub(super) const NFPROTO_IPV4: u8 = 2;
 pub(super) const NFPROTO_ARP: u8 = 3;
@@ -206,6 +208,28 @@ impl<'a> Batch<'a> {
         self.socket.send(self.builder.finish())?;
         self.socket.answers(self.first, self.last, |_, _| {})
     }
+}
+
+/// The keys of all elements of a set.
+pub(super) fn keys(
+    socket: &mut Netlink,
+    (family, table, set): (u8, &str, &str),
+    mut each: impl FnMut(&[u8]),
+) -> io::Result<()> {
+    let sequence = socket.next_sequence();
+    let mut b = Builder::default();
+    // NFTA_SET_ELEM_LIST_*: table 1, set 2, elements 3; NFTA_SET_ELEM_*: key 1 { value 1 }.
+    b.message(GETSETELEM, NLM_F_DUMP, sequence).put(&nfgenmsg(family, 0)).text(1, table).text(2, set);
+    socket.send(b.finish())?;
+    socket.answers(sequence, sequence, |kind, body| {
+        let inner = |bytes, wanted| attributes(bytes).find(|(k, _)| *k == wanted).map(|(_, value)| value);
+        let list = (kind == NEWSETELEM).then(|| inner(body.get(4..).unwrap_or_default(), 3)).flatten();
+        for (_, element) in attributes(list.unwrap_or_default()) {
+            if let Some(key) = inner(element, 1).and_then(|key| inner(key, 1)) {
+                each(key);
+            }
+        }
+    })
 }
 
 fn nfgenmsg(family: u8, resource: u16) -> [u8; 4] {

@@ -9,17 +9,23 @@
 //!
 //! A node from which the VIP has moved away sends home, to the holder (`home4`, `home6`), what still comes to
 //! it from elsewhere than the other nodes (`peers`) and is not of its own connections: neighbours learn
-//! of a move a moment later than the nodes do.
+//! of a move a moment later than the nodes do. What would begin a connection and cannot go home is lost
+//! there (`closed4`, `closed6`): it must not be remembered as one of its own.
+//!
+//! While nodes hear of a move one after the other, a packet may come to where its connection is not, and
+//! find no way on: for VIPs of the sets `settling4` and `settling6` it is lost, and comes again, where it would be answered
+//! with a reset.
 //!
 //! Elements run out when they are not renewed: what nobody looks after ends by itself. The chains are there
 //! from the start, because making one may wait long for the kernel's lock of all interfaces; packets
 //! to a VIP that is not watched cost one look at an empty set.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::batch::{Base, Batch, Element, Hook, NFPROTO_IPV4, NFPROTO_IPV6, NFPROTO_NETDEV, REG, Set};
+use super::batch::{Base, Batch, Element, Hook, NFPROTO_IPV4, NFPROTO_IPV6, NFPROTO_NETDEV, REG, Set, keys};
 use super::{Nft, TABLE, TCP, errors, ip_offsets, key, octets, pair, present};
 
 const HOOK_INGRESS: u32 = 0;
@@ -42,16 +48,30 @@ pub const QUIET: Duration = Duration::from_secs(60);
 /// Connections remembered at most, of each family.
 const MOST: u32 = 1 << 20;
 
+/// Sets of each family.
+const SETS: usize = 6;
+
 /// Connections in one message.
 const PIECE: usize = 200;
 
 /// One end of a connection, and the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Flow {
     /// Here: the VIP.
     pub local: SocketAddr,
     /// There.
     pub peer: SocketAddr,
+}
+
+/// To which neighbours packets of unknown connections go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passing {
+    /// To the one that held the VIP before.
+    pub next: Option<IpAddr>,
+    /// When the VIP has moved away: to the one that holds it, before all others, unless they come from a node.
+    pub home: Option<IpAddr>,
+    /// It has moved away: nothing begins here.
+    pub closed: bool,
 }
 
 /// What is to be done with packets of one family.
@@ -63,6 +83,8 @@ struct Kind {
     mine: &'static str,
     next: &'static str,
     home: &'static str,
+    settling: &'static str,
+    closed: &'static str,
 }
 
 const KINDS: [Kind; 2] = [
@@ -73,6 +95,8 @@ const KINDS: [Kind; 2] = [
         mine: "mine4",
         next: "next4",
         home: "home4",
+        settling: "settling4",
+        closed: "closed4",
     },
     Kind {
         family: NFPROTO_IPV6,
@@ -81,6 +105,8 @@ const KINDS: [Kind; 2] = [
         mine: "mine6",
         next: "next6",
         home: "home6",
+        settling: "settling6",
+        closed: "closed6",
     },
 ];
 
@@ -89,13 +115,15 @@ impl Kind {
         &KINDS[usize::from(addr.is_ipv6())]
     }
 
-    fn sets(&self, id: u32) -> [Set; 4] {
+    fn sets(&self, id: u32) -> [Set; SETS] {
         let (.., length) = ip_offsets(self.family);
         [
             Set { name: self.mine, id, key: 2 * length + 8, value: 0, dynamic: MOST },
             Set { name: self.next, id: id + 1, key: length, value: length, dynamic: 0 },
             Set { name: self.watch, id: id + 2, key: length, value: 0, dynamic: 0 },
             Set { name: self.home, id: id + 3, key: length, value: length, dynamic: 0 },
+            Set { name: self.settling, id: id + 4, key: length, value: 0, dynamic: 0 },
+            Set { name: self.closed, id: id + 5, key: length, value: 0, dynamic: 0 },
         ]
     }
 
@@ -129,6 +157,11 @@ impl Kind {
             r.begins(false);
             home(r);
         });
+        batch.rule(NFPROTO_NETDEV, chain, |r| {
+            tcp(r);
+            r.begins(false);
+            r.load(Base::Network, destination, length, REG).is_in(self.closed, REG).drop();
+        });
         // What begins is ours.
         batch.rule(NFPROTO_NETDEV, chain, |r| {
             tcp(r);
@@ -156,6 +189,10 @@ impl Kind {
         batch.rule(NFPROTO_NETDEV, chain, |r| {
             tcp(r);
             pass(r);
+        });
+        batch.rule(NFPROTO_NETDEV, chain, |r| {
+            tcp(r);
+            r.load(Base::Network, destination, length, REG).is_in(self.settling, REG).drop();
         });
         // After the 8 bytes of an ICMP error comes the beginning of the packet that it is about: one from
         // the VIP to the peer.
@@ -191,7 +228,7 @@ impl Nft {
         batch.no_table(NFPROTO_NETDEV);
         batch.table(NFPROTO_NETDEV);
         batch.set(NFPROTO_NETDEV, &Set { name: PEERS, id: 1, key: 6, value: 0, dynamic: 0 });
-        for (kind, id) in KINDS.iter().zip([2, 6]) {
+        for (kind, id) in KINDS.iter().zip([2, 2 + SETS as u32]) {
             for set in kind.sets(id) {
                 batch.set(NFPROTO_NETDEV, &set);
             }
@@ -208,96 +245,102 @@ impl Nft {
     }
 
     /// Remembers connections to a VIP that begin from now on, for `timeout`; renews it. Those that there
-    /// are come by [`add_mine`](Nft::add_mine), after this and before [`pass`](Nft::pass).
+    /// are come by [`add_mine`](Nft::add_mine), after this and before [`pass`](Nft::pass). Packets of others
+    /// are lost for the time of `settling`, unless they are passed on.
     ///
     /// # Errors
     /// What the kernel said; `NotFound` when the table is not there.
-    pub fn watch(&mut self, vip: IpAddr, timeout: Duration) -> io::Result<()> {
+    pub fn watch(&mut self, vip: IpAddr, timeout: Duration, settling: Option<Duration>) -> io::Result<()> {
+        let kind = Kind::of(vip);
         let mut batch = Batch::new(&mut self.0, TABLE);
-        batch.renew(NFPROTO_NETDEV, Kind::of(vip).watch, &[key(vip)], timeout);
+        batch.renew(NFPROTO_NETDEV, kind.watch, &[key(vip)], timeout);
+        if let Some(settling) = settling {
+            batch.renew(NFPROTO_NETDEV, kind.settling, &[key(vip)], settling);
+        }
         batch.commit()
     }
 
-    /// Passes packets of unknown connections of a VIP on to the neighbour `to`, for `timeout` from now;
-    /// renews it.
+    /// Passes packets of unknown connections of a VIP on, for `timeout` from now, as `to` says; `before` is what was
+    /// said last, and may have run out. All at once: what came in between would be answered with a reset.
     ///
     /// # Errors
     /// What the kernel said; `NotFound` when the table is not there.
-    pub fn pass(&mut self, vip: IpAddr, to: IpAddr, timeout: Duration) -> io::Result<()> {
-        self.put(Kind::of(vip).next, vip, to, timeout)
-    }
-
-    /// The VIP has moved away, to the neighbour `to`: what is not from one of the `peers` and not of a
-    /// connection of this host goes there, for `timeout` from now; renews it.
-    ///
-    /// # Errors
-    /// What the kernel said; `NotFound` when the table is not there.
-    pub fn send_home(
+    pub fn pass(
         &mut self,
         vip: IpAddr,
-        to: IpAddr,
+        before: Passing,
+        to: Passing,
         peers: &[[u8; 6]],
         timeout: Duration,
     ) -> io::Result<()> {
-        let peers: Vec<Element> =
-            peers.iter().map(|mac| Element { key: mac.to_vec(), value: None }).collect();
-        if !peers.is_empty() {
-            let mut batch = Batch::new(&mut self.0, TABLE);
-            batch.renew(NFPROTO_NETDEV, PEERS, &peers, timeout);
-            batch.commit()?;
-        }
-        self.put(Kind::of(vip).home, vip, to, timeout)
-    }
-
-    fn put(&mut self, map: &str, vip: IpAddr, to: IpAddr, timeout: Duration) -> io::Result<()> {
+        let kind = Kind::of(vip);
+        let maps = [(kind.next, before.next, to.next), (kind.home, before.home, to.home)];
         let mut batch = Batch::new(&mut self.0, TABLE);
-        batch.renew(NFPROTO_NETDEV, map, &[pair(vip, to)], timeout);
-        match batch.commit() {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(e),
-            // It was passed on to another, whose entry cannot be renewed with this value. In one transaction:
-            // what came between two would be answered with a reset.
-            Err(_) => {
-                let mut batch = Batch::new(&mut self.0, TABLE);
+        if to.home.is_some() && !peers.is_empty() {
+            let element = |mac: &[u8; 6]| Element { key: mac.to_vec(), value: None };
+            let peers: Vec<Element> = peers.iter().map(element).collect();
+            batch.renew(NFPROTO_NETDEV, PEERS, &peers, timeout);
+        }
+        match (before.closed, to.closed) {
+            (_, true) => batch.renew(NFPROTO_NETDEV, kind.closed, &[key(vip)], timeout),
+            (true, false) => batch.remove_present(NFPROTO_NETDEV, kind.closed, &[key(vip)]),
+            (false, false) => {}
+        }
+        for (map, before, to) in maps {
+            // An entry cannot be renewed with another value.
+            if before.is_some() && before != to {
                 batch.remove_present(NFPROTO_NETDEV, map, &[key(vip)]);
+            }
+            if let Some(to) = to {
                 batch.renew(NFPROTO_NETDEV, map, &[pair(vip, to)], timeout);
-                batch.commit()
             }
         }
-    }
-
-    /// Passes nothing of a VIP on any more, unless it goes home.
-    ///
-    /// # Errors
-    /// What the kernel said, other than that nothing was.
-    pub fn end_next(&mut self, vip: IpAddr) -> io::Result<()> {
-        self.end(&[Kind::of(vip).next], vip)
-    }
-
-    /// The VIP is here (again).
-    ///
-    /// # Errors
-    /// What the kernel said, other than that it was not away.
-    pub fn end_home(&mut self, vip: IpAddr) -> io::Result<()> {
-        self.end(&[Kind::of(vip).home], vip)
-    }
-
-    /// Passes nothing of a VIP on any more.
-    ///
-    /// # Errors
-    /// What the kernel said, other than that nothing was.
-    pub fn end_pass(&mut self, vip: IpAddr) -> io::Result<()> {
-        let kind = Kind::of(vip);
-        self.end(&[kind.home, kind.next, kind.watch], vip)
-    }
-
-    fn end(&mut self, sets: &[&str], vip: IpAddr) -> io::Result<()> {
-        for set in sets {
+        if batch.commit().is_ok() {
+            return Ok(());
+        }
+        self.end(kind.closed, vip)?;
+        if to.closed {
             let mut batch = Batch::new(&mut self.0, TABLE);
-            batch.remove_present(NFPROTO_NETDEV, set, &[key(vip)]);
-            present(batch.commit())?;
+            batch.renew(NFPROTO_NETDEV, kind.closed, &[key(vip)], timeout);
+            batch.commit()?;
+        }
+        for (map, _, to) in maps {
+            self.end(map, vip)?;
+            if let Some(to) = to {
+                let mut batch = Batch::new(&mut self.0, TABLE);
+                batch.renew(NFPROTO_NETDEV, map, &[pair(vip, to)], timeout);
+                batch.commit()?;
+            }
         }
         Ok(())
+    }
+
+    /// Passes nothing of a VIP on any more; `before` is what was said last.
+    ///
+    /// # Errors
+    /// What the kernel said, other than that nothing was.
+    pub fn end_pass(&mut self, vip: IpAddr, before: Passing) -> io::Result<()> {
+        let kind = Kind::of(vip);
+        let there = [
+            (kind.closed, before.closed),
+            (kind.home, before.home.is_some()),
+            (kind.next, before.next.is_some()),
+            (kind.watch, true),
+        ];
+        let mut batch = Batch::new(&mut self.0, TABLE);
+        for (set, _) in there.iter().filter(|(_, there)| *there) {
+            batch.remove_present(NFPROTO_NETDEV, set, &[key(vip)]);
+        }
+        if batch.commit().is_ok() {
+            return Ok(());
+        }
+        [kind.closed, kind.home, kind.next, kind.watch].into_iter().try_for_each(|set| self.end(set, vip))
+    }
+
+    fn end(&mut self, set: &str, vip: IpAddr) -> io::Result<()> {
+        let mut batch = Batch::new(&mut self.0, TABLE);
+        batch.remove_present(NFPROTO_NETDEV, set, &[key(vip)]);
+        present(batch.commit())
     }
 
     /// These connections are this host's, for [`QUIET`] from now.
@@ -325,6 +368,42 @@ impl Nft {
         let mut batch = Batch::new(&mut self.0, TABLE);
         batch.no_table(NFPROTO_NETDEV);
         batch.commit()
+    }
+}
+
+/// What is remembered of a VIP's connections.
+#[derive(Debug)]
+pub struct Remembered(IpAddr, Vec<Vec<u8>>);
+
+impl Nft {
+    /// The connections to a VIP that are remembered at this moment.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn remembered(&mut self, vip: IpAddr) -> io::Result<Remembered> {
+        let (prefix, mut all) = (octets(vip), Vec::new());
+        keys(&mut self.0, (NFPROTO_NETDEV, TABLE, Kind::of(vip).mine), |key| {
+            all.extend(key.starts_with(&prefix).then(|| key.to_vec()));
+        })?;
+        Ok(Remembered(vip, all))
+    }
+
+    /// Forgets what was remembered, but for these connections, which are looked up after it: those that begin
+    /// meanwhile stay. A client may have used a port again, for a connection to another host.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn forget_others(&mut self, remembered: Remembered, flows: &[Flow]) -> io::Result<()> {
+        let Remembered(vip, all) = remembered;
+        let known: HashSet<Vec<u8>> = flows.iter().map(|flow| element(flow).key).collect();
+        let stale = all.into_iter().filter(|key| !known.contains(key));
+        let stale: Vec<Element> = stale.map(|key| Element { key, value: None }).collect();
+        for piece in stale.chunks(PIECE) {
+            let mut batch = Batch::new(&mut self.0, TABLE);
+            batch.remove(NFPROTO_NETDEV, Kind::of(vip).mine, piece);
+            batch.commit()?;
+        }
+        Ok(())
     }
 }
 
