@@ -1,6 +1,6 @@
 //! The cases: what is asked of the proxies in each, and how they are set up for it.
 
-use crate::config::{Config, HTTP, Nginx, TCP};
+use crate::config::{Config, HTTP, Nginx, Security, TCP};
 use crate::generator::{LARGE, MIDDLE, SMALL, Service};
 use crate::proxies::{Kind, Site};
 
@@ -12,6 +12,8 @@ pub(crate) struct Case {
     pub(crate) config: Config,
     pub(crate) service: Service,
     pub(crate) load: Load,
+    /// Connections take up the keys of earlier ones.
+    pub(crate) resumes: bool,
     /// Our CPU time by the best peer's (memory: by HAProxy's) is to be at most this.
     pub(crate) goal: f64,
 }
@@ -30,6 +32,8 @@ pub(crate) enum Load {
     Paced(f64),
     /// Requests on connections of their own, while the proxy reloads every second.
     Reloads,
+    /// HTTP/2 requests by a program of its own.
+    Streams,
     /// Memory of connections at rest.
     Idle,
     /// Memory of entries of a table.
@@ -59,7 +63,7 @@ impl Load {
     pub(crate) fn units(&self) -> [&'static str; 2] {
         match self {
             Load::Requests(requests) if requests.by_bytes => ["GB/s", "GB"],
-            Load::Requests(_) | Load::Paced(_) => ["requests/s", "request"],
+            Load::Requests(_) | Load::Paced(_) | Load::Streams => ["requests/s", "request"],
             Load::Reloads => ["requests/s", ""],
             Load::Bulk => ["GB/s", "GB"],
             Load::Knocks => ["connections/s", "connection"],
@@ -70,6 +74,11 @@ impl Load {
 }
 
 impl Case {
+    /// Whether its rounds take turns with those of the case before it, to be compared.
+    pub(crate) fn beside(&self, before: &Case) -> bool {
+        self.config.replicated && self.id.starts_with(before.id)
+    }
+
     /// The quantile that is shown beside the median.
     pub(crate) fn tail(&self) -> f64 {
         if matches!(self.load, Load::Paced(_)) { 0.999 } else { 0.99 }
@@ -93,6 +102,7 @@ const A: Case = Case {
     config: HTTP,
     service: Service::Http,
     load: Load::Requests(PLAIN),
+    resumes: false,
     goal: 0.9,
 };
 
@@ -117,7 +127,15 @@ const D_BULK: Case = Case {
     config: TCP,
     service: Service::Source,
     load: Load::Bulk,
+    resumes: false,
     goal: 1.0,
+};
+const E: Case = Case {
+    id: "e-keep",
+    what: "TLS 1.3 keep-alive, 100 bytes, 64 connections",
+    config: Config { security: Security::Tls, back: pooled, ..HTTP },
+    goal: 1.0,
+    ..A
 };
 const H: Case = Case {
     id: "h",
@@ -179,10 +197,30 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         id: "d-connect",
         what: "TCP, connect, a byte each way, close",
-        config: TCP,
         service: Service::Knock,
         load: Load::Knocks,
-        goal: 1.0,
+        ..D_BULK
+    },
+    E,
+    Case {
+        id: "e-full",
+        what: "TLS 1.3, a full handshake for each request",
+        load: Load::Requests(Requests { exchanges: 1, ..PLAIN }),
+        ..E
+    },
+    Case {
+        id: "e-resumed",
+        what: "TLS 1.3, a resumed handshake for each request",
+        load: Load::Requests(Requests { exchanges: 1, ..PLAIN }),
+        resumes: true,
+        ..E
+    },
+    Case {
+        id: "f",
+        what: "HTTP/2 over TLS, 4 connections of 100 streams, to HTTP/1.1 servers",
+        config: Config { security: Security::TlsH2, back: pooled, ..HTTP },
+        load: Load::Streams,
+        ..E
     },
     Case {
         id: "g",
@@ -218,6 +256,12 @@ pub(crate) const CASES: &[Case] = &[
         ..I_HTTP
     },
     I_HTTP,
+    Case {
+        id: "i-tls",
+        what: "memory of an idle HTTP connection over TLS, 10,000",
+        config: Config { many: true, ..E.config },
+        ..I_HTTP
+    },
     Case {
         id: "i-entry",
         what: "memory of a stick-table entry, 1,000,000",

@@ -5,6 +5,8 @@
 
 use std::fmt::Write as _;
 
+use cluster_tests::Authority;
+
 use crate::machine;
 use crate::proxies::{Kind, Site};
 
@@ -25,8 +27,55 @@ pub(crate) struct Config {
     pub(crate) many: bool,
     /// With a master process, where the proxy has such.
     pub(crate) master: bool,
-    /// Options after `bind ADDR` and `listen ADDR`.
-    pub(crate) bind: fn(&Site) -> String,
+    /// What clients speak to the proxy.
+    pub(crate) security: Security,
+}
+
+/// What lies between clients and proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Security {
+    None,
+    /// TLS 1.3.
+    Tls,
+    /// TLS 1.3 and in it HTTP/2.
+    TlsH2,
+}
+
+impl Security {
+    /// After `bind ADDR`.
+    fn haproxy(self, site: &Site) -> String {
+        let alpn = match self {
+            Security::None => return String::new(),
+            Security::Tls => "",
+            Security::TlsH2 => " alpn h2,http/1.1",
+        };
+        format!(" ssl crt {} ssl-min-ver TLSv1.3{alpn}", certificate(site))
+    }
+
+    /// After `listen ADDR`, and lines of the server.
+    fn nginx(self, site: &Site) -> (&'static str, String) {
+        let options = match self {
+            Security::None => return ("", String::new()),
+            Security::Tls => " ssl",
+            Security::TlsH2 => " ssl http2",
+        };
+        let pem = certificate(site);
+        let lines = format!(
+            "    ssl_certificate {pem};\n    ssl_certificate_key {pem};\n    ssl_protocols TLSv1.3;\n\
+             \x20   ssl_session_tickets on;\n    ssl_session_cache shared:tls:32m;\n"
+        );
+        (options, lines)
+    }
+}
+
+/// The proxy's certificate and key, made when it is first asked for.
+fn certificate(site: &Site) -> String {
+    let file = site.file("proxy.pem");
+    if !std::path::Path::new(&file).exists() {
+        // What can't be written shows when the proxy can't read it.
+        let _ = std::fs::write(&file, Authority::new().certify(&["*.example.com"]));
+    }
+    file
 }
 
 /// Lines for nginx.
@@ -54,7 +103,7 @@ pub(crate) const HTTP: Config = Config {
     replicated: false,
     many: false,
     master: false,
-    bind: none,
+    security: Security::None,
 };
 
 /// TCP with nothing else.
@@ -95,7 +144,7 @@ impl Config {
             "defaults\n    mode {mode}\n    timeout connect 5s\n    timeout client 120s\n    timeout server 120s\n\
              frontend web\n    bind {bind}{}\n{}    default_backend origin\n\
              backend origin\n{}    server o1 {}\n{}",
-            (self.bind)(site),
+            self.security.haproxy(site),
             (self.front)(site),
             (self.back)(site),
             site.origin(),
@@ -107,7 +156,7 @@ impl Config {
     fn for_nginx(&self, site: &Site, lines: Nginx) -> String {
         let dir = site.dir.display();
         let (web, origin) = (site.web(), site.origin());
-        let bind = (self.bind)(site);
+        let (bind, tls) = self.security.nginx(site);
         let head = format!(
             "daemon off;\nmaster_process {};\nworker_processes 1;\n\n\
              error_log {dir}/error.log;\npid {dir}/nginx.pid;\n",
@@ -138,7 +187,7 @@ impl Config {
              proxy_max_temp_file_size 0;\n  proxy_buffers 8 16k;\n  client_body_temp_path {dir}/t1;\n\
              proxy_temp_path {dir}/t2;\n  fastcgi_temp_path {dir}/t3;\n  uwsgi_temp_path {dir}/t4;\n\
              scgi_temp_path {dir}/t5;\n{}  upstream origin {{ server {origin}; {pool} }}\n\
-             server {{\n    listen {web}{bind} backlog=4096;\n{}    location / {{\n      {connection}\n{}\
+             server {{\n    listen {web}{bind} backlog=4096;\n{tls}{}    location / {{\n      {connection}\n{}\
              proxy_pass http://origin;\n    }}\n  }}\n}}\n",
             self.maxconn() * 2,
             lines.http,

@@ -8,6 +8,7 @@
 mod client;
 mod histogram;
 mod origin;
+mod tls;
 mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -23,6 +24,7 @@ pub(crate) use self::client::{Script, Talk};
 pub(crate) use self::histogram::Histogram;
 use self::origin::{Content, Fate, Served};
 pub(crate) use self::origin::{LARGE, MIDDLE, SMALL, Service};
+pub(crate) use self::tls::Tls;
 use self::wire::Wire;
 
 /// What happened between two looks.
@@ -38,6 +40,8 @@ pub(crate) struct Window {
     pub(crate) times: Histogram,
     /// Connections that the servers were sent.
     pub(crate) accepted: u64,
+    /// Answers on TLS connections with an earlier one's keys.
+    pub(crate) resumed: u64,
     /// How long it was.
     pub(crate) elapsed: Duration,
 }
@@ -48,6 +52,7 @@ impl Window {
         self.done += other.done;
         self.bytes += other.bytes;
         self.accepted += other.accepted;
+        self.resumed += other.resumed;
         self.elapsed += other.elapsed;
         self.times.merge(&other.times);
         for (what, count) in &other.failed {
@@ -171,14 +176,14 @@ impl Generator {
         let at_once = script.connections.min(count);
         self.script = Some(script);
         (0..at_once).try_for_each(|_| self.open())?;
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(90);
         while self.held < count {
             self.turn(Duration::from_millis(20))?;
             if let Some((what, _)) = self.window.failed.first_key_value() {
                 return Err(format!("connection {} of {count}: {what}", self.held + 1));
             }
             if Instant::now() > deadline {
-                return Err(format!("only {} of {count} connections within 30 s", self.held));
+                return Err(format!("only {} of {count} connections within 90 s", self.held));
             }
         }
         Ok(())
@@ -336,6 +341,7 @@ impl Generator {
                 self.window.bytes += bytes;
                 if let Slot::Client(client) = &self.slots[index] {
                     self.window.times.record(client.began.elapsed());
+                    self.window.resumed += u64::from(client.wire.resumed());
                 }
             }
         }

@@ -36,11 +36,7 @@ pub(crate) fn prepare() -> Result<Vec<String>, String> {
             congestion_control()
         )),
     }
-    // What else runs on this machine comes after all that is measured, and after what measures.
-    let own = std::process::id().to_string();
-    let mut renice = Command::new("renice");
-    renice.args(["-n", "-15", "-p", &own]).stdout(Stdio::null()).stderr(Stdio::null());
-    if !renice.status().is_ok_and(|status| status.success()) {
+    if !first_in_line() {
         missing.push("no right to a higher priority: other programs get in the way".into());
     }
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|e| format!("descriptors: {e}"))?;
@@ -50,6 +46,39 @@ pub(crate) fn prepare() -> Result<Vec<String>, String> {
         missing.push(format!("only {hard} descriptors: case i has {} connections", idle_connections()));
     }
     Ok(missing)
+}
+
+/// Puts what else runs on this machine after all that is measured, and after what measures.
+fn first_in_line() -> bool {
+    let own = std::process::id().to_string();
+    let mut renice = Command::new("renice");
+    renice.args(["-n", "-15", "-p", &own]).stdout(Stdio::null()).stderr(Stdio::null());
+    renice.status().is_ok_and(|status| status.success())
+}
+
+/// The same for the session that this process belongs to: where the kernel groups processes by sessions,
+/// priorities count only within each. Given back at the end.
+#[derive(Debug)]
+pub(crate) struct FirstSession(Option<String>);
+
+const AUTOGROUP: &str = "/proc/self/autogroup";
+
+impl FirstSession {
+    pub(crate) fn new() -> FirstSession {
+        // "/autogroup-12 nice 0"
+        let text = std::fs::read_to_string(AUTOGROUP).unwrap_or_default();
+        let before = text.trim().rsplit(' ').next().filter(|word| word.parse::<i32>().is_ok());
+        let raised = before.is_some() && std::fs::write(AUTOGROUP, "-15").is_ok();
+        FirstSession(before.filter(|_| raised).map(ToOwned::to_owned))
+    }
+}
+
+impl Drop for FirstSession {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = std::fs::write(AUTOGROUP, before);
+        }
+    }
 }
 
 /// What nginx needs for TCP, where Debian has it.
@@ -93,6 +122,7 @@ fn own_network() -> Result<(), String> {
 pub(crate) struct Tools {
     pub(crate) haproxy: Option<PathBuf>,
     pub(crate) nginx: Option<PathBuf>,
+    pub(crate) h2load: Option<PathBuf>,
     pub(crate) perf: Option<PathBuf>,
     pub(crate) strace: Option<PathBuf>,
 }
@@ -119,6 +149,7 @@ impl Tools {
         let tools = Tools {
             haproxy,
             nginx: look("nginx", "nginx libnginx-mod-stream", "it is left out"),
+            h2load: look("h2load", "nghttp2-client", "case f fails"),
             perf: find("perf"),
             strace: find("strace"),
         };

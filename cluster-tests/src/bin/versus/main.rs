@@ -12,6 +12,8 @@ mod machine;
 mod measure;
 mod proxies;
 mod report;
+mod streams;
+mod svg;
 mod syscalls;
 
 use std::path::{Path, PathBuf};
@@ -43,12 +45,22 @@ struct Args {
     /// Writes the figures to a file too
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Writes a picture
+    #[arg(long)]
+    svg: Option<PathBuf>,
     /// Writes them as a table for a README
     #[arg(long)]
     markdown: Option<PathBuf>,
     /// The HAProxy to compare with, in place of the one in PATH
     #[arg(long)]
     haproxy: Option<PathBuf>,
+}
+
+impl Args {
+    /// Whether a case is to be measured.
+    fn wants(&self, case: &Case) -> bool {
+        self.only.is_empty() || self.only.iter().any(|word| names(word, case))
+    }
 }
 
 /// Whether a word of `--only` names a case.
@@ -86,6 +98,7 @@ fn run(args: &Args) -> Result<(), String> {
     let (tools, missing) = Tools::look(args.haproxy.as_deref())?;
     let ours = phalanx();
     let limits = machine::prepare()?;
+    let _first = machine::FirstSession::new();
     for what in missing.iter().chain(&limits) {
         eprintln!("versus: {what}");
     }
@@ -105,25 +118,31 @@ fn run(args: &Args) -> Result<(), String> {
         machine::LOAD_CPU
     );
     let times = Times { seconds: args.seconds, rounds: args.rounds };
+    let began = std::time::Instant::now();
     let mut all = Vec::new();
     let mut failed = Vec::new();
-    for case in CASES {
-        if !args.only.is_empty() && !args.only.iter().any(|word| names(word, case)) {
-            continue;
-        }
-        match measure::case(case, &proxies, &tools, times) {
+    let chosen: Vec<&Case> = CASES.iter().filter(|case| args.wants(case)).collect();
+    for group in chosen.chunk_by(|before, case| case.beside(before)) {
+        match measure::cases(group, &proxies, &tools, times) {
             Ok(cells) => {
-                let rows = report::rows(case, &cells);
-                println!("{}", report::text(case, &rows));
-                all.push((case, rows));
+                let mut rows: Vec<_> =
+                    group.iter().zip(&cells).map(|(c, cells)| report::rows(c, cells)).collect();
+                if let [without, with] = rows.as_mut_slice() {
+                    report::compare(with, without);
+                }
+                for (case, rows) in group.iter().zip(rows) {
+                    println!("{}", report::text(case, &rows));
+                    all.push((*case, rows));
+                }
             }
             // The others may go well all the same.
             Err(e) => {
                 eprintln!("versus: {e}\n");
-                failed.push(case.id);
+                failed.extend(group.iter().map(|case| case.id));
             }
         }
     }
+    println!("took {} s", began.elapsed().as_secs());
     write(args, &all)?;
     if failed.is_empty() { Ok(()) } else { Err(format!("no figures in case {}", failed.join(", "))) }
 }
@@ -144,5 +163,8 @@ fn write(args: &Args, all: &[(&Case, Vec<report::Row>)]) -> Result<(), String> {
         None => Ok(()),
     };
     to(&args.json, format!("{:#}\n", report::json(&rows)))?;
+    let subtitle =
+        format!("{}; {} rounds of {} s in turn", machine::description(), args.rounds, args.seconds);
+    to(&args.svg, svg::draw(all, &subtitle))?;
     to(&args.markdown, report::markdown(all))
 }

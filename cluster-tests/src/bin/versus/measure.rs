@@ -1,19 +1,19 @@
-//! One case: all proxies side by side, rounds in turn, and what each round gave.
+//! Cases: all proxies side by side, rounds in turn, and what each round gave.
 //!
 //! All proxies of a case run all the time; only one is asked at a time, and the others sleep. CPU time is
 //! read around the same window in which answers are counted, from the kernel's own books.
 
-use std::path::Path;
 use std::time::Duration;
 
 use cluster_tests::Base;
 use cluster_tests::bench::{Spread, ran_and_waited};
 
 use crate::cases::{Case, ENTRIES, Load, PLAIN, Requests};
-use crate::generator::{Generator, Script, Talk, Window};
+use crate::config::Security;
+use crate::generator::{Generator, Script, Talk, Tls, Window};
 use crate::machine::{Tools, idle_connections};
 use crate::proxies::{Absent, Kind, Proxy, Started, site};
-use crate::syscalls;
+use crate::{streams, syscalls};
 
 /// What one round gave.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,87 +53,123 @@ pub(crate) struct Times {
 /// Before each measured window: connections are opened, buffers found, and a first burst is over.
 const WARM: Duration = Duration::from_millis(300);
 
-/// Measures a case.
+/// A proxy in a case.
+struct Side<'a> {
+    case: &'a Case,
+    started: Result<Started, Absent>,
+    cell: Cell,
+}
+
+/// Measures cases whose rounds take turns with each other: one, or what is to be compared.
 ///
 /// # Errors
 /// A proxy does not run, or answers wrongly.
-pub(crate) fn case(case: &Case, proxies: &[Proxy], tools: &Tools, times: Times) -> Result<Vec<Cell>, String> {
+pub(crate) fn cases(
+    cases: &[&Case],
+    proxies: &[Proxy],
+    tools: &Tools,
+    times: Times,
+) -> Result<Vec<Vec<Cell>>, String> {
     let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(dir.path(), open).map_err(|e| e.to_string())?;
-    let base = Base::free();
     let mut generator = Generator::new().map_err(|e| format!("generator: {e}"))?;
-    // Nobody reads what is logged: what is full the kernel throws away, for all alike.
-    let _log = std::net::UdpSocket::bind(format!("{}.1:514", base.prefix()));
+    let bases: Vec<Base> = cases.iter().map(|_| Base::free()).collect();
     let mut sides = Vec::new();
-    for proxy in proxies {
-        sides.push((proxy.kind, start(case, proxy, &base, dir.path(), &mut generator, sides.is_empty())?));
-    }
-    let mut cells: Vec<Cell> = Vec::new();
-    for (kind, side) in &sides {
-        let outcome = side.as_ref().map(|_| Vec::new()).map_err(Clone::clone);
-        cells.push(Cell { kind: *kind, outcome, syscalls: None });
-    }
-    for ((_, side), cell) in sides.iter().zip(&mut cells) {
-        let (Ok(side), Ok(samples)) = (side, &mut cell.outcome) else { continue };
-        let named = |e| explain(case, side, e);
-        match case.load {
-            Load::Idle => samples.push(idle(case, side, &mut generator).map_err(named)?),
-            Load::Entries => samples.push(entries(side, &mut generator).map_err(named)?),
-            Load::Requests(requests) if requests.sources > 0 && side.site.kind != Kind::Nginx => {
-                fill(side, &mut generator, requests).map_err(named)?;
-            }
-            _ => {}
+    let mut logs = Vec::new();
+    for (case, base) in cases.iter().zip(&bases) {
+        let dir = dir.path().join(case.id);
+        let first = site(base, &dir, Kind::Phalanx, case.config.replicated)?;
+        generator.serve(first.origin(), case.service).map_err(|e| format!("{}: {e}", first.origin()))?;
+        // Nobody reads what is logged: what is full the kernel throws away, for all alike.
+        logs.push(std::net::UdpSocket::bind(first.log()).map_err(|e| format!("{}: {e}", first.log()))?);
+        for proxy in proxies {
+            let started = Started::new(proxy, case, site(base, &dir, proxy.kind, case.config.replicated)?)?;
+            let outcome = started.as_ref().map(|_| Vec::new()).map_err(Clone::clone);
+            let cell = Cell { kind: proxy.kind, outcome, syscalls: None };
+            sides.push(Side { case, started, cell });
         }
     }
-    if case.is_memory() {
-        return Ok(cells);
+    for side in &mut sides {
+        side.before_rounds(&mut generator)?;
     }
-    let rate = match case.load {
-        Load::Paced(part) => {
-            let sides = sides.iter().filter_map(|(_, side)| side.as_ref().ok());
-            Some(part * maximum(case, sides, &mut generator)?)
-        }
+    let rate = match cases[0].load {
+        Load::Paced(part) => Some(part * maximum(&sides, &mut generator)?),
         _ => None,
     };
     for _ in 0..times.rounds {
-        for ((_, side), cell) in sides.iter().zip(&mut cells) {
-            let (Ok(side), Ok(samples)) = (side, &mut cell.outcome) else { continue };
-            let time = Duration::from_secs(times.seconds);
-            let sample = match case.load {
-                Load::Reloads => reloads(case, side, &mut generator, time),
-                _ => round(case, side, &mut generator, time, rate),
-            };
-            samples.push(sample.map_err(|e| explain(case, side, e))?);
+        for side in sides.iter_mut().filter(|side| !side.case.is_memory()) {
+            side.round(tools, &mut generator, Duration::from_secs(times.seconds), rate)?;
         }
     }
-    for ((_, side), cell) in sides.iter().zip(&mut cells) {
-        let Ok(side) = side else { continue };
-        if case.load == Load::Reloads {
-            continue;
-        }
-        begin(case, side, &mut generator, rate)?;
-        generator.run(WARM)?;
-        cell.syscalls =
-            syscalls::count(tools, side.running.pid(), |time| Ok(work(case, &generator.run(time)?)))?;
-        generator.end();
+    for side in &mut sides {
+        side.count_syscalls(tools, &mut generator, rate)?;
     }
-    Ok(cells)
+    Ok(cases
+        .iter()
+        .map(|case| sides.iter().filter(|s| s.case.id == case.id).map(|s| s.cell.clone()).collect())
+        .collect())
 }
 
-fn start(
-    case: &Case,
-    proxy: &Proxy,
-    base: &Base,
-    dir: &Path,
-    generator: &mut Generator,
-    first: bool,
-) -> Result<Result<Started, Absent>, String> {
-    let site = site(base, dir, proxy.kind, case.config.replicated)?;
-    if first {
-        generator.serve(site.origin(), case.service).map_err(|e| format!("{}: {e}", site.origin()))?;
+impl Side<'_> {
+    /// Memory is measured once; tables are filled.
+    fn before_rounds(&mut self, generator: &mut Generator) -> Result<(), String> {
+        let (Ok(started), Ok(samples)) = (&self.started, &mut self.cell.outcome) else { return Ok(()) };
+        let named = |e| explain(self.case, started, e);
+        match self.case.load {
+            Load::Idle => samples.push(idle(self.case, started, generator).map_err(named)?),
+            Load::Entries => samples.push(entries(started, generator).map_err(named)?),
+            Load::Requests(requests) if requests.sources > 0 && started.site.kind != Kind::Nginx => {
+                fill(started, generator, requests).map_err(named)?;
+                if self.case.config.replicated {
+                    started.wait_for_peer(requests.sources).map_err(named)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
-    Started::new(proxy, case, site)
+
+    fn round(
+        &mut self,
+        tools: &Tools,
+        generator: &mut Generator,
+        time: Duration,
+        rate: Option<f64>,
+    ) -> Result<(), String> {
+        let (Ok(started), Ok(samples)) = (&self.started, &mut self.cell.outcome) else { return Ok(()) };
+        let sample = match self.case.load {
+            Load::Streams => streams::round(started, tools, generator, time),
+            Load::Reloads => reloads(self.case, started, generator, time),
+            _ => round(self.case, started, generator, time, rate),
+        };
+        samples.push(sample.map_err(|e| explain(self.case, started, e))?);
+        Ok(())
+    }
+
+    fn count_syscalls(
+        &mut self,
+        tools: &Tools,
+        generator: &mut Generator,
+        rate: Option<f64>,
+    ) -> Result<(), String> {
+        let Ok(started) = &self.started else { return Ok(()) };
+        if self.case.is_memory() || self.case.load == Load::Reloads {
+            return Ok(());
+        }
+        if self.case.load == Load::Streams {
+            let second = Duration::from_secs(1);
+            let counted = |time: Duration| {
+                Ok(streams::round(started, tools, generator, second)?.throughput * time.as_secs_f64())
+            };
+            self.cell.syscalls = syscalls::count(tools, started.running.pid(), counted)?;
+            return Ok(());
+        }
+        begin(self.case, started, generator, rate)?;
+        generator.run(WARM)?;
+        let counted = |time| Ok(work(self.case, &generator.run(time)?));
+        self.cell.syscalls = syscalls::count(tools, started.running.pid(), counted)?;
+        generator.end();
+        Ok(())
+    }
 }
 
 fn explain(case: &Case, side: &Started, e: String) -> String {
@@ -141,7 +177,15 @@ fn explain(case: &Case, side: &Started, e: String) -> String {
 }
 
 /// What clients say to this proxy.
-pub(crate) fn script(case: &Case, side: &Started) -> Script {
+pub(crate) fn script(case: &Case, side: &Started) -> Result<Script, String> {
+    let mut made = said(case, side);
+    if case.config.security != Security::None {
+        made.tls = Some(Tls::new(case.resumes)?);
+    }
+    Ok(made)
+}
+
+fn said(case: &Case, side: &Started) -> Script {
     let target = side.site.web();
     let plain = |connections, exchanges, talk| Script {
         target,
@@ -149,13 +193,14 @@ pub(crate) fn script(case: &Case, side: &Started) -> Script {
         exchanges,
         sources: 0,
         talk,
+        tls: None,
         request: Box::new(|_, _, _| {}),
     };
     match case.load {
         Load::Bulk => plain(4, 0, Talk::Bulk),
         Load::Knocks => plain(64, 1, Talk::Knock),
         Load::Idle if case.config.tcp => plain(64, 0, Talk::Knock),
-        Load::Idle | Load::Paced(_) => requests(side, PLAIN),
+        Load::Idle | Load::Paced(_) | Load::Streams => requests(side, PLAIN),
         Load::Reloads => requests(side, Requests { exchanges: 1, ..PLAIN }),
         Load::Entries => Script {
             request: Box::new(keys),
@@ -183,6 +228,7 @@ fn requests(side: &Started, load: Requests) -> Script {
         exchanges,
         sources,
         talk: Talk::Http { body, upload },
+        tls: None,
         request: Box::new(move |nth, last, out| {
             use std::io::Write;
             out.extend_from_slice(start.as_bytes());
@@ -221,25 +267,21 @@ fn work(case: &Case, window: &Window) -> f64 {
 }
 
 /// HAProxy's rate with nothing held back, or without it our own.
-fn maximum<'a>(
-    case: &Case,
-    sides: impl Iterator<Item = &'a Started>,
-    generator: &mut Generator,
-) -> Result<f64, String> {
-    let sides: Vec<_> = sides.collect();
-    let haproxy = sides.iter().find(|side| side.site.kind == Kind::Haproxy);
+fn maximum(sides: &[Side], generator: &mut Generator) -> Result<f64, String> {
+    let haproxy = sides.iter().find(|side| side.cell.kind == Kind::Haproxy && side.started.is_ok());
     let side = haproxy.or(sides.first()).ok_or("nobody to measure")?;
+    let Ok(started) = &side.started else { return Err("nobody to measure".into()) };
     let mut rates = Vec::new();
     for _ in 0..5 {
-        rates.push(round(case, side, generator, Duration::from_millis(500), None)?.throughput);
+        rates.push(round(side.case, started, generator, Duration::from_millis(500), None)?.throughput);
     }
     Ok(Spread::of(rates.into_iter()).median)
 }
 
 fn begin(case: &Case, side: &Started, generator: &mut Generator, rate: Option<f64>) -> Result<(), String> {
     match rate {
-        Some(rate) => generator.begin_paced(script(case, side), rate),
-        None => generator.begin(script(case, side)),
+        Some(rate) => generator.begin_paced(script(case, side)?, rate),
+        None => generator.begin(script(case, side)?),
     }
 }
 
@@ -271,6 +313,10 @@ fn round(
     // What was cut off is cleared away before the next proxy's turn.
     generator.run(Duration::from_millis(50))?;
     good(&window)?;
+    let resumed = window.resumed as f64 / window.done.max(1) as f64;
+    if case.resumes && resumed < 0.9 {
+        return Err(format!("only {:.0} % of the handshakes were resumed", resumed * 100.0));
+    }
     let done = work(case, &window);
     let seconds = window.elapsed.as_secs_f64();
     let cpu = after[0][0] - before[0][0];
@@ -293,7 +339,7 @@ fn round(
 
 /// Requests while the proxy reloads every second.
 fn reloads(case: &Case, side: &Started, generator: &mut Generator, time: Duration) -> Result<Sample, String> {
-    generator.begin(script(case, side))?;
+    generator.begin(script(case, side)?)?;
     good(&generator.run(WARM)?)?;
     let mut all = Window::default();
     for _ in 0..time.as_secs().max(1) {
@@ -325,7 +371,7 @@ fn good(window: &Window) -> Result<(), String> {
 fn fill(side: &Started, generator: &mut Generator, requests: Requests) -> Result<(), String> {
     let load = Requests { exchanges: 1, ..requests };
     generator.begin(self::requests(side, load))?;
-    good(&generator.run_until(u64::from(requests.sources), Duration::from_secs(60))?)?;
+    good(&generator.run_until(u64::from(requests.sources), Duration::from_secs(180))?)?;
     generator.end();
     Ok(())
 }
@@ -333,11 +379,11 @@ fn fill(side: &Started, generator: &mut Generator, requests: Requests) -> Result
 /// Memory of a connection at rest.
 fn idle(case: &Case, side: &Started, generator: &mut Generator) -> Result<Sample, String> {
     // What the first connections allocate is not the later ones'.
-    generator.hold(script(case, side), 200)?;
+    generator.hold(script(case, side)?, 200)?;
     let before = side.running.resident()?;
     generator.end();
     generator.run(Duration::from_millis(200))?;
-    generator.hold(script(case, side), idle_connections() + 200)?;
+    generator.hold(script(case, side)?, idle_connections() + 200)?;
     generator.run(Duration::from_secs(1))?;
     let after = side.running.resident()?;
     generator.end();
@@ -356,6 +402,7 @@ fn entries(side: &Started, generator: &mut Generator) -> Result<Sample, String> 
         exchanges: 0,
         sources: 0,
         talk: Talk::Http { body: 2, upload: 0 },
+        tls: None,
         request: Box::new(move |nth, last, out| keys(nth - skip, last, out)),
     };
     let from = generator.asked();
@@ -363,7 +410,7 @@ fn entries(side: &Started, generator: &mut Generator) -> Result<Sample, String> 
     generator.run_until(1000, Duration::from_secs(10))?;
     let some = generator.asked() - from;
     let before = side.running.resident()?;
-    generator.run_until(ENTRIES / 3 - some + 100, Duration::from_secs(90))?;
+    generator.run_until(ENTRIES / 3 - some + 100, Duration::from_secs(180))?;
     let used = (generator.asked() - from).min(ENTRIES / 3 + 1) * 3;
     let after = side.running.resident()?;
     generator.end();

@@ -2,7 +2,9 @@
 //!
 //! Knows command lines, and where what listens; the texts are those of `config`.
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -71,7 +73,7 @@ impl Site {
 
     /// Where log lines go.
     pub(crate) fn log(&self) -> SocketAddr {
-        self.at(1, 514)
+        self.at(1, 5140)
     }
 
     /// Where the two nodes meet that replicate: 1 is measured, 2 its peer.
@@ -98,6 +100,11 @@ impl Site {
 pub(crate) fn site(base: &Base, dir: &Path, kind: Kind, replicated: bool) -> Result<Site, String> {
     let dir = dir.join(kind.name());
     std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    // As are those above it.
+    for above in dir.ancestors().skip(1).take(2) {
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        let _ = std::fs::set_permissions(above, open);
+    }
     // nginx may give its rights away: what it uses must be open to all.
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     std::fs::set_permissions(&dir, open).map_err(|e| format!("{}: {e}", dir.display()))?;
@@ -145,6 +152,22 @@ impl Started {
         Ok(Ok(started))
     }
 
+    /// Until the node that it replicates to has so many entries: the case is not what it says before.
+    pub(crate) fn wait_for_peer(&self, entries: u32) -> Result<(), String> {
+        let socket = self.site.file("sock2");
+        let deadline = Instant::now() + Duration::from_secs(15);
+        loop {
+            let used = entries_of(&socket)?;
+            if used >= entries {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("the peer has {used} of {entries} entries"));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Asks it to take its configuration anew.
     pub(crate) fn reload(&self) {
         let signal = if self.site.kind == Kind::Nginx { Signal::SIGHUP } else { Signal::SIGUSR2 };
@@ -166,6 +189,21 @@ impl Started {
         }
         Ok(())
     }
+}
+
+/// Entries of the only table, by the Runtime API.
+fn entries_of(socket: &str) -> Result<u32, String> {
+    let asked = || -> std::io::Result<String> {
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"show table\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let text = asked().map_err(|e| format!("{socket}: {e}"))?;
+    let used = text.split_once("used:").and_then(|(_, rest)| rest.split_whitespace().next());
+    used.and_then(|word| word.parse().ok()).ok_or_else(|| format!("no 'used' in: {text}"))
 }
 
 impl Drop for Started {

@@ -28,6 +28,28 @@ pub(crate) struct Row {
     pub(crate) note: String,
 }
 
+impl Row {
+    /// What is compared: CPU time by unit, or bytes.
+    pub(crate) fn cost(&self, case: &Case) -> Option<f64> {
+        let figures = self.figures?;
+        if case.is_memory() { Some(figures.throughput.median) } else { Some(figures.cpu_us?.median) }
+    }
+
+    /// The tail of the times, where it counts.
+    fn tail_ms(&self) -> Option<f64> {
+        if self.void { None } else { Some(self.figures?.p99_ms?.median) }
+    }
+
+    /// Whether ours is compared with it: memory is with HAProxy's alone.
+    pub(crate) fn is_peer(&self, case: &Case) -> bool {
+        match self.kind {
+            Kind::Phalanx => false,
+            Kind::Haproxy => true,
+            Kind::Nginx => !case.is_memory(),
+        }
+    }
+}
+
 /// Medians with least and most.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figures {
@@ -46,31 +68,45 @@ fn is_void(samples: &[Sample]) -> bool {
 /// Sums up a case.
 pub(crate) fn rows(case: &Case, cells: &[Cell]) -> Vec<Row> {
     let mut rows: Vec<Row> = cells.iter().map(|cell| row(case, cell)).collect();
-    let memory = case.is_memory();
-    let cost = |row: &Row| {
-        let figures = row.figures?;
-        if memory { Some(figures.throughput.median) } else { Some(figures.cpu_us?.median) }
-    };
-    let peers = rows.iter().filter(|row| match row.kind {
-        Kind::Phalanx => false,
-        Kind::Haproxy => true,
-        // What the goal compares memory with is HAProxy's.
-        Kind::Nginx => !memory,
-    });
-    let best = peers.filter_map(cost).min_by(f64::total_cmp);
+    let peers = rows.iter().filter(|row| row.is_peer(case));
+    let best = peers.filter_map(|row| Some((row.cost(case)?, row))).min_by(|a, b| a.0.total_cmp(&b.0));
+    let best = best.map(|(cost, row)| (cost, row.kind, row.tail_ms()));
     for row in &mut rows {
         if row.kind == Kind::Phalanx
-            && let (Some(ours), Some(best)) = (cost(row), best)
+            && let (Some(ours), Some((best, peer, tail))) = (row.cost(case), best)
             && best > 0.0
         {
             let ratio = ours / best;
             row.ratio = Some(ratio);
             let verdict = if ratio <= case.goal { "met" } else { "MISSED" };
             row.note = join(&row.note, &format!("goal {:.2}: {verdict}", case.goal));
+            if let (Some(ours), Some(theirs)) = (row.tail_ms(), tail) {
+                let tail = format!("p{} {:.2} of {}'s", case.tail() * 100.0, ours / theirs, peer.name());
+                row.note = join(&row.note, &tail);
+            }
         }
     }
     rows
 }
+
+/// What replication costs: the same proxy's CPU time with it by that without, from rounds in turn.
+pub(crate) fn compare(with: &mut [Row], without: &[Row]) {
+    for row in with {
+        let before = without.iter().find(|other| other.kind == row.kind);
+        let cpu = |row: &Row| Some(row.figures?.cpu_us?.median);
+        if let (Some(after), Some(before)) = (cpu(row), before.and_then(cpu)) {
+            let more = (after / before - 1.0) * 100.0;
+            let mut note = format!("{more:+.1} % CPU to case {}", without[0].case);
+            if row.kind == Kind::Phalanx {
+                note += if more < REPLICATION { ", goal +10 %: met" } else { ", goal +10 %: MISSED" };
+            }
+            row.note = join(&row.note, &note);
+        }
+    }
+}
+
+/// What replication may cost, in percent.
+const REPLICATION: f64 = 10.0;
 
 fn row(case: &Case, cell: &Cell) -> Row {
     let samples = match &cell.outcome {
@@ -263,6 +299,19 @@ mod tests {
         let rows = rows(case("a"), &cells);
         assert_eq!(rows.iter().map(|r| r.ratio).collect::<Vec<_>>(), [Some(18.0 / 20.0), None, None]);
         assert!(rows[0].note.contains("goal 0.90: met"), "{}", rows[0].note);
+    }
+
+    #[test]
+    fn replication_is_compared_with_the_same_proxy_without_it() {
+        let without =
+            rows(case("h"), &[cell(Kind::Phalanx, &[20.0], false), cell(Kind::Haproxy, &[20.0], false)]);
+        let with = |ours| [cell(Kind::Phalanx, &[ours], false), cell(Kind::Haproxy, &[24.0], false)];
+        for (ours, verdict) in [(21.0, "+5.0 % CPU to case h, goal +10 %: met"), (23.0, "MISSED")] {
+            let mut rows = rows(case("h-repl"), &with(ours));
+            compare(&mut rows, &without);
+            assert!(rows[0].note.contains(verdict), "{}", rows[0].note);
+            assert!(rows[1].note.ends_with("+20.0 % CPU to case h"), "{}", rows[1].note);
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Instant;
 use memchr::memmem;
 
 use super::origin::LARGE;
+use super::tls::Tls;
 use super::wire::Wire;
 
 /// What is said on a connection.
@@ -34,6 +35,7 @@ pub(crate) struct Script {
     /// Addresses that connections come from in turn; 0: the kernel's choice.
     pub(crate) sources: u32,
     pub(crate) talk: Talk,
+    pub(crate) tls: Option<Tls>,
     pub(crate) request: Writer,
 }
 
@@ -88,8 +90,9 @@ pub(crate) enum Progress {
 impl Client {
     /// Begins to connect.
     pub(crate) fn connect(script: &Script, nth: u64, began: Instant) -> io::Result<Client> {
+        let tls = script.tls.as_ref().map(|tls| tls.connection(nth)).transpose()?;
         Ok(Client {
-            wire: Wire::connect(script.target, script.source(nth))?,
+            wire: Wire::connect(script.target, script.source(nth), tls)?,
             out: Vec::new(),
             sent: 0,
             upload: 0,
@@ -139,7 +142,7 @@ impl Client {
                 n => self.upload -= n as u64,
             }
         }
-        self.blocked = false;
+        self.blocked = self.wire.flush().map_err(failed)?;
         Ok(())
     }
 
@@ -226,6 +229,7 @@ mod tests {
             exchanges,
             sources: 0,
             talk,
+            tls: None,
             request: Box::new(|nth, last, out| out.extend(format!("GET /{nth} {last}\r\n\r\n").bytes())),
         };
         let client = Client::connect(&script, 0, Instant::now()).unwrap();
