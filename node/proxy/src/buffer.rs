@@ -12,6 +12,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::stream::Stream;
+
 /// Default size, `tune.bufsize`.
 pub(crate) const SIZE: usize = 16 * 1024;
 /// Size that a stream of full reads grows to.
@@ -29,30 +31,31 @@ thread_local! {
 #[derive(Debug)]
 pub(crate) struct Buffer {
     data: Option<Box<[u8]>>,
-    start: usize,
-    end: usize,
-    size: usize,
+    // Shorter than pointers: an idle connection has one of these.
+    start: u32,
+    end: u32,
+    size: u32,
 }
 
 impl Buffer {
     /// A buffer without memory.
     pub(crate) fn new(size: usize) -> Buffer {
-        Buffer { data: None, start: 0, end: 0, size }
+        Buffer { data: None, start: 0, end: 0, size: u32::try_from(size).unwrap_or(u32::MAX) }
     }
 
     /// The bytes held.
     pub(crate) fn bytes(&self) -> &[u8] {
-        self.data.as_ref().map_or(&[], |d| &d[self.start..self.end])
+        self.data.as_ref().map_or(&[], |d| &d[self.start as usize..self.end as usize])
     }
 
     /// The bytes held, to be changed in place.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        self.data.as_mut().map_or(&mut [], |d| &mut d[self.start..self.end])
+        self.data.as_mut().map_or(&mut [], |d| &mut d[self.start as usize..self.end as usize])
     }
 
     /// How many bytes are held.
     pub(crate) fn len(&self) -> usize {
-        self.end - self.start
+        (self.end - self.start) as usize
     }
 
     /// Whether none are held.
@@ -62,12 +65,12 @@ impl Buffer {
 
     /// Whether nothing more fits in, even after moving the bytes to the front.
     pub(crate) fn is_full(&self) -> bool {
-        self.len() >= self.size
+        self.len() >= self.size as usize
     }
 
     /// Forgets the first `n` bytes; gives the memory back when none are left.
     pub(crate) fn consume(&mut self, n: usize) {
-        self.start += n.min(self.len());
+        self.start += n.min(self.len()) as u32;
         if self.is_empty() {
             self.release();
         }
@@ -75,24 +78,24 @@ impl Buffer {
 
     /// Lets reads become larger: for bulk data.
     pub(crate) fn grow(&mut self) {
-        if self.is_empty() && self.size < LARGE {
+        if self.is_empty() && self.size < LARGE as u32 {
             self.release();
-            self.size = LARGE;
+            self.size = LARGE as u32;
         }
     }
 
     /// Space to read into.
     fn space(&mut self) -> &mut [u8] {
         if self.data.is_none() {
-            self.data = Some(take(self.size));
+            self.data = Some(take(self.size as usize));
         }
         let data = self.data.get_or_insert_default();
-        if self.start > 0 && self.end == data.len() {
-            data.copy_within(self.start..self.end, 0);
+        if self.start > 0 && self.end as usize == data.len() {
+            data.copy_within(self.start as usize..self.end as usize, 0);
             self.end -= self.start;
             self.start = 0;
         }
-        &mut data[self.end..]
+        &mut data[self.end as usize..]
     }
 
     fn release(&mut self) {
@@ -168,23 +171,41 @@ impl Drop for Text {
     }
 }
 
+/// What [`poll_fill`] reads from.
+pub(crate) trait Source: AsyncRead + Unpin {
+    /// Ready when a read may bring something.
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+}
+
+impl Source for TcpStream {
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_read_ready(cx)
+    }
+}
+
+impl Source for Stream {
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_read_ready(cx)
+    }
+}
+
 /// Reads what is there into `buf`; 0 = the peer has closed.
 ///
 /// The memory is taken only once the socket is known to be readable, and the caller must not call
 /// this with a full buffer.
-pub(crate) fn poll_fill(
-    stream: &mut TcpStream,
+pub(crate) fn poll_fill<S: Source>(
+    stream: &mut S,
     cx: &mut Context<'_>,
     buf: &mut Buffer,
 ) -> Poll<io::Result<usize>> {
     debug_assert!(!buf.is_full());
     if buf.data.is_none() {
-        ready!(stream.poll_read_ready(cx))?;
+        ready!(stream.poll_readable(cx))?;
     }
     let mut space = ReadBuf::new(buf.space());
     let polled = Pin::new(stream).poll_read(cx, &mut space);
     let n = space.filled().len();
-    buf.end += n;
+    buf.end += n as u32;
     if buf.is_empty() {
         buf.release();
     }
@@ -194,7 +215,7 @@ pub(crate) fn poll_fill(
 
 /// Writes the bytes of `head` and then those of `body` with one system call.
 pub(crate) fn poll_write(
-    stream: &mut TcpStream,
+    stream: &mut (impl AsyncWrite + Unpin),
     cx: &mut Context<'_>,
     head: &[u8],
     body: &[u8],

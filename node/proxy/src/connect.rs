@@ -117,7 +117,7 @@ async fn take_place(
     loop {
         let ask = Ask {
             key: dispatch.key.as_deref(),
-            src: front.src.ip(),
+            src: front.src().ip(),
             directed: directed.as_ref().filter(|d| avoid.is_none_or(|a| !Arc::ptr_eq(a, d))),
             avoid,
             worker: towards.worker.id,
@@ -218,7 +218,7 @@ async fn open(
     towards.session.note(Some(towards.backend.name()), Some(server), sessions::Phase::Connect);
     let mut addr = server.addr();
     if addr.port() == 0 {
-        addr.set_port(front.dst.port());
+        addr.set_port(front.dst().port());
     }
     let stream = match start(towards.config, addr) {
         Ok(stream) => stream,

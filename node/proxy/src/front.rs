@@ -1,16 +1,19 @@
 //! The client's side of a session: its socket, what it has sent ahead, and the one timer.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::net::TcpStream;
+use phalanx_engine::state::sessions::Session;
 
 use crate::buffer::{Buffer, poll_fill};
 use crate::deadline::Deadline;
+use crate::nursery;
+use crate::stream::Stream;
 
 /// A client connection.
 pub(crate) struct Front {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Stream,
     /// Bytes received and not yet used.
     pub(crate) buf: Buffer,
     /// The client has closed its side.
@@ -18,8 +21,10 @@ pub(crate) struct Front {
     /// Part of a request was left unread: the close must linger.
     pub(crate) abandoned: bool,
     pub(crate) deadline: Deadline,
-    pub(crate) src: SocketAddr,
-    pub(crate) dst: SocketAddr,
+    /// At the end of which it is watched if it is not until then.
+    pub(crate) round: Option<u32>,
+    /// Knows both ends of the connection.
+    pub(crate) entry: Arc<Session>,
 }
 
 /// What reading ahead found out about the client.
@@ -32,6 +37,16 @@ pub(crate) enum Gone {
 }
 
 impl Front {
+    /// The client's address.
+    pub(crate) fn src(&self) -> SocketAddr {
+        self.entry.client()
+    }
+
+    /// The address that it connected to.
+    pub(crate) fn dst(&self) -> SocketAddr {
+        self.entry.local()
+    }
+
     /// Ready when the client closes or fails; what it sends meanwhile is kept, up to a buffer full.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
         while !self.eof && !self.buf.is_full() {
@@ -51,10 +66,20 @@ impl Front {
         Poll::Pending
     }
 
+    /// As [`poll_gone`](Front::poll_gone), of a client that waits for its answer: one that is not watched is
+    /// looked at only after a while.
+    pub(crate) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
+        if self.eof || self.stream.is_watched() {
+            return self.poll_gone(cx);
+        }
+        let round = *self.round.get_or_insert_with(|| nursery::enter(cx.waker()));
+        if nursery::is_over(round) { self.poll_gone(cx) } else { Poll::Pending }
+    }
+
     /// Whether a client that is gone ends the session while it waits for a server: a reset does, a
     /// half-close only with `option abortonclose`.
     pub(crate) fn poll_abort(&mut self, cx: &mut Context<'_>, abortonclose: bool) -> Poll<()> {
-        match self.poll_gone(cx) {
+        match self.poll_left(cx) {
             Poll::Ready(Gone::Reset) => Poll::Ready(()),
             Poll::Ready(Gone::HalfClosed) if abortonclose => Poll::Ready(()),
             _ => Poll::Pending,

@@ -14,7 +14,7 @@ use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use phalanx_config::Proxy;
+use phalanx_config::{Proxy, Timeouts};
 use phalanx_engine::counters::bump;
 use phalanx_engine::end::{Cause, End, Phase};
 use phalanx_engine::h1::{self, Body, Chunked, Error, ErrorKind, Parsed, RequestFraming};
@@ -121,23 +121,22 @@ pub(crate) fn serve(
 /// Waits for the head of the next request.
 fn receive<'a>(
     session: &'a Session,
-    config: &Proxy,
+    config: &'a Proxy,
     front: &'a mut Front,
     first: bool,
 ) -> impl Future<Output = Result<Request, NoRequest>> + 'a {
+    // Every byte of this is one of an idle connection: what can be found again is not kept.
     let timeouts = &config.timeouts;
-    let request_limit = timeouts.http_request.or(timeouts.client);
-    let restarts = timeouts.http_request.is_none();
+    let limit = |timeouts: &Timeouts| timeouts.http_request.or(timeouts.client);
+    let restarts = |timeouts: &Timeouts| timeouts.http_request.is_none();
     let mut scratch: Option<Box<Scratch>> = None;
     let mut armed = false;
-    let mut seen = 0;
-    let mut first_byte = None;
-    let mut waited = false;
+    let mut seen: u32 = 0;
     if front.buf.is_empty() {
-        let idle = if first { request_limit } else { timeouts.http_keep_alive.or(request_limit) };
+        let idle = if first { None } else { timeouts.http_keep_alive }.or(limit(timeouts));
         front.deadline.set(idle);
         // With http-request the clock runs from the accept on.
-        armed = first && !restarts;
+        armed = first && !restarts(timeouts);
         if !first {
             session.entry.session().note(None, None, sessions::Phase::Request);
         }
@@ -145,19 +144,20 @@ fn receive<'a>(
     poll_fn(move |cx| {
         loop {
             if !front.buf.is_empty() {
-                let began = *first_byte.get_or_insert_with(|| session.worker.now());
+                let held = scratch.get_or_insert_with(|| Scratch::begin(session.worker.now()));
+                let began = held.began;
                 let refused = |end: End, error: Error, status| {
                     let refusal = Refusal { end, status, error: Some(error), began };
                     Poll::Ready(Err(NoRequest::Refused(Box::new(refusal))))
                 };
-                match parse(front, scratch.get_or_insert_with(Scratch::take)) {
+                match parse(front, held) {
                     Ok(Some(framing)) => {
                         return Poll::Ready(Ok(Request {
-                            scratch: scratch.take().unwrap_or_else(Scratch::take),
+                            scratch: scratch.take().unwrap_or_else(|| Scratch::begin(began)),
                             framing,
                             began,
                             // Usually it came in one piece.
-                            received: if waited { session.worker.now() } else { began },
+                            received: if seen > 0 { session.worker.now() } else { began },
                             first,
                         }));
                     }
@@ -174,17 +174,16 @@ fn receive<'a>(
                     }
                 }
                 // Only what is new restarts it: a wake-up of the deadline itself comes by here, too.
-                if !armed || restarts && front.buf.len() > seen {
-                    front.deadline.set(request_limit);
+                if !armed || restarts(timeouts) && front.buf.len() > seen as usize {
+                    front.deadline.set(limit(timeouts));
                     armed = true;
                 }
-                seen = front.buf.len();
-                waited = true;
+                seen = front.buf.len() as u32;
             }
             if let Err(ended) = ready!(poll_more(cx, session, front)) {
                 // An idle connection ends without a word.
                 let silent = front.buf.is_empty() && !first;
-                let began = first_byte.unwrap_or(session.accepted);
+                let began = scratch.as_ref().map_or(session.accepted(), |scratch| scratch.began);
                 return Poll::Ready(Err(match ended {
                     Ended::Client if silent => NoRequest::Silent,
                     Ended::Timeout if silent => NoRequest::Silent,
@@ -272,8 +271,8 @@ async fn refuse(
     }
     report::log(&Report {
         session,
-        client: front.src,
-        destination: front.dst,
+        client: front.src(),
+        destination: front.dst(),
         config,
         backend: None,
         dispatch: &Dispatch::default(),

@@ -10,7 +10,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use phalanx_engine::frontend::{Frontend, Status};
-use tokio::net::TcpListener;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
 use crate::room::{Limit, Place};
@@ -40,9 +41,11 @@ pub(crate) struct Target {
     pub(crate) keepalive: bool,
 }
 
+type Socket = AsyncFd<std::net::TcpListener>;
+
 /// One listening socket of one worker.
 pub(crate) struct Listener {
-    socket: Rc<TcpListener>,
+    socket: Rc<Socket>,
     target: Rc<RefCell<Rc<Target>>>,
     task: AbortHandle,
 }
@@ -58,7 +61,9 @@ impl Listener {
         let tuning =
             phalanx_sys::net::Tuning { nodelay: true, keepalive: target.keepalive, ..Default::default() };
         tuning.apply(&socket)?;
-        let socket = Rc::new(TcpListener::from_std(socket)?);
+        // tokio's own listener would have the event loop hear of every connection at once.
+        #[allow(deprecated, reason = "unsound only for types whose descriptor may change; this owns it")]
+        let socket = Rc::new(AsyncFd::with_interest(socket, Interest::READABLE)?);
         let target = Rc::new(RefCell::new(Rc::new(target)));
         let task = tokio::task::spawn_local(accept(worker.clone(), socket.clone(), target.clone()));
         Ok(Listener { socket, target, task: task.abort_handle() })
@@ -74,8 +79,7 @@ impl Listener {
         self.task.abort();
         let target = self.target.borrow().clone();
         // Asked of the kernel: the event loop may not have heard yet of the last ones.
-        while let Ok((stream, peer)) = phalanx_sys::net::accept(&*self.socket) {
-            let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { continue };
+        while let Ok((stream, peer)) = phalanx_sys::net::accept(self.socket.get_ref()) {
             if let Some(place) =
                 worker.shared.room.enter(&target.limit, &target.frontend, worker.shared.state.process())
             {
@@ -84,11 +88,11 @@ impl Listener {
         }
         // The guardian may hold duplicates, and the aborted task is dropped only at its next turn:
         // closing alone would leave the port open for a while.
-        let _ = phalanx_sys::net::shutdown(&*self.socket);
+        let _ = phalanx_sys::net::shutdown(self.socket.get_ref());
     }
 }
 
-async fn accept(worker: Rc<Worker>, socket: Rc<TcpListener>, target: Rc<RefCell<Rc<Target>>>) {
+async fn accept(worker: Rc<Worker>, socket: Rc<Socket>, target: Rc<RefCell<Rc<Target>>>) {
     loop {
         let current = target.borrow().clone();
         if current.frontend.status() != Status::Open {
@@ -97,7 +101,7 @@ async fn accept(worker: Rc<Worker>, socket: Rc<TcpListener>, target: Rc<RefCell<
         }
         // While there is no room, connections stay in the kernel's queue.
         poll_fn(|cx| poll_room(&worker, &current, cx)).await;
-        let accepted = socket.accept().await;
+        let accepted = socket.async_io(Interest::READABLE, |socket| phalanx_sys::net::accept(socket)).await;
         // A reload may have come while waiting.
         let current = target.borrow().clone();
         match accepted {

@@ -56,8 +56,8 @@ impl<'a> Around<'a> {
             server: None,
         };
         Context {
-            src: client.src,
-            dst: client.dst,
+            src: client.src(),
+            dst: client.dst(),
             request: None,
             response: None,
             world: Some(world),
@@ -76,7 +76,7 @@ pub(crate) fn connection(rules: &[Rule], around: &Around<'_>, client: &Front) ->
     if rules.is_empty() {
         return Passage::Free;
     }
-    let at = around.context(client, around.session.accepted);
+    let at = around.context(client, around.session.accepted());
     verdict(rules, &mut Cursor::default(), around.proxy, &at).unwrap_or(Passage::Free)
 }
 
@@ -113,8 +113,8 @@ pub(crate) async fn inspect(client: &mut Front, delay: Duration) {
 /// Makes the close of a connection one that its client does not learn of: the reset does not get
 /// beyond the first router. IPv6 has no such limit here, so that its clients see a reset.
 pub(crate) fn leave_silently(client: &Front) {
-    let _ = client.stream.set_ttl(1);
-    let _ = client.stream.set_zero_linger();
+    client.stream.set_ttl(1);
+    client.stream.reset_on_close();
 }
 
 /// What rules that change no message come to; `None` = they wait.

@@ -10,7 +10,6 @@ use phalanx_engine::frontend::Frontend;
 use phalanx_engine::memory::Memory;
 use phalanx_engine::state::sessions::Entry;
 use phalanx_engine::time::Now;
-use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 
 use crate::buffer::{Buffer, SIZE};
@@ -19,6 +18,7 @@ use crate::front::Front;
 use crate::listener::Target;
 use crate::room::Place;
 use crate::rules::{Around, Passage};
+use crate::stream::Stream;
 use crate::worker::{View, Worker};
 use crate::{http, rules, tcp};
 
@@ -27,7 +27,6 @@ pub(crate) struct Session {
     pub(crate) worker: Rc<Worker>,
     pub(crate) frontend: Arc<Frontend>,
     pub(crate) entry: Entry,
-    pub(crate) accepted: Now,
     /// What connection rules track, and variables.
     pub(crate) memory: Memory,
     _place: Place,
@@ -36,7 +35,13 @@ pub(crate) struct Session {
 /// Starts the task that serves a connection just accepted.
 ///
 /// Not itself a future: one within the other, each would have room for all of this.
-pub(crate) fn start(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, target: &Target, place: Place) {
+pub(crate) fn start(
+    worker: &Rc<Worker>,
+    stream: std::net::TcpStream,
+    peer: SocketAddr,
+    target: &Target,
+    place: Place,
+) {
     let plan = worker.plan();
     let Some(index) = plan.index(target.frontend.name()) else { return };
     let dst = match target.addr.ip().is_unspecified() {
@@ -53,22 +58,16 @@ pub(crate) fn start(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, ta
     }
     let bufsize = plan.config.global.bufsize.unwrap_or(SIZE).max(1024);
     let front = Front {
-        stream,
+        stream: Stream::new(stream),
         buf: Buffer::new(bufsize),
         eof: false,
         abandoned: false,
         deadline: Deadline::default(),
-        src,
-        dst,
+        round: None,
+        entry: entry.session().clone(),
     };
-    let session = Session {
-        worker: worker.clone(),
-        frontend,
-        entry,
-        accepted,
-        memory: Memory::default(),
-        _place: place,
-    };
+    let session =
+        Session { worker: worker.clone(), frontend, entry, memory: Memory::default(), _place: place };
     match session.passage(&plan, index, &front) {
         Passage::Free => {}
         Passage::Rejected => return,
@@ -85,6 +84,11 @@ pub(crate) fn start(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, ta
 }
 
 impl Session {
+    /// When it was accepted.
+    pub(crate) fn accepted(&self) -> Now {
+        self.entry.session().accepted()
+    }
+
     /// Carries out `tcp-request connection` and `tcp-request session`.
     fn passage(&self, plan: &View, index: usize, client: &Front) -> Passage {
         let front = &plan.proxies[index];
@@ -95,7 +99,7 @@ impl Session {
         if passage != Passage::Free {
             bump(&shard.dcon, 1);
             // A single reset: the client's port is free again and no TIME_WAIT is left here.
-            let _ = client.stream.set_zero_linger();
+            client.stream.reset_on_close();
             return passage;
         }
         let passage = rules::connection(&set.tcp_session, &around, client);
@@ -119,7 +123,7 @@ mod tests {
     #[test]
     fn tasks_of_sessions_are_small() {
         let (http, tcp) = (size(http::serve), size(tcp::serve));
-        assert!(http <= 512, "HTTP, waiting for a request: {http} bytes");
+        assert!(http <= 320, "HTTP, waiting for a request: {http} bytes");
         assert!(tcp <= 1280, "TCP: {tcp} bytes");
     }
 }

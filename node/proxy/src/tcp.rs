@@ -33,7 +33,7 @@ pub(crate) fn serve(
 ) -> impl Future<Output = ()> {
     async move {
         let proxy = &plan.proxies[index];
-        let now = session.accepted;
+        let now = session.accepted();
         let mut dispatch = Dispatch { asked: now, ..Dispatch::default() };
         let passage = pass(&session, &plan, proxy, proxy, &mut front).await;
         if passage != Passage::Free {
@@ -132,11 +132,11 @@ async fn forward(
     let worker = &*session.worker;
     let config = &back.config;
     if !back.config.use_server.is_empty() {
-        let at = around(session, plan, back, back).context(front, session.accepted);
+        let at = around(session, plan, back, back).context(front, session.accepted());
         dispatch.directed = rules::server(back, backend, &at);
     }
     if dispatch.directed.is_none() && !back.stick_rules.is_empty() {
-        let at = around(session, plan, back, back).context(front, session.accepted);
+        let at = around(session, plan, back, back).context(front, session.accepted());
         dispatch.directed = rules::stick_match(back, &at, backend, config.persist);
     }
     let towards = Towards { worker, session: session.entry.session(), backend, config, reuse: Reuse::No };
@@ -166,8 +166,11 @@ async fn forward(
     let (upward, downward) = (Conduit::new(ways.0, global), Conduit::new(ways.1, global));
     let (mut up, mut down) =
         (Pipe::new(ahead, front.eof, upward), Pipe::new(Buffer::new(SIZE), false, downward));
+    let Ok(client) = front.stream.watch() else {
+        return (End::new(Cause::Resource, Phase::Data), (0, 0));
+    };
     let end = tunnel::run(
-        &mut front.stream,
+        client,
         &mut established.connection.stream,
         &mut up,
         &mut down,
@@ -217,7 +220,7 @@ fn report(
 
 fn timers(session: &Session, dispatch: &Dispatch) -> Timers {
     let now = session.worker.now();
-    let ms = report::since(session.accepted);
+    let ms = report::since(session.accepted());
     Timers {
         request: None,
         queue: dispatch.queued.map(&ms),
@@ -242,12 +245,12 @@ fn log(
     let [cause, phase] = end.code();
     report::log(&Report {
         session,
-        client: front.src,
-        destination: front.dst,
+        client: front.src(),
+        destination: front.dst(),
         config,
         backend,
         dispatch,
-        unix_us: session.accepted.unix_us,
+        unix_us: session.accepted().unix_us,
         timers,
         status: None,
         bytes: bytes.unwrap_or(0),

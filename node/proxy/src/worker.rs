@@ -134,6 +134,7 @@ pub(crate) fn run(
 /// Carries out orders until the forwarder is gone; sessions run beside.
 async fn serve(worker: Rc<Worker>, mut orders: mpsc::Receiver<Order>) {
     let mut listeners: HashMap<Key, Listener> = HashMap::new();
+    tokio::task::spawn_local(crate::nursery::run());
     let mut purge = interval(Duration::from_secs(1));
     purge.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

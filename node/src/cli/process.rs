@@ -206,7 +206,7 @@ fn show_activity(call: &Call<'_>) -> Answer {
     let sessions = ctx.state.sessions().all();
     let mut per_worker = vec![0u64; workers.max(1)];
     for session in &sessions {
-        if let Some(count) = per_worker.get_mut(session.worker.0) {
+        if let Some(count) = per_worker.get_mut(session.worker().0) {
             *count += 1;
         }
     }

@@ -105,13 +105,13 @@ fn wanted(call: &Call<'_>, chosen: &Chosen<'_>, session: &Arc<Session>) -> bool 
         && chosen.frontend.is_none_or(|name| *session.frontend == *name)
         && chosen.backend.is_none_or(|name| progress.backend.as_deref() == Some(name))
         && chosen.server.is_none_or(|name| server.as_deref() == Some(name))
-        && chosen.older.is_none_or(|age| call.now.mono.saturating_sub(session.accepted.mono) >= age)
+        && chosen.older.is_none_or(|age| call.now.mono.saturating_sub(session.accepted().mono) >= age)
 }
 
 fn line(call: &Call<'_>, session: &Arc<Session>, details: bool, out: &mut String) {
     let progress = session.progress();
-    let proto = if session.client.is_ipv4() { "tcpv4" } else { "tcpv6" };
-    let age = call.now.mono.saturating_sub(session.accepted.mono).as_secs();
+    let proto = if session.client().is_ipv4() { "tcpv4" } else { "tcpv6" };
+    let age = call.now.mono.saturating_sub(session.accepted().mono).as_secs();
     let phase = match progress.phase {
         Phase::Request => "request",
         Phase::Queue => "queue",
@@ -125,15 +125,15 @@ fn line(call: &Call<'_>, session: &Arc<Session>, details: bool, out: &mut String
         out,
         "{:#x}: proto={proto} src={} fe={} be={backend} srv={server} age={} phase={phase} thread={}",
         id(session),
-        session.client,
+        session.client(),
         session.frontend,
         human(age),
-        session.worker.0 + 1,
+        session.worker().0 + 1,
     );
     if details {
         let mut date = Vec::new();
-        log::bracketed(session.accepted.unix_us, &mut date);
-        let _ = write!(out, " accepted={} local={}", String::from_utf8_lossy(&date), session.local);
+        log::bracketed(session.accepted().unix_us, &mut date);
+        let _ = write!(out, " accepted={} local={}", String::from_utf8_lossy(&date), session.local());
         if let Some(server) = &progress.server {
             let _ = write!(out, " srv_addr={} srv_id={}", server.addr(), server.id());
         }

@@ -6,10 +6,10 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 
 /// How to open a listener.
 #[derive(Clone, Debug)]
@@ -235,8 +235,17 @@ pub fn refuse_new(listener: &impl AsFd) -> io::Result<()> {
 /// # Errors
 /// What `accept` said: `WouldBlock` when none waits.
 pub fn accept(listener: &impl AsFd) -> io::Result<(TcpStream, SocketAddr)> {
-    let (socket, peer) = SockRef::from(listener).accept()?;
-    socket.set_nonblocking(true)?;
+    let listener = listener.as_fd().as_raw_fd();
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: the closure is handed a storage of the length that it passes on with it, and the kernel
+    // writes the length of what it put there.
+    let (socket, peer) = unsafe {
+        SockAddr::try_init(|storage, len| match libc::accept4(listener, storage.cast(), len, flags) {
+            -1 => Err(io::Error::last_os_error()),
+            // SAFETY: the kernel opened it just now, and nobody else has it.
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        })
+    }?;
     let peer = peer.as_socket().ok_or(io::ErrorKind::InvalidData)?;
     Ok((socket.into(), peer))
 }

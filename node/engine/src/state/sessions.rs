@@ -3,11 +3,12 @@
 //! Each worker enters its own sessions under its own lock, which only the Runtime API ever contends.
 //! The proxy fills the [`Session`]; this module decides nothing.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV6};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU8};
 use std::task::Waker;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use slab::Slab;
@@ -64,16 +65,16 @@ struct Shown {
 /// One session.
 #[derive(Debug)]
 pub struct Session {
-    /// Whose.
-    pub worker: Worker,
-    /// Client address.
-    pub client: SocketAddr,
-    /// Address it connected to.
-    pub local: SocketAddr,
     /// Name of the frontend.
     pub frontend: Arc<str>,
-    /// When it was accepted.
-    pub accepted: Now,
+    client: Packed,
+    local: Packed,
+    /// When it was accepted: nanoseconds of the process, and microseconds since the epoch.
+    mono_ns: u64,
+    unix_us: u64,
+    worker: u16,
+    /// Its place in its worker's list.
+    key: u32,
     shown: Mutex<Shown>,
     /// A [`Kill`], or 0.
     killed: AtomicU8,
@@ -81,7 +82,58 @@ pub struct Session {
     armed: AtomicBool,
 }
 
+/// An address in 24 bytes. Idle sessions are many.
+#[derive(Clone, Copy, Debug)]
+struct Packed {
+    ip: [u8; 16],
+    scope: u32,
+    port: u16,
+    is_v4: bool,
+}
+
+impl Packed {
+    fn new(addr: SocketAddr) -> Packed {
+        let (ip, scope) = match addr {
+            SocketAddr::V4(addr) => {
+                let mut ip = [0; 16];
+                ip[..4].copy_from_slice(&addr.ip().octets());
+                (ip, 0)
+            }
+            // The flow is of no use to anybody.
+            SocketAddr::V6(addr) => (addr.ip().octets(), addr.scope_id()),
+        };
+        Packed { ip, scope, port: addr.port(), is_v4: addr.is_ipv4() }
+    }
+
+    fn addr(self) -> SocketAddr {
+        match (self.is_v4, self.ip) {
+            (true, [a, b, c, d, ..]) => SocketAddr::from(([a, b, c, d], self.port)),
+            (false, ip) => SocketAddrV6::new(ip.into(), self.port, 0, self.scope).into(),
+        }
+    }
+}
+
 impl Session {
+    /// Whose.
+    pub fn worker(&self) -> Worker {
+        Worker(usize::from(self.worker))
+    }
+
+    /// Client address.
+    pub fn client(&self) -> SocketAddr {
+        self.client.addr()
+    }
+
+    /// Address it connected to.
+    pub fn local(&self) -> SocketAddr {
+        self.local.addr()
+    }
+
+    /// When it was accepted.
+    pub fn accepted(&self) -> Now {
+        Now { mono: Duration::from_nanos(self.mono_ns), unix_us: self.unix_us }
+    }
+
     /// How far it is.
     pub fn progress(&self) -> Progress {
         let shown = self.shown.lock();
@@ -177,18 +229,25 @@ impl Sessions {
         frontend: Arc<str>,
         accepted: Now,
     ) -> Entry {
+        let mut list = self.shards[worker.0].lock();
+        let place = list.vacant_entry();
         let session = Arc::new(Session {
-            worker,
-            client,
-            local,
+            // A worker never has as many.
+            key: place.key() as u32,
+            // Of which there are 256 at most.
+            worker: worker.0 as u16,
+            client: Packed::new(client),
+            local: Packed::new(local),
             frontend,
-            accepted,
+            mono_ns: accepted.mono.as_nanos() as u64,
+            unix_us: accepted.unix_us,
             shown: Mutex::default(),
             killed: AtomicU8::new(0),
             armed: AtomicBool::new(false),
         });
-        let key = self.shards[worker.0].lock().insert(session.clone());
-        Entry { shards: self.shards.clone(), worker, key, session }
+        place.insert(session.clone());
+        drop(list);
+        Entry { shards: self.shards.clone(), session }
     }
 
     /// All sessions, oldest first.
@@ -197,7 +256,7 @@ impl Sessions {
         for shard in self.shards.iter() {
             all.extend(shard.lock().iter().map(|(_, session)| session.clone()));
         }
-        all.sort_by_key(|s| s.accepted);
+        all.sort_by_key(|s| s.accepted());
         all
     }
 
@@ -218,8 +277,6 @@ impl Sessions {
 #[derive(Debug)]
 pub struct Entry {
     shards: Arc<[Shard]>,
-    worker: Worker,
-    key: usize,
     session: Arc<Session>,
 }
 
@@ -232,6 +289,25 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.shards[self.worker.0].lock().remove(self.key);
+        self.shards[self.session.worker().0].lock().remove(self.session.key as usize);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_packed_without_loss() {
+        for text in ["192.0.2.1:80", "[2001:db8::1]:443", "[fe80::1%3]:1", "0.0.0.0:0", "[::]:65535"] {
+            let addr: SocketAddr = text.parse().unwrap();
+            assert_eq!(Packed::new(addr).addr(), addr, "{text}");
+        }
+    }
+
+    /// With its two counts of references it takes 160 bytes, a size that allocators have.
+    #[test]
+    fn a_session_is_small() {
+        assert!(size_of::<Session>() <= 144, "{} bytes", size_of::<Session>());
     }
 }

@@ -11,7 +11,7 @@ use crate::session::Session;
 /// Keeps a refused request; `position` is where it is wrong.
 pub(crate) fn request(session: &Session, front: &Front, position: usize) {
     let error = CapturedError {
-        client: Some(front.src),
+        client: Some(front.src()),
         other: None,
         server: None,
         ..captured(session, position, front.buf.bytes())
@@ -24,7 +24,7 @@ pub(crate) fn response(session: &Session, from: Option<&Slot>, position: usize, 
     let Some(slot) = from else { return };
     let (frontend, server) = (&session.frontend, slot.server());
     let error = CapturedError {
-        client: Some(session.entry.session().client),
+        client: Some(session.entry.session().client()),
         other: Some((frontend.name().clone(), frontend.id())),
         server: Some((server.name().clone(), server.id())),
         ..captured(session, position, bytes)

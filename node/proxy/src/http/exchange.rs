@@ -104,7 +104,8 @@ impl Upload {
             if !self.conduit.wanted(left) {
                 return Poll::Ready(Ok(None));
             }
-            match ready!(self.conduit.poll_fill(cx, &front.stream, left)) {
+            let Ok(client) = front.stream.watch() else { return Poll::Ready(Err(Lost::Client)) };
+            match ready!(self.conduit.poll_fill(cx, client, left)) {
                 Ok(Filled::Bytes(_)) => {}
                 Ok(Filled::Copy) => return Poll::Ready(Ok(None)),
                 Ok(Filled::End) | Err(_) => return Poll::Ready(Err(Lost::Client)),
@@ -238,7 +239,7 @@ impl<'a> Exchange<'a> {
             return Poll::Ready(Err(stop(self.session.kill_cause(), Phase::Headers)));
         }
         if self.up.done {
-            match front.poll_gone(cx) {
+            match front.poll_left(cx) {
                 Poll::Ready(Gone::HalfClosed) if self.abortonclose => {
                     return Poll::Ready(Err(stop(Cause::ClientAbort, Phase::Headers)));
                 }
@@ -310,7 +311,7 @@ impl<'a> Exchange<'a> {
         if self.session.poll_killed(cx.waker()) {
             return Poll::Ready(Err(stop(self.session.kill_cause(), Phase::Data)));
         }
-        if (self.up.done || self.up.broken) && front.poll_gone(cx) == Poll::Ready(Gone::Reset) {
+        if (self.up.done || self.up.broken) && front.poll_left(cx) == Poll::Ready(Gone::Reset) {
             return Poll::Ready(Err(stop(Cause::ClientAbort, Phase::Data)));
         }
         let cause = ready!(self.poll_deadline(cx, front, blocked, !blocked));
@@ -334,7 +335,10 @@ impl<'a> Exchange<'a> {
             }
             if !self.conduit.is_empty() {
                 let more = coming.is_some_and(|left| left > self.conduit.len() as u64);
-                let sent = ready!(self.conduit.poll_drain(cx, &front.stream, more));
+                let sent = match front.stream.watch() {
+                    Ok(client) => ready!(self.conduit.poll_drain(cx, client, more)),
+                    Err(e) => Err(e),
+                };
                 let sent = sent.map_err(|_| {
                     let more = self.down.wants(self.conduit.len());
                     stop(Cause::ClientAbort, if more { Phase::Data } else { Phase::Last })

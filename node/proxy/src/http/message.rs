@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use phalanx_config::{ConnectionMode, ForwardFor};
 use phalanx_engine::h1::{Edits, Head, Persistence, RequestFraming};
+use phalanx_engine::time::Now;
 
 use crate::front::Front;
 
@@ -12,6 +13,8 @@ use crate::front::Front;
 pub(crate) struct Scratch {
     pub(crate) request: Head,
     pub(crate) response: Head,
+    /// When the first byte of the request came.
+    pub(crate) began: Now,
     pub(crate) edits: Edits,
     /// Heads that rules have changed; empty as long as none has.
     pub(crate) request_text: Vec<u8>,
@@ -24,9 +27,10 @@ thread_local! {
 }
 
 impl Scratch {
-    /// From the thread's pool.
-    pub(crate) fn take() -> Box<Scratch> {
+    /// From the thread's pool, for a request whose first byte comes now.
+    pub(crate) fn begin(now: Now) -> Box<Scratch> {
         let mut scratch = POOL.with_borrow_mut(Vec::pop).unwrap_or_default();
+        scratch.began = now;
         scratch.request.clear();
         scratch.request_text.clear();
         scratch.response_text.clear();
@@ -127,7 +131,7 @@ fn drop_doubles(buf: &[u8], head: &Head, edits: &mut Edits) {
 
 /// `option forwardfor`.
 pub(crate) fn forward_for(option: &ForwardFor, buf: &[u8], head: &Head, front: &Front, edits: &mut Edits) {
-    let ip = front.src.ip();
+    let ip = front.src().ip();
     if option.except.is_some_and(|(net, len)| in_network(ip, net, len)) {
         return;
     }

@@ -571,16 +571,12 @@ impl<'a> Transaction<'a> {
         let limits = tunnel::Limits::new(&self.proxy.config.timeouts, &plan.config.timeouts);
         let entry = self.session.entry.session();
         entry.note(self.back.map(|b| b.1.name()), self.dispatch.server.as_ref(), sessions::Phase::Data);
-        self.end = tunnel::run(
-            &mut self.front.stream,
-            server,
-            &mut up,
-            &mut down,
-            limits,
-            &mut self.front.deadline,
-            entry,
-        )
-        .await;
+        let Ok(client) = self.front.stream.watch() else {
+            self.end = End::new(Cause::Resource, Phase::Data);
+            return;
+        };
+        self.end =
+            tunnel::run(client, server, &mut up, &mut down, limits, &mut self.front.deadline, entry).await;
         pipes::count(self.session, down.spliced());
         self.bytes_in += up.bytes;
         self.bytes_out += down.bytes;
@@ -671,8 +667,8 @@ impl<'a> Transaction<'a> {
     fn log(&self, timers: Timers, bytes: u64, asap: bool) {
         report::log(&Report {
             session: self.session,
-            client: self.front.src,
-            destination: self.front.dst,
+            client: self.front.src(),
+            destination: self.front.dst(),
             config: &self.proxy.config,
             backend: self.back.map(|b| b.1),
             dispatch: &self.dispatch,
