@@ -25,7 +25,7 @@ use self::timeline::Event;
 use crate::lab::{Program, Rig, Spec, Station};
 use crate::nemesis::{Fault, Nemesis, Schedule, Step};
 use crate::phalanx;
-use crate::probe::{Prober, longest_gap};
+use crate::probe::{Prober, Shot, longest_gap};
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -68,11 +68,16 @@ const SERVERS: [(&str, u16); 3] = [("s1", 9801), ("s2", 9802), ("s3", 9803)];
 /// Longest that a cluster of which everything was undone may need.
 const BACK: Duration = Duration::from_secs(45);
 
+/// How often that is waited for where the machine stood still meanwhile.
+const PATIENCES: u32 = 4;
+
 struct Chaos<'a> {
     options: &'a Options,
     load: Load,
     /// By each node's own address, forwarded to a server.
     direct: Vec<Prober>,
+    /// A server itself, past all nodes: nothing is done to it.
+    control: Prober,
     place: Place,
     rig: Rig,
     _servers: Station,
@@ -113,6 +118,8 @@ impl<'a> Chaos<'a> {
         let every = Duration::from_millis(25);
         let direct =
             own(FORWARDED).map(|n| Prober::start(&place.client, at(n), every, rig.origin())).collect();
+        let control = SocketAddr::new(rig.network.servers(), SERVERS[0].1);
+        let control = Prober::start(&place.client, control, every, rig.origin());
         let report = Report::new(options, &nodes);
         let registers = std::collections::BTreeMap::new();
         let (nemesis, losses) = (Nemesis::default(), Vec::new());
@@ -121,6 +128,7 @@ impl<'a> Chaos<'a> {
             options,
             load,
             direct,
+            control,
             place,
             rig,
             _servers: servers,
@@ -180,6 +188,14 @@ impl<'a> Chaos<'a> {
         self.load.pause();
         let (ledger, history) = self.load.take();
         let excuses = self.report.picture.events[first_event..].to_vec();
+        let mut control = self.control.since(from);
+        // Lost packets are a fault of ours, and forgiven as such.
+        let losses = excuses.iter().filter(|e| e.what.starts_with("loss"));
+        for (from, to) in losses.map(|e| (e.from.saturating_sub(STALL_REACH), e.to + STALL_REACH)) {
+            control.retain(|shot| !(from..=to).contains(&shot.sent));
+        }
+        let stalls = stalls(&control);
+        self.report.stalls += stalls.len();
         Round {
             from,
             ledger,
@@ -188,6 +204,7 @@ impl<'a> Chaos<'a> {
             events: &excuses,
             place: &self.place,
             direct: &self.direct,
+            stalls: &stalls,
             rig: &self.rig,
         }
         .check(&mut self.registers, &mut self.report);
@@ -199,9 +216,21 @@ impl<'a> Chaos<'a> {
     }
 
     fn recovered(&mut self) -> Result<(), String> {
-        self.rig.all_fit(BACK)?;
-        self.rig.settle(Duration::from_millis(300), BACK)?;
-        self.wait_forwarding()
+        let mut patience = PATIENCES;
+        loop {
+            let from = self.rig.now();
+            let back = self.rig.all_fit(BACK);
+            let back = back.and_then(|()| self.rig.settle(Duration::from_millis(300), BACK));
+            let back = back.and_then(|_| self.wait_forwarding());
+            patience -= 1;
+            // Leases of a few hundred milliseconds cannot be kept while the machine stands still for longer.
+            let stalls = stalls(&self.control.since(from));
+            let still: Duration = stalls.iter().map(|(from, to)| *to - *from).sum();
+            if back.is_ok() || patience == 0 || still < BACK / 4 {
+                return back;
+            }
+            self.say(&format!("not back yet, but the machine stood still for {still:.1?}: waiting again"));
+        }
     }
 
     fn step(&mut self, step: &Step) -> Result<(), String> {
@@ -275,9 +304,10 @@ impl<'a> Chaos<'a> {
         let to = self.rig.now();
         // Patience of a probe.
         std::thread::sleep(Duration::from_millis(950));
+        let stalls = stalls(&self.control.since(from.saturating_sub(STALL_REACH)));
+        let lost = |s: &&Shot| s.sent < to && s.body().is_none() && !stalled(&stalls, s.sent);
         let probers = self.direct.iter().chain([&self.rig.prober]);
-        let lost: usize =
-            probers.map(|p| p.since(from).iter().filter(|s| s.sent < to && s.body().is_none()).count()).sum();
+        let lost: usize = probers.map(|p| p.since(from).iter().filter(lost).count()).sum();
         self.report.reloads += self.rig.stations.len() as u32;
         if lost > 0 {
             self.report.wrong(
@@ -297,6 +327,30 @@ impl<'a> Chaos<'a> {
 
 /// After so long, what a node counted has reached the others.
 const HEARD: Duration = Duration::from_millis(500);
+
+/// A server that nothing is done to, asked past all nodes, and that answers later than this: the machine of
+/// the laboratory stood still, and what nodes do not answer then says nothing of them.
+const STALL: Duration = Duration::from_millis(250);
+/// A request that passes a node needs several turns of a CPU where the server's own needs one: so long around
+/// a stall it may come too late as well.
+const STALL_REACH: Duration = Duration::from_secs(1);
+
+/// When the machine stood still, by what a server itself answered; those that touch are one.
+fn stalls(control: &[Shot]) -> Vec<(Duration, Duration)> {
+    let mut stalls: Vec<(Duration, Duration)> = Vec::new();
+    for shot in control.iter().filter(|s| s.body().is_none() || s.ended - s.sent > STALL) {
+        let (from, to) = (shot.sent.saturating_sub(STALL_REACH), shot.ended + STALL_REACH);
+        match stalls.last_mut() {
+            Some(last) if from <= last.1 => last.1 = last.1.max(to),
+            _ => stalls.push((from, to)),
+        }
+    }
+    stalls
+}
+
+fn stalled(stalls: &[(Duration, Duration)], at: Duration) -> bool {
+    stalls.iter().any(|(from, to)| (*from..=*to).contains(&at))
+}
 
 /// Megabytes that a process has in memory.
 fn resident(pid: u32) -> Option<f64> {
@@ -340,4 +394,21 @@ fn sections() -> String {
         format!("backend changed\n{changed}{servers}"),
     ]
     .concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::Answer;
+
+    #[test]
+    fn a_machine_that_stands_still_is_told_from_nodes_that_do() {
+        let ms = Duration::from_millis;
+        let shot = |sent, ended| Shot { sent: ms(sent), ended: ms(ended), answer: Answer::Body("s1".into()) };
+        let silent = Shot { answer: Answer::Silence, ..shot(9_000, 9_900) };
+        let control = [shot(100, 101), shot(5_000, 5_200), shot(7_000, 7_251), shot(7_025, 7_251), silent];
+        let stalls = stalls(&control);
+        assert_eq!(stalls, [(ms(6_000), ms(10_900))]);
+        assert!(stalled(&stalls, ms(6_500)) && !stalled(&stalls, ms(5_900)) && !stalled(&stalls, ms(11_000)));
+    }
 }

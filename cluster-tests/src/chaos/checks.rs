@@ -9,7 +9,7 @@ use super::linear::{self, Action, Op, Verdict};
 use super::load::{Place, Register, registers};
 use super::report::Report;
 use super::timeline::Event;
-use super::{FORWARDED, HASHED};
+use super::{FORWARDED, HASHED, stalled};
 use crate::lab::{Rig, inside};
 use crate::probe::Prober;
 use crate::{Client, try_api};
@@ -30,6 +30,8 @@ pub(super) struct Round<'a> {
     pub events: &'a [Event],
     pub place: &'a Place,
     pub direct: &'a [Prober],
+    /// When the machine stood still.
+    pub stalls: &'a [(Duration, Duration)],
     pub rig: &'a Rig,
 }
 
@@ -147,7 +149,7 @@ impl Round<'_> {
                 .collect();
             report.forwarded += shots.len();
             let lost = |s: &&crate::probe::Shot| {
-                s.body().is_none() && !excused.iter().any(|(from, to)| (*from..=*to).contains(&s.sent))
+                s.body().is_none() && !stalled(&excused, s.sent) && !stalled(self.stalls, s.sent)
             };
             for shot in shots.iter().filter(lost).take(3) {
                 let during = self.events.iter().find(|e| (e.from..=e.to).contains(&shot.sent));

@@ -46,6 +46,8 @@ pub struct Report {
     pub overlap: Duration,
     /// Logs that a node refused after they were torn.
     pub wiped: usize,
+    /// Times that the machine of the laboratory itself stood still.
+    pub stalls: usize,
     /// What is wrong, by what should be.
     pub failures: BTreeMap<String, Vec<String>>,
     /// For the page.
@@ -73,6 +75,7 @@ struct Figures<'a> {
     counts_lost_with_killed_nodes: u64,
     undecided: usize,
     wiped: usize,
+    stalls: usize,
     memory_mb: Vec<f64>,
     failures: &'a BTreeMap<String, Vec<String>>,
 }
@@ -178,7 +181,10 @@ impl Report {
             "counters are conserved" => {
                 format!("{} requests, {} counts went with a killed node", self.requests, self.forgiven)
             }
-            "forwarding goes on" => format!("{} requests to the nodes' own addresses", self.forwarded),
+            "forwarding goes on" => format!(
+                "{} requests to the nodes' own addresses; {} times the machine itself stood still",
+                self.forwarded, self.stalls
+            ),
             "no request is lost on reload" => format!("{} reloads under load", self.reloads),
             "bounded memory" => format!("{:.0} MB at most", self.memory().into_iter().fold(0.0, f64::max)),
             _ => format!("{} times", self.rounds),
@@ -255,6 +261,7 @@ impl Report {
             counts_lost_with_killed_nodes: self.forgiven,
             undecided: self.undecided,
             wiped: self.wiped,
+            stalls: self.stalls,
             memory_mb: self.memory(),
             failures: &self.failures,
         };
