@@ -5,7 +5,7 @@
 //! append: no allocation beyond the buffer's growth. Dates are in local time and cached per thread.
 //! Sending is not done here: `phalanx-proxy` owns the sockets.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use phalanx_config::{LogFormat, LogFraming, Mode};
 
@@ -207,32 +207,41 @@ fn partial(plus: bool, n: u64, out: &mut Vec<u8>) {
 
 /// `ip:port`; IPv6 without brackets, as HAProxy prints it.
 fn endpoint(addr: SocketAddr, out: &mut Vec<u8>) {
+    ip(addr.ip(), out);
+    out.push(b':');
+    decimal(u64::from(addr.port()), out);
+}
+
+/// Appends an address.
+pub fn ip(addr: IpAddr, out: &mut Vec<u8>) {
     match addr {
-        SocketAddr::V4(v4) => {
-            let [a, b, c, d] = v4.ip().octets();
-            for (n, end) in [(a, b'.'), (b, b'.'), (c, b'.'), (d, b':')] {
+        IpAddr::V4(v4) => {
+            let [a, b, c, d] = v4.octets();
+            for n in [a, b, c] {
                 decimal(u64::from(n), out);
-                out.push(end);
+                out.push(b'.');
             }
+            decimal(u64::from(d), out);
         }
-        SocketAddr::V6(v6) => {
+        IpAddr::V6(v6) => {
             use std::io::Write;
-            write!(out, "{}:", v6.ip()).expect("a Vec takes every write");
+            write!(out, "{v6}").expect("a Vec takes every write");
         }
     }
-    decimal(u64::from(addr.port()), out);
 }
 
 /// Appends `bytes` with everything outside 32..=126, `"` and `#` as `#XX` (manual section 8.6).
 pub fn escaped(bytes: &[u8], out: &mut Vec<u8>) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    for &b in bytes {
-        if matches!(b, 32..=126) && b != b'"' && b != b'#' {
-            out.push(b);
-        } else {
-            out.extend_from_slice(&[b'#', HEX[usize::from(b >> 4)], HEX[usize::from(b & 15)]]);
-        }
+    let odd = |b: &u8| !matches!(*b, 32..=126) || *b == b'"' || *b == b'#';
+    let mut rest = bytes;
+    while let Some(n) = rest.iter().position(odd) {
+        let b = rest[n];
+        out.extend_from_slice(&rest[..n]);
+        out.extend_from_slice(&[b'#', HEX[usize::from(b >> 4)], HEX[usize::from(b & 15)]]);
+        rest = &rest[n + 1..];
     }
+    out.extend_from_slice(rest);
 }
 
 /// Appends `n` in decimal.

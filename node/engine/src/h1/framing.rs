@@ -134,6 +134,11 @@ impl Said {
     }
 
     fn connection(&mut self, value: &[u8]) {
+        // What nearly all say.
+        if value == b"keep-alive" {
+            self.keep_alive = true;
+            return;
+        }
         for token in tokens(value) {
             self.close |= token.eq_ignore_ascii_case(b"close");
             self.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");

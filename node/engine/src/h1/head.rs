@@ -3,6 +3,8 @@
 //! Offsets are relative to the start of the head, so the buffer may be moved or compacted as long as
 //! the head's bytes stay together. `Head` is reused from message to message to keep its allocation.
 
+mod line;
+
 use super::{Error, ErrorKind, MAX_FIELDS, Parsed};
 
 /// A range of bytes of the head.
@@ -316,6 +318,13 @@ fn version_number(text: &[u8]) -> Option<u8> {
 fn fields(buf: &mut [u8], from: usize, head: &mut Head, fold: Fold) -> Result<Parsed, Error> {
     let mut at = from;
     loop {
+        while head.fields.len() < MAX_FIELDS
+            && let Some(line) = line::usual(buf, at)
+        {
+            head.canonical &= line.canonical;
+            head.fields.push(line.field);
+            at = line.next;
+        }
         let Some(line) = next_line(buf, at)? else {
             // The next look starts over.
             head.restore_names(buf);
@@ -368,9 +377,7 @@ fn field(buf: &mut [u8], start: usize, end: usize, canonical: &mut bool) -> Resu
         restore(line, upper);
         return Err(Error::new(kind, start + colon + 1 + n));
     }
-    let blank = |b: &&u8| matches!(**b, b' ' | b'\t');
-    let left = raw.iter().take_while(blank).count();
-    let right = raw[left..].iter().rev().take_while(blank).count();
+    let (left, right) = line::blanks(raw);
     *canonical &= right == 0 && raw.first() == Some(&b' ') && left == 1;
     let value = start + colon + 1 + left;
     Ok(Field { name: Span::new(start, start + colon), value: Span::new(value, end - right), upper })
