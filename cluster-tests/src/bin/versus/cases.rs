@@ -2,7 +2,7 @@
 
 use crate::config::{Config, HTTP, Nginx, Security, TCP};
 use crate::generator::{LARGE, MIDDLE, SMALL, Service};
-use crate::proxies::{Kind, Site};
+use crate::proxies::Site;
 
 /// One thing to measure.
 #[derive(Clone, Copy, Debug)]
@@ -285,12 +285,9 @@ pub(crate) const CASES: &[Case] = &[
     },
 ];
 
-fn pooled(site: &Site) -> String {
-    match site.kind {
-        // A session's first request takes a pooled connection there only if told to; here it always may.
-        Kind::Haproxy => "    http-reuse always\n".into(),
-        _ => String::new(),
-    }
+/// By default a session's first request has a connection of its own.
+fn pooled(_: &Site) -> String {
+    "    http-reuse always\n".into()
 }
 
 fn splice(_: &Site) -> String {

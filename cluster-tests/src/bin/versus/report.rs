@@ -8,6 +8,7 @@ use cluster_tests::bench::Spread;
 use serde_json::{Value, json};
 
 use crate::cases::Case;
+use crate::generator::Service;
 use crate::measure::{Cell, Sample};
 use crate::proxies::{Absent, Kind};
 
@@ -149,7 +150,8 @@ fn row(case: &Case, cell: &Cell) -> Row {
         note = join("load full first: only CPU and syscalls count", &note);
     }
     if let Some(spread) = of(|s| s.server_connections)
-        && (0.02..0.9).contains(&spread.median)
+        && case.service == Service::Http
+        && spread.median > 0.02
     {
         note = join(&note, &format!("{:.2} server connections a request", spread.median));
     }
@@ -340,6 +342,18 @@ mod tests {
         assert_eq!(rows[0].ratio, Some(0.5));
         let text = text(case("a"), &rows);
         assert!(text.contains("[100000]") && text.contains("[1.00]") && text.contains(" 10.0 "), "{text}");
+    }
+
+    #[test]
+    fn who_does_not_reuse_server_connections_is_named() {
+        let sample = |server| Sample { server_connections: Some(server), ..Sample::default() };
+        let noted = |id, server| {
+            let cell = Cell { kind: Kind::Nginx, outcome: Ok(vec![sample(server)]), syscalls: None };
+            rows(case(id), &[cell])[0].note.contains("server connections")
+        };
+        assert!(noted("b1", 1.0) && noted("b1", 0.1));
+        assert!(!noted("b1", 0.001));
+        assert!(!noted("b2", 1.0), "there it is to close them");
     }
 
     #[test]
