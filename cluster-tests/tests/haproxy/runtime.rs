@@ -59,8 +59,8 @@ impl Call {
 }
 
 const HTTPCLIENT_ACLS: &str = "\
+8 () acl 'var' file 'httpclient' line 0. curr_ver=0 next_ver=0 entry_cnt=1
 9 () acl 'var' file 'httpclient' line 0. curr_ver=0 next_ver=0 entry_cnt=1
-10 () acl 'var' file 'httpclient' line 0. curr_ver=0 next_ver=0 entry_cnt=1
 ";
 
 const CONFIG: &str = "\
@@ -90,9 +90,8 @@ frontend fe
     acl inl path_beg /x /y
     acl named hdr(host) -i one
     acl some path,lower -m found
-    acl low path,map(DIR/m.map) -m str v2
     acl both path -u 50 -f DIR/k.acl /z
-    http-request deny if inl named some low both
+    http-request deny if inl named some both
     default_backend be
 backend be
     balance roundrobin
@@ -148,6 +147,7 @@ const CALLS: &[Call] = &[
     call("get weight be/s2\n"),
     call("get weight be/s3\n"),
     // Maps and ACLs.
+    call("show acl\n").differs(&[(HTTPCLIENT_ACLS, "", "its own ACLs")]),
     call("show map\n"),
     call("show map DIR/m.map\n"),
     call("show acl DIR/l.acl\n"),
@@ -187,7 +187,6 @@ const CALLS: &[Call] = &[
     call("show map\n"),
     call("show map DIR/m.map\n"),
     // Patterns that stand in an ACL, or could.
-    call("show acl\n").differs(&[(HTTPCLIENT_ACLS, "", "its own ACLs")]),
     call("show acl #3\n"),
     call("show acl #4\n"),
     call("add acl #4 /new\n"),
