@@ -73,8 +73,7 @@ fn text(bytes: &[u8]) -> usize {
 /// Length of the name that begins `line`, up to its colon, and which of its letters were capitals.
 fn name(line: &mut [u8]) -> Option<(usize, u32)> {
     let (mut at, mut upper) = (0, 0u64);
-    loop {
-        let Some(eight) = line.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) else { break };
+    while let Some(eight) = line.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
         let word = u64::from_le_bytes(*eight);
         if word & HIGH != 0 {
             break;
