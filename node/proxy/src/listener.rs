@@ -101,7 +101,7 @@ async fn accept(worker: Rc<Worker>, socket: Rc<Socket>, target: Rc<RefCell<Rc<Ta
         }
         // While there is no room, connections stay in the kernel's queue.
         poll_fn(|cx| poll_room(&worker, &current, cx)).await;
-        let accepted = socket.async_io(Interest::READABLE, |socket| phalanx_sys::net::accept(socket)).await;
+        let accepted = socket.async_io(Interest::READABLE, phalanx_sys::net::accept).await;
         // A reload may have come while waiting.
         let current = target.borrow().clone();
         match accepted {
