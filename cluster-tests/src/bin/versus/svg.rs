@@ -52,7 +52,7 @@ fn group(out: &mut String, case: &Case, rows: &[Row], top: f64) -> f64 {
         "<text x=\"12\" y=\"{}\"><tspan font-weight=\"bold\">{}</tspan> {}</text>",
         top + BAR - 3.0,
         case.id,
-        escape(&clipped(case.what))
+        escape(&clipped(case.what, 60 - case.id.len()))
     );
     let costs: Vec<Option<f64>> = rows.iter().map(|row| row.cost(case)).collect();
     let peers = rows.iter().zip(&costs).filter(|(row, _)| row.is_peer(case)).filter_map(|(_, cost)| *cost);
@@ -110,12 +110,11 @@ fn colour(kind: Kind) -> &'static str {
 }
 
 /// As much as there is room for.
-fn clipped(text: &str) -> String {
-    const MOST: usize = 54;
-    if text.chars().count() <= MOST {
+fn clipped(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
         return text.to_owned();
     }
-    text.chars().take(MOST - 1).chain(['…']).collect()
+    text.chars().take(most - 1).chain(['…']).collect()
 }
 
 fn escape(text: &str) -> String {
