@@ -245,7 +245,7 @@ async fn open(
         server.note_connect(true);
         bump(&server.counters().shard(towards.worker.id).connect, 1);
         bump(&towards.backend.counters().shard(towards.worker.id).connect, 1);
-        Connection { stream, addr: server.addr(), requests: 0, owner: None }
+        Connection { stream, addr: server.addr(), requests: 0, owner: None, bulk: false }
     }))
 }
 

@@ -5,6 +5,7 @@
 //! their own writes out. What does not fit is dropped and counted.
 
 use std::cell::RefCell;
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -40,8 +41,8 @@ struct Shared {
 struct Local {
     line: Vec<u8>,
     sender: Option<(u64, Arc<Sender>)>,
-    v4: Option<UdpSocket>,
-    v6: Option<UdpSocket>,
+    /// By receiver; those of the configuration in force.
+    udp: Vec<(SocketAddr, UdpSocket)>,
     unix: Option<UnixDatagram>,
 }
 
@@ -113,7 +114,10 @@ impl Shared {
         let generation = self.generation.load(Ordering::Acquire);
         match local.sender.take() {
             Some((kept, sender)) if kept == generation => (kept, sender),
-            _ => (generation, self.sender.lock().clone()),
+            _ => {
+                local.udp.clear();
+                (generation, self.sender.lock().clone())
+            }
         }
     }
 
@@ -127,17 +131,42 @@ impl Shared {
     }
 }
 
-/// An unconnected socket on purpose: with a connected one a receiver that is away makes every
-/// second send fail with the ICMP error of the one before.
+/// Over a socket connected to each receiver: the kernel looks up the way once and not for each line.
 fn udp(local: &mut Local, to: SocketAddr) -> bool {
-    let (slot, any) = match to {
-        SocketAddr::V4(_) => (&mut local.v4, SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))),
-        SocketAddr::V6(_) => (&mut local.v6, SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))),
+    let found = local.udp.iter().position(|(at, _)| *at == to);
+    let index = match found {
+        Some(index) => index,
+        None => match connected(to) {
+            Ok(socket) => {
+                local.udp.push((to, socket));
+                local.udp.len() - 1
+            }
+            Err(_) => return false,
+        },
     };
-    if slot.is_none() {
-        *slot = UdpSocket::bind(any).and_then(|s| s.set_nonblocking(true).map(|()| s)).ok();
+    let socket = &local.udp[index].1;
+    match socket.send(&local.line) {
+        Ok(_) => true,
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => false,
+        // Nobody took the line before this one: that says nothing of this one.
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => socket.send(&local.line).is_ok(),
+        // The address or route that it was connected by may be gone.
+        Err(_) => {
+            local.udp.swap_remove(index);
+            found.is_some() && udp(local, to)
+        }
     }
-    slot.as_ref().is_some_and(|socket| socket.send_to(&local.line, to).is_ok())
+}
+
+fn connected(to: SocketAddr) -> io::Result<UdpSocket> {
+    let any = match to {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    let socket = UdpSocket::bind(any)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(to)?;
+    Ok(socket)
 }
 
 fn unix(local: &mut Local, path: &Path) -> bool {
@@ -193,6 +222,26 @@ mod tests {
         let end = format!(" haproxy[{}]: hello\n", std::process::id());
         assert!(line.starts_with("<134>") && line.ends_with(&end), "{line:?}");
         assert_eq!(sink.dropped(), 0);
+    }
+
+    /// Every line after the first meets the error that the one before it has left.
+    #[test]
+    fn a_receiver_that_comes_back_misses_nothing_from_then_on() {
+        let sink = Sink::new(&Global::default());
+        let (socket, to) = receiver();
+        let addr = socket.local_addr().expect("bound");
+        let targets = [target(to, 7)];
+        sink.send(&targets, INFO, b"first");
+        read(&socket);
+        drop(socket);
+        sink.send(&targets, INFO, b"lost");
+        sink.send(&targets, INFO, b"lost as well");
+        let socket = UdpSocket::bind(addr).expect("the port is free again");
+        socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a socket option");
+        for line in ["second", "third"] {
+            sink.send(&targets, INFO, line.as_bytes());
+            assert!(read(&socket).ends_with(&format!("{line}\n")));
+        }
     }
 
     #[test]

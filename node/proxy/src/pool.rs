@@ -5,13 +5,12 @@
 //! is not used again. Nothing here is shared between workers.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Waker};
 use std::time::Duration;
 
+use hashbrown::HashMap;
 use phalanx_config::HttpReuse;
 use phalanx_engine::server::Server;
 use phalanx_engine::state::sessions::Session;
@@ -28,6 +27,8 @@ pub(crate) struct Connection {
     pub(crate) requests: u32,
     /// The only session that may use it (`http-reuse never`).
     pub(crate) owner: Option<Owner>,
+    /// The last response was of a length of which more is read at once.
+    pub(crate) bulk: bool,
 }
 
 /// A session, as long as it lasts.
@@ -190,11 +191,8 @@ fn key(server: &Arc<Server>) -> usize {
     Arc::as_ptr(server) as usize
 }
 
-/// Whether nothing arrived on an idle connection: neither bytes nor its end.
+/// Whether nothing arrived on an idle connection: neither bytes nor its end. Without a system call
+/// unless the event loop has seen something.
 fn is_quiet(stream: &TcpStream) -> bool {
-    // Without a system call unless the event loop has seen something.
-    if stream.poll_read_ready(&mut Context::from_waker(Waker::noop())).is_pending() {
-        return true;
-    }
     matches!(stream.try_read(&mut [0; 1]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
 }

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::forward::Flow;
-use crate::buffer::{Buffer, Text, poll_fill, poll_write};
+use crate::buffer::{Buffer, LARGE, Text, poll_fill, poll_write};
 use crate::front::{Front, Gone};
 use crate::pipes::{Conduit, Filled};
 
@@ -155,6 +155,10 @@ pub(crate) struct Exchange<'a> {
     pub(crate) bytes_up: u64,
     /// Bytes written to the client.
     pub(crate) bytes_down: u64,
+    /// The response's body is so long that the next is read in larger pieces.
+    pub(crate) bulk: bool,
+    /// Longest head of a response.
+    longest: usize,
     client_seen: Seen,
     server_seen: Seen,
 }
@@ -169,14 +173,17 @@ impl<'a> Exchange<'a> {
         limits: Limits,
         abortonclose: bool,
         reused: bool,
-        bufsize: usize,
+        longest: usize,
+        bulk: bool,
         conduit: Conduit,
     ) -> Exchange<'a> {
         Exchange {
             session,
             server,
             up,
-            reply: Buffer::new(bufsize),
+            reply: Buffer::new(if bulk { LARGE } else { longest }),
+            bulk: false,
+            longest,
             out: Text::default(),
             out_sent: 0,
             down: Flow::Length(0),
@@ -216,10 +223,11 @@ impl<'a> Exchange<'a> {
         loop {
             if !self.reply.is_empty() {
                 match h1::response(self.reply.bytes_mut(), head) {
-                    Ok(Parsed::Complete(len)) => return Poll::Ready(Ok(len)),
-                    Ok(Parsed::Partial) if !self.reply.is_full() => {}
+                    Ok(Parsed::Complete(len)) if len <= self.longest => return Poll::Ready(Ok(len)),
+                    Ok(Parsed::Partial) if self.reply.len() < self.longest => {}
                     result => {
-                        self.refused = Some(result.map_or_else(|e| e.at, |_| self.reply.len()));
+                        let end = self.reply.len().min(self.longest);
+                        self.refused = Some(result.map_or_else(|e| e.at, |_| end));
                         head.restore_names(self.reply.bytes_mut());
                         return Poll::Ready(Err(stop(Cause::Proxy, Phase::Headers)));
                     }

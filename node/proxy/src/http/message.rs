@@ -4,8 +4,10 @@ use std::cell::RefCell;
 
 use phalanx_config::{ConnectionMode, ForwardFor};
 use phalanx_engine::h1::{Edits, Head, Persistence, RequestFraming};
+use phalanx_engine::log;
 use phalanx_engine::time::Now;
 
+use crate::buffer::Text;
 use crate::front::Front;
 
 /// Parsed heads and edits, used again by the thread's next request.
@@ -135,11 +137,27 @@ pub(crate) fn forward_for(option: &ForwardFor, buf: &[u8], head: &Head, front: &
     if option.except.is_some_and(|(net, len)| in_network(ip, net, len)) {
         return;
     }
-    let name = option.header.to_ascii_lowercase();
-    if option.if_none && head.last(buf, name.as_bytes()).is_some() {
+    let given = option.header.as_bytes();
+    let (mut short, long);
+    let name = match given.len() {
+        // Without an allocation: all that are in use are.
+        n @ ..=32 => {
+            short = [0; 32];
+            short[..n].copy_from_slice(given);
+            short[..n].make_ascii_lowercase();
+            &short[..n]
+        }
+        _ => {
+            long = given.to_ascii_lowercase();
+            &long
+        }
+    };
+    if option.if_none && head.last(buf, name).is_some() {
         return;
     }
-    edits.add(name.as_bytes(), &[ip.to_string().as_bytes()]);
+    let mut text = Text::take();
+    log::ip(ip, &mut text);
+    edits.add(name, &[&text]);
 }
 
 fn in_network(ip: std::net::IpAddr, net: std::net::IpAddr, len: u8) -> bool {

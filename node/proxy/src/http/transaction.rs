@@ -3,6 +3,7 @@
 mod rules;
 
 use std::future::Future;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use phalanx_config::{Balance, ConnectionMode, CookieMode, VarScope};
@@ -36,6 +37,10 @@ use crate::tunnel::{self, Pipe};
 use crate::worker::View;
 use crate::{rules as session_rules, stats_page};
 
+/// Lengths of bodies of which the next response on their connection is read in larger pieces from its
+/// start on: head and body at once.
+const BULK: RangeInclusive<u64> = 8 * 1024..=120 * 1024;
+
 /// A request under way.
 struct Transaction<'a> {
     session: &'a Session,
@@ -47,7 +52,7 @@ struct Transaction<'a> {
     began: Now,
     received: Now,
     first: bool,
-    /// The request line, for the log.
+    /// The request line, if it will be logged.
     line: Text,
     is_11: bool,
     method: Method,
@@ -129,12 +134,15 @@ pub(crate) fn run<'a>(
     front: &'a mut Front,
     request: Request,
 ) -> impl Future<Output = Next> + 'a {
-    let mut line = Text::take();
     let head = &request.scratch.request;
     let (buf, start) = (front.buf.bytes(), &head.start);
-    // As it is sent on: with single spaces.
-    for part in [start.first.of(buf), b" ", start.second.of(buf), b" ", start.third.of(buf)] {
-        line.extend_from_slice(part);
+    let mut line = Text::default();
+    if !plan.proxies[index].config.logs.is_empty() {
+        line = Text::take();
+        // As it is sent on: with single spaces.
+        for part in [start.first.of(buf), b" ", start.second.of(buf), b" ", start.third.of(buf)] {
+            line.extend_from_slice(part);
+        }
     }
     let mut transaction = Transaction {
         session,
@@ -416,6 +424,7 @@ impl<'a> Transaction<'a> {
             plan.config.abortonclose,
             established.reused,
             self.plan.config.global.bufsize.unwrap_or(SIZE).max(1024),
+            established.connection.bulk,
             Conduit::new(Splicing::of(global, &self.proxy.config, &plan.config).1, global),
         );
         let result = match self.response(plan, &mut exchange).await {
@@ -428,6 +437,7 @@ impl<'a> Transaction<'a> {
         pipes::count(self.session, exchange.conduit.bytes);
         self.bytes_in += exchange.bytes_up;
         self.bytes_out += exchange.bytes_down;
+        established.connection.bulk = exchange.bulk;
         let (reply, refused) = (exchange.reply, exchange.refused);
         match result {
             Err(stop) => {
@@ -508,6 +518,7 @@ impl<'a> Transaction<'a> {
             exchange.out = self.response_head(plan, buf, &framing, keep);
             exchange.reply.consume(len);
             exchange.down = Flow::new(framing.body);
+            exchange.bulk = matches!(framing.body, Body::Length(n) if BULK.contains(&n));
             return Ok(Response { framing, keep });
         }
     }

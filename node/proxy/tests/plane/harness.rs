@@ -149,8 +149,17 @@ impl Plane {
         Plane::start_with(proxy, |_| {})
     }
 
+    /// As `start`, with one worker.
+    pub(crate) fn start_one(proxy: Proxy) -> Plane {
+        Plane::start_by(1, proxy, |_| {})
+    }
+
     /// As `start`, with a change to the global section.
-    pub(crate) fn start_with(mut proxy: Proxy, change: impl Fn(&mut Config)) -> Plane {
+    pub(crate) fn start_with(proxy: Proxy, change: impl Fn(&mut Config)) -> Plane {
+        Plane::start_by(2, proxy, change)
+    }
+
+    fn start_by(workers: usize, mut proxy: Proxy, change: impl Fn(&mut Config)) -> Plane {
         let log = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         log.set_read_timeout(Some(LIMIT)).unwrap();
         proxy.logs = vec![LogTarget {
@@ -164,7 +173,7 @@ impl Plane {
         let mut config = Config { proxies: vec![Arc::new(proxy)], ..Config::default() };
         change(&mut config);
         let clock = Clock::new();
-        let setup = Setup { workers: 2, seed: 7, default_maxconn: 1000, node: "n1".into() };
+        let setup = Setup { workers, seed: 7, default_maxconn: 1000, node: "n1".into() };
         let tables = Tables::new("n1", 1, 7);
         let logs = Sink::new(&config.global);
         let state = State::new(config, setup, tables, now(clock));
