@@ -108,7 +108,7 @@ fn any(all: impl Iterator<Item = Option<bool>>) -> Option<bool> {
 }
 
 fn matches(test: &AclTest, plan: Option<&Plan>, at: &Context<'_>) -> Option<bool> {
-    if test.expr.fetch == Fetch::WaitEnd && !at.waited {
+    if !at.waited && test.expr.fetch == Fetch::WaitEnd {
         return None;
     }
     Some(match test.method {
@@ -131,11 +131,9 @@ fn start_tracking(track: &TrackRule, at: &Context<'_>) {
         return;
     }
     let Some(table) = world.plan.linked(&track.table).and_then(|proxy| proxy.table.as_ref()) else { return };
-    if let Some(Some(tracked)) = with_key(&track.expr, at, table, |key| table.track(key, at.now)) {
-        tracked.conn(at.now);
-        if at.request.is_some() {
-            tracked.http_req(at.now);
-        }
+    if let Some(Some(tracked)) =
+        with_key(&track.expr, at, table, |key| table.track_begun(key, at.request.is_some(), at.now))
+    {
         at.memory.track(track.counter, tracked);
     }
 }

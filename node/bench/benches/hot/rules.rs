@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::hint::black_box;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use gungraun::library_benchmark;
@@ -61,6 +62,9 @@ struct Message {
     text: Vec<u8>,
     head: Head,
     changed: Vec<u8>,
+    ends: (SocketAddr, SocketAddr),
+    /// The head that rules change, kept for the next request as the proxy does.
+    rewritten: Head,
 }
 
 fn message() -> Message {
@@ -71,7 +75,14 @@ fn message() -> Message {
     let state = state(&config, &files());
     let (mut text, mut head) = (REQUEST.as_bytes().to_vec(), Head::default());
     h1::request(&mut text, &mut head).expect("a request");
-    let mut message = Message { state, text, head, changed: Vec::new() };
+    let mut message = Message {
+        state,
+        text,
+        head,
+        changed: Vec::new(),
+        ends: (SocketAddr::from(([192, 0, 2, 17], 51234)), SocketAddr::from(([198, 51, 100, 1], 80))),
+        rewritten: Head::default(),
+    };
     // Once, for the room.
     walk(&mut message);
     message
@@ -82,15 +93,16 @@ fn walk(m: &mut Message) {
     let plan = m.state.plan_owned();
     let proxy = plan.proxy("f").expect("a frontend");
     let (session, memory) = (Memory::default(), Memory::default());
-    let mut head = m.head.clone();
+    let head = &mut m.rewritten;
+    head.clone_from(&m.head);
     m.changed.clear();
     let mut cursor = Cursor::default();
     loop {
         let bytes = if m.changed.is_empty() { &m.text } else { &m.changed };
         let context = Context {
-            src: "192.0.2.17:51234".parse().expect("an address"),
-            dst: "198.51.100.1:80".parse().expect("an address"),
-            request: Some((bytes, &head)),
+            src: m.ends.0,
+            dst: m.ends.1,
+            request: Some((bytes, head)),
             response: None,
             world: Some(World {
                 state: &m.state,
@@ -110,7 +122,7 @@ fn walk(m: &mut Message) {
         match rules::next(&proxy.config.rules.http_request, &mut cursor, proxy, &context) {
             Step::Act(action) => {
                 if let Some(edit) = rules::prepare(action, &context) {
-                    edit.apply(&mut Rewrite::new(&m.text, &mut head, &mut m.changed));
+                    edit.apply(&mut Rewrite::new(&m.text, head, &mut m.changed));
                 }
             }
             _ => break,

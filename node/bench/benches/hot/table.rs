@@ -29,7 +29,7 @@ fn filled(replicated: bool) -> Tracking {
     let state = state(&text, &StaticEnv::default());
     let table = state.tables().get("b").expect("a table");
     for n in 0..KEYS {
-        drop(table.track(&key(n), at(1)));
+        drop(table.track_begun(&key(n), true, at(1)));
     }
     let peers = replicated.then(|| attach(state.tables()));
     Tracking { table, _state: state, _peers: peers }
@@ -69,10 +69,8 @@ fn key(n: u32) -> Key<'static> {
 pub(crate) fn touch(tracking: Tracking) -> Tracking {
     for n in 0..TIMES {
         let now = at(1_000 + n);
-        let tracked = tracking.table.track(&key((draw(n) % u64::from(KEYS)) as u32), now);
-        let tracked = tracked.expect("there is room");
-        tracked.conn(now);
-        tracked.http_req(now);
+        let key = key((draw(n) % u64::from(KEYS)) as u32);
+        let tracked = tracking.table.track_begun(&key, true, now).expect("there is room");
         black_box(tracked.value(Data::HTTP_REQ_RATE, now));
     }
     tracking

@@ -8,6 +8,8 @@ use super::head::{Field, Span};
 
 /// Most bytes of one rewritten head: what does not fit is left as it was.
 const MAX_TEXT: usize = 256 << 10;
+/// Room for what is put into a head.
+const ROOM: usize = 512;
 /// Most fields of one rewritten head.
 const MAX_FIELDS: usize = 256;
 
@@ -22,7 +24,10 @@ impl<'m> Rewrite<'m> {
     /// A message whose head lies in `buf`, or in `text` if it was rewritten before.
     pub fn new(buf: &[u8], head: &'m mut Head, text: &'m mut Vec<u8>) -> Rewrite<'m> {
         if text.is_empty() {
-            text.extend_from_slice(buf.get(..head.len).unwrap_or(buf));
+            let received = buf.get(..head.len).unwrap_or(buf);
+            // One change is hardly ever the last one.
+            text.reserve(received.len() + ROOM);
+            text.extend_from_slice(received);
             head.canonical = false;
         }
         Rewrite { head, text }

@@ -173,3 +173,15 @@ fn a_line_longer_than_len_is_cut_and_still_ends() {
         assert_eq!((out.len(), out.last()), (101, Some(&b'\n')));
     }
 }
+
+#[test]
+fn addresses_are_written_as_display_does() {
+    let mut all: Vec<IpAddr> =
+        ["::", "::1", "2001:db8::17", "::ffff:192.0.2.1"].map(|a| a.parse().unwrap()).into();
+    all.extend((0..=255u8).map(|n| IpAddr::from([n, 255 - n, n / 10, n.wrapping_mul(7)])));
+    for ip in all {
+        let mut out = b"kept ".to_vec();
+        super::ip(ip, &mut out);
+        assert_eq!(String::from_utf8_lossy(&out), format!("kept {ip}"));
+    }
+}

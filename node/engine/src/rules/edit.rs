@@ -1,29 +1,38 @@
 //! Actions that change a message.
 
-use phalanx_config::{Action, FRAMING, Format, HeaderAction, HeaderEdit, NameMatch, Regex};
+use std::borrow::Cow;
+
+use phalanx_config::{Action, FRAMING, Format, HeaderAction, HeaderEdit, NameMatch, Piece, Regex};
 
 use super::reasons::reason;
 use crate::h1::Rewrite;
 use crate::sample::{Context, path_and_query, query, regsub_whole, render};
 
+/// Longer than most values of headers: they are written without making room again and again.
+const USUAL: usize = 128;
+
 /// What a change needs of the message as it is, worked out before it is changed.
 #[derive(Debug)]
 pub struct Edit<'r> {
     action: &'r Action,
-    text: Vec<u8>,
+    text: Cow<'r, [u8]>,
 }
 
 /// Prepares a change; `None` = the action is none.
 pub fn prepare<'r>(action: &'r Action, at: &Context<'_>) -> Option<Edit<'r>> {
-    let mut text = Vec::new();
-    match format(action) {
-        Some(format) => render(format, at, &mut text),
-        None => match action {
-            Action::SetStatus(..) => {}
-            Action::Header(HeaderAction { edit: HeaderEdit::Delete(_), .. }) => {}
-            _ => return None,
+    let text = match (format(action), action) {
+        (Some(format), _) => match format.pieces.as_slice() {
+            [Piece::Text(text)] => Cow::Borrowed(text.as_bytes()),
+            _ => {
+                let mut text = Vec::with_capacity(USUAL);
+                render(format, at, &mut text);
+                Cow::Owned(text)
+            }
         },
-    }
+        (None, Action::SetStatus(..)) => Cow::default(),
+        (None, Action::Header(HeaderAction { edit: HeaderEdit::Delete(_), .. })) => Cow::default(),
+        _ => return None,
+    };
     Some(Edit { action, text })
 }
 
@@ -49,7 +58,7 @@ fn format(action: &Action) -> Option<&Format> {
 impl Edit<'_> {
     /// Changes the message.
     pub fn apply(&self, message: &mut Rewrite<'_>) {
-        let text = self.text.as_slice();
+        let text = &*self.text;
         match self.action {
             Action::Header(header) => self.header(header, message),
             Action::SetMethod(_) if is_token(text) => message.set_first(text),
@@ -93,7 +102,7 @@ impl Edit<'_> {
     }
 
     fn header(&self, header: &HeaderAction, message: &mut Rewrite<'_>) {
-        let (name, text) = (header.name.as_bytes(), self.text.as_slice());
+        let (name, text) = (header.name.as_bytes(), &*self.text);
         match &header.edit {
             HeaderEdit::Add(_) => message.add(name, text),
             HeaderEdit::Set(_) => {

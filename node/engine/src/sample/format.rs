@@ -5,9 +5,9 @@ use std::io::Write;
 use chrono::{DateTime, Utc};
 use phalanx_config::{Format, LogVar, Piece};
 
-use super::value::hexadecimal;
+use super::value::printable;
 use super::{Context, evaluate, http};
-use crate::log::decimal;
+use crate::log::{self, decimal};
 
 /// Appends what a log-format string says at the moment. What does not exist leaves nothing; a line end in
 /// what a client sent is written as `%0A`, so that no header can be smuggled in.
@@ -19,7 +19,7 @@ pub fn render(format: &Format, at: &Context<'_>, out: &mut Vec<u8>) {
                 let value = evaluate(expr, at);
                 quote(*quoted, out, |out| {
                     if let Some(value) = &value {
-                        push(&value.to_text(), out);
+                        value.write(out);
                     }
                 });
             }
@@ -38,25 +38,13 @@ fn quote(quoted: bool, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     }
 }
 
-/// Appends text with control characters as `%XX`, as HAProxy has it.
-fn push(text: &[u8], out: &mut Vec<u8>) {
-    for &b in text {
-        if b.is_ascii_control() {
-            out.push(b'%');
-            out.extend(hexadecimal(&[b]));
-        } else {
-            out.push(b);
-        }
-    }
-}
-
 fn variable(var: LogVar, at: &Context<'_>, out: &mut Vec<u8>) {
     let target = || at.request.map(|(buf, head)| head.target(buf));
-    let text = |text: Option<&[u8]>, out: &mut Vec<u8>| push(text.unwrap_or(b""), out);
+    let text = |text: Option<&[u8]>, out: &mut Vec<u8>| printable(text.unwrap_or(b""), out);
     match var {
-        LogVar::ClientIp => drop(write!(out, "{}", at.src.ip().to_canonical())),
+        LogVar::ClientIp => log::ip(at.src.ip().to_canonical(), out),
         LogVar::ClientPort => decimal(u64::from(at.src.port()), out),
-        LogVar::FrontIp => drop(write!(out, "{}", at.dst.ip().to_canonical())),
+        LogVar::FrontIp => log::ip(at.dst.ip().to_canonical(), out),
         LogVar::FrontPort => decimal(u64::from(at.dst.port()), out),
         LogVar::Frontend => text(at.world.map(|w| w.front.config.name.as_bytes()), out),
         LogVar::Backend => {
@@ -74,7 +62,7 @@ fn variable(var: LogVar, at: &Context<'_>, out: &mut Vec<u8>) {
         LogVar::Query => {
             if let Some(query) = target().and_then(http::query) {
                 out.push(b'?');
-                push(query, out);
+                printable(query, out);
             }
         }
         LogVar::Uri => text(target(), out),
@@ -83,7 +71,7 @@ fn variable(var: LogVar, at: &Context<'_>, out: &mut Vec<u8>) {
             if let Some((buf, head)) = at.request {
                 let start = &head.start;
                 let parts = [start.first.of(buf), start.second.of(buf), start.third.of(buf)];
-                push(&parts.join(&b' '), out);
+                printable(&parts.join(&b' '), out);
             }
         }
         LogVar::Pid => decimal(u64::from(std::process::id()), out),

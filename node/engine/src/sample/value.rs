@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use phalanx_config::pattern::Method;
 
+use crate::log::{self, decimal};
 use crate::pattern::Input;
 
 /// The result of an expression.
@@ -37,9 +38,28 @@ impl<'a> Value<'a> {
     pub fn to_text(&self) -> Cow<'_, [u8]> {
         match self {
             Value::Bool(is) => Cow::Borrowed(if *is { b"1" } else { b"0" }),
-            Value::Ip(ip) => Cow::Owned(ip.to_string().into_bytes()),
-            Value::Int(n) => Cow::Owned(n.to_string().into_bytes()),
+            Value::Ip(ip) => {
+                let mut text = Vec::with_capacity(40);
+                log::ip(*ip, &mut text);
+                Cow::Owned(text)
+            }
+            Value::Int(n) => {
+                let mut text = Vec::with_capacity(20);
+                integer(*n, &mut text);
+                Cow::Owned(text)
+            }
             Value::Str(text) | Value::Bin(text) => Cow::Borrowed(text),
+        }
+    }
+
+    /// Appends it as text to what a request or a header is made of: control characters as `%XX`, as
+    /// HAProxy has it.
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+        match self {
+            Value::Bool(is) => out.push(b'0' + u8::from(*is)),
+            Value::Ip(ip) => log::ip(*ip, out),
+            Value::Int(n) => integer(*n, out),
+            Value::Str(text) | Value::Bin(text) => printable(text, out),
         }
     }
 
@@ -92,6 +112,30 @@ impl<'a> Value<'a> {
     }
 }
 
+/// Appends a number.
+fn integer(n: i64, out: &mut Vec<u8>) {
+    if n < 0 {
+        out.push(b'-');
+    }
+    decimal(n.unsigned_abs(), out);
+}
+
+/// Appends text with control characters as `%XX`.
+pub(crate) fn printable(text: &[u8], out: &mut Vec<u8>) {
+    // Hardly any text has one: without a way out in the middle the look is a few instructions.
+    if !text.iter().fold(false, |any, b| any | b.is_ascii_control()) {
+        return out.extend_from_slice(text);
+    }
+    for &b in text {
+        if b.is_ascii_control() {
+            out.push(b'%');
+            out.extend(hexadecimal(&[b]));
+        } else {
+            out.push(b);
+        }
+    }
+}
+
 /// A value as patterns of a method look at it, if it can be what they compare.
 pub(crate) fn input_for<'v>(method: Method, value: &'v Value<'_>) -> Option<Input<'v>> {
     match method {
@@ -131,4 +175,27 @@ fn leading_int(text: &[u8]) -> Option<i64> {
 pub(crate) fn hexadecimal(bytes: &[u8]) -> Vec<u8> {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
     bytes.iter().flat_map(|b| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_the_text_without_line_ends() {
+        let ip = |text: &str| Value::Ip(text.parse().unwrap());
+        for (value, wanted) in [
+            (Value::Bool(true), "1"),
+            (Value::Int(0), "0"),
+            (Value::Int(i64::MIN), "-9223372036854775808"),
+            (ip("192.0.2.100"), "192.0.2.100"),
+            (ip("2001:db8::1"), "2001:db8::1"),
+            (Value::text(b"a b\xff"), "a b\u{fffd}"),
+            (Value::text(b"a\r\nx: y\x7f"), "a%0D%0Ax: y%7F"),
+        ] {
+            let mut out = Vec::new();
+            value.write(&mut out);
+            assert_eq!(String::from_utf8_lossy(&out), wanted);
+        }
+    }
 }

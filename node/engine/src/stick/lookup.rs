@@ -79,16 +79,54 @@ impl Table {
     /// Tracks a key until the handle is dropped; makes the entry if there is none. `None` when the
     /// table is full and does not purge, or everything in it is tracked.
     pub fn track(self: &Arc<Table>, key: &Key, now: Now) -> Option<Tracked> {
+        self.track_counting(key, &[], now)
+    }
+
+    /// As [`Table::track`] for a connection, which is counted like [`Tracked::conn`] does, and with
+    /// `request` for a request, as [`Tracked::http_req`]: all under one lock.
+    pub fn track_begun(self: &Arc<Table>, key: &Key, request: bool, now: Now) -> Option<Tracked> {
+        const BEGUN: [(Data, u64); 5] = [
+            (Data::CONN_CNT, 1),
+            (Data::CONN_RATE, 1),
+            (Data::CONN_CUR, 1),
+            (Data::HTTP_REQ_CNT, 1),
+            (Data::HTTP_REQ_RATE, 1),
+        ];
+        let tracked = self.track_counting(key, if request { &BEGUN } else { &BEGUN[..3] }, now)?;
+        tracked.began();
+        Some(tracked)
+    }
+
+    fn track_counting(self: &Arc<Table>, key: &Key, events: &[(Data, u64)], now: Now) -> Option<Tracked> {
         let (mut shard, index, at) = self.obtain(key, now)?;
         if shard.moved {
             self.leave(shard, index, 0);
-            return self.successor.get()?.track(key, now);
+            return self.successor.get()?.track_counting(key, events, now);
         }
-        shard.refresh(at);
+        // Held first: what is tracked hangs on no wheel, where its new time would move it.
         shard.hold(at);
-        let woken = if shard.stale(at) { shard.publish(at) } else { 0 };
+        let news = self.record(&mut shard, at, events, now);
+        let woken = if news { shard.publish(at) } else { 0 };
         self.leave(shard, index, woken);
         Some(Tracked::new(self, index, at))
+    }
+
+    /// Gives an entry its full time again and adds to what the table stores of `events`; whether the
+    /// peers have to hear of it.
+    pub(super) fn record(&self, shard: &mut shard::Shard, at: u32, events: &[(Data, u64)], now: Now) -> bool {
+        shard.refresh(at);
+        let mut news = shard.stale(at);
+        let mut own = None;
+        for &(data, n) in events.iter().filter(|(_, n)| *n > 0) {
+            let Some(column) = self.layout.column(data) else { continue };
+            let slot =
+                own.unwrap_or_else(|| shard.own(at, &self.shared.origins, || self.shared.hlc.tick(now)));
+            own = Some(slot);
+            let tick = shard.now as u32;
+            add(shard.slot_words_mut(slot), column, n, tick);
+            news = true;
+        }
+        news
     }
 
     // ---- without tracking ----

@@ -60,6 +60,34 @@ fn counts_and_rates_of_a_tracked_key() {
 }
 
 #[test]
+fn to_begin_with_its_events_is_to_track_and_count_them() {
+    let (_all, one) = tables(spec(100, Some(secs(60))));
+    let (_others, other) = tables(spec(100, Some(secs(60))));
+    let rows = |t: &Table| {
+        let mut rows = Vec::new();
+        t.dump(at(1_600), |row| {
+            rows.push((format!("{:?}", row.key), row.uses, row.exp, row.values.to_vec()))
+        });
+        rows.sort();
+        rows
+    };
+    for n in 0..40u64 {
+        let (key, now, request) = (Key::V4(n as u32 % 7), at(1_000 + n * 15), n % 3 > 0);
+        let begun = one.track_begun(&key, request, now).unwrap();
+        let tracked = other.track(&key, now).unwrap();
+        tracked.conn(now);
+        if request {
+            tracked.http_req(now);
+        }
+        assert_eq!(begun.value("conn_rate", now), tracked.value("conn_rate", now));
+        assert_eq!(begun.trackers(), 1);
+        one.check_invariants();
+    }
+    assert_eq!(rows(&one), rows(&other));
+    assert!(rows(&one).iter().any(|row| row.3.iter().sum::<u64>() > 5));
+}
+
+#[test]
 fn tracked_entries_neither_expire_nor_leave() {
     let (_all, t) = tables(spec(2, Some(secs(1))));
     let tracked = t.track(&Key::V4(1), at(0)).unwrap();

@@ -13,7 +13,6 @@ use parking_lot::MutexGuard;
 use super::Table;
 use super::key::OwnKey;
 use super::layout::{Data, Kind};
-use super::lookup::add;
 use super::shard::{self, Shard};
 use crate::time::Now;
 
@@ -38,6 +37,11 @@ impl Tracked {
             current: Cell::new(false),
             rest: Cell::new((0, 0)),
         }
+    }
+
+    /// Its connection is counted in `conn_cur`.
+    pub(super) fn began(&self) {
+        self.current.set(true);
     }
 
     /// Counts a connection, which lasts until this is dropped.
@@ -175,18 +179,7 @@ impl Tracked {
 
     /// Adds to what the table stores of `events`.
     fn count(&self, events: &[(Data, u64)], now: Now) {
-        self.with(now, |table, shard, entry| {
-            shard.refresh(entry);
-            let mut news = shard.stale(entry);
-            for &(data, n) in events.iter().filter(|(_, n)| *n > 0) {
-                let Some(column) = table.layout.column(data) else { continue };
-                let slot = shard.own(entry, &table.shared.origins, || table.shared.hlc.tick(now));
-                let tick = shard.now as u32;
-                add(shard.slot_words_mut(slot), column, n, tick);
-                news = true;
-            }
-            ((), news)
-        });
+        self.with(now, |table, shard, entry| ((), table.record(shard, entry, events, now)));
     }
 }
 
