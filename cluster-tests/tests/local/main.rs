@@ -18,6 +18,7 @@ mod patterns;
 mod places;
 mod reload;
 mod remote;
+mod scaling;
 mod secured;
 mod service;
 mod stick;
