@@ -86,7 +86,9 @@ fn workers_do_not_wait_for_each_other() {
     let trace = node.dir().join("trace");
     let mut strace = Command::new("strace");
     strace.args(["-e", "trace=futex,sched_yield,recvfrom", "-o"]).arg(&trace);
-    workers.iter().for_each(|tid| drop(strace.args(["-p", tid])));
+    for tid in &workers {
+        strace.args(["-p", tid]);
+    }
     let mut strace = strace.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(strace.stderr.take().unwrap()).lines();
     for _ in &workers {
