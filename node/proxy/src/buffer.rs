@@ -6,20 +6,21 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::pin::Pin;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use phalanx_sys::net;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
-
-use crate::stream::Stream;
 
 /// Default size, `tune.bufsize`.
 pub(crate) const SIZE: usize = 16 * 1024;
 /// Size that a stream of full reads grows to.
 pub(crate) const LARGE: usize = 128 * 1024;
-/// Buffers of one size kept per thread.
-const KEPT: usize = 64;
+/// Buffers kept per thread, of [`SIZE`] and texts; as many requests are often under way at once.
+const KEPT: usize = 256;
+/// Buffers of [`LARGE`] kept per thread.
+const LARGE_KEPT: usize = 64;
 
 thread_local! {
     static POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
@@ -98,6 +99,17 @@ impl Buffer {
         &mut data[self.end as usize..]
     }
 
+    /// Reads once: how many bytes, of how many there was space for.
+    fn fill(&mut self, from: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
+        let space = self.space();
+        let (result, room) = (net::recv(from, space), space.len());
+        self.end += *result.as_ref().unwrap_or(&0) as u32;
+        if self.is_empty() {
+            self.release();
+        }
+        Ok((result?, room))
+    }
+
     fn release(&mut self) {
         self.start = 0;
         self.end = 0;
@@ -120,11 +132,11 @@ fn take(size: usize) -> Box<[u8]> {
 }
 
 fn give(data: Box<[u8]>) {
-    let pool = if data.len() == LARGE { &LARGE_POOL } else { &POOL };
+    let (pool, kept) = if data.len() == LARGE { (&LARGE_POOL, LARGE_KEPT) } else { (&POOL, KEPT) };
     // The thread may be ending, its pools gone.
     let _ = pool.try_with(|pool| {
         let mut pool = pool.borrow_mut();
-        if pool.len() < KEPT {
+        if pool.len() < kept {
             pool.push(data);
         }
     });
@@ -157,7 +169,7 @@ impl std::ops::DerefMut for Text {
 
 impl Drop for Text {
     fn drop(&mut self) {
-        if self.0.capacity() == 0 || self.0.capacity() > 4 * SIZE {
+        if self.0.capacity() == 0 || self.0.capacity() > SIZE {
             return;
         }
         let mut text = std::mem::take(&mut self.0);
@@ -171,61 +183,70 @@ impl Drop for Text {
     }
 }
 
-/// What [`poll_fill`] reads from.
-pub(crate) trait Source: AsyncRead + Unpin {
-    /// Ready when a read may bring something.
-    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+/// What [`poll_fill`] and [`poll_write`] work on.
+pub(crate) trait Socket {
+    /// Does `act` once, waiting as long as the socket would block. It gives how many bytes it moved, and
+    /// how many it would have.
+    fn poll_io(
+        &mut self,
+        cx: &mut Context<'_>,
+        interest: Interest,
+        act: impl FnMut(BorrowedFd<'_>) -> io::Result<(usize, usize)>,
+    ) -> Poll<io::Result<usize>>;
 }
 
-impl Source for TcpStream {
-    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_read_ready(cx)
-    }
-}
-
-impl Source for Stream {
-    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_read_ready(cx)
+impl Socket for TcpStream {
+    fn poll_io(
+        &mut self,
+        cx: &mut Context<'_>,
+        interest: Interest,
+        mut act: impl FnMut(BorrowedFd<'_>) -> io::Result<(usize, usize)>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            // Also what makes a task that never has to wait give way.
+            if interest.is_readable() {
+                ready!(self.poll_read_ready(cx))?;
+            }
+            let mut moved = 0;
+            let result = self.try_io(interest, || {
+                let asked;
+                (moved, asked) = act(self.as_fd())?;
+                // There is no more, which spares the call that would say so.
+                if 0 < moved && moved < asked { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match result {
+                Err(e) if moved == 0 && e.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(e)),
+                Err(_) if moved == 0 => {}
+                _ => return Poll::Ready(Ok(moved)),
+            }
+            if interest.is_writable() {
+                ready!(self.poll_write_ready(cx))?;
+            }
+        }
     }
 }
 
 /// Reads what is there into `buf`; 0 = the peer has closed.
 ///
-/// The memory is taken only once the socket is known to be readable, and the caller must not call
-/// this with a full buffer.
-pub(crate) fn poll_fill<S: Source>(
-    stream: &mut S,
+/// Memory is kept only if something was read, and the caller must not call this with a full buffer.
+pub(crate) fn poll_fill(
+    socket: &mut impl Socket,
     cx: &mut Context<'_>,
     buf: &mut Buffer,
 ) -> Poll<io::Result<usize>> {
     debug_assert!(!buf.is_full());
-    if buf.data.is_none() {
-        ready!(stream.poll_readable(cx))?;
-    }
-    let mut space = ReadBuf::new(buf.space());
-    let polled = Pin::new(stream).poll_read(cx, &mut space);
-    let n = space.filled().len();
-    buf.end += n as u32;
-    if buf.is_empty() {
-        buf.release();
-    }
-    ready!(polled)?;
-    Poll::Ready(Ok(n))
+    socket.poll_io(cx, Interest::READABLE, |fd| buf.fill(fd))
 }
 
 /// Writes the bytes of `head` and then those of `body` with one system call.
 pub(crate) fn poll_write(
-    stream: &mut (impl AsyncWrite + Unpin),
+    socket: &mut impl Socket,
     cx: &mut Context<'_>,
     head: &[u8],
     body: &[u8],
 ) -> Poll<io::Result<usize>> {
-    let stream = Pin::new(stream);
-    match (head.is_empty(), body.is_empty()) {
-        (false, false) => stream.poll_write_vectored(cx, &[io::IoSlice::new(head), io::IoSlice::new(body)]),
-        (false, true) => stream.poll_write(cx, head),
-        _ => stream.poll_write(cx, body),
-    }
+    let asked = head.len() + body.len();
+    socket.poll_io(cx, Interest::WRITABLE, |fd| Ok((net::send(fd, head, body)?, asked)))
 }
 
 #[cfg(test)]

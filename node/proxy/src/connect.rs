@@ -83,14 +83,15 @@ pub(crate) async fn establish(
         if dispatch.slot.is_none() {
             take_place(towards, front, dispatch, avoid.as_ref()).await?;
         }
-        let Some(server) = dispatch.server.clone() else {
+        let Some(server) = &dispatch.server else {
             return Err(End::new(Cause::Internal, Phase::Connect));
         };
-        if let Some(connection) = towards.worker.pool.take(&server, towards.reuse) {
-            count_reuse(towards, &server);
+        if let Some(connection) = towards.worker.pool.take(server, towards.reuse) {
+            count_reuse(towards, server);
             dispatch.connected = dispatch.queued;
             return Ok(Established { connection, reused: true, reusable: false });
         }
+        let server = server.clone();
         match open(towards, front, &server).await? {
             Ok(connection) => {
                 dispatch.connected = Some(towards.worker.now());

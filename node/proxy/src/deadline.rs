@@ -23,7 +23,12 @@ pub(crate) struct Deadline {
 impl Deadline {
     /// Expires so long from now; never with `None`.
     pub(crate) fn set(&mut self, after: Option<Duration>) {
-        self.set_at(after.and_then(|d| Instant::now().checked_add(d)));
+        self.set_from(Instant::now(), after);
+    }
+
+    /// Expires so long from `now`; never with `None`.
+    pub(crate) fn set_from(&mut self, now: Instant, after: Option<Duration>) {
+        self.set_at(after.and_then(|d| now.checked_add(d)));
     }
 
     /// Expires at this moment; never with `None`.

@@ -87,14 +87,25 @@ pub(crate) fn serve(
 ) -> impl Future<Output = ()> {
     async move {
         let mut first = true;
+        session.worker.turn();
         let refusal = loop {
             // Boxed: an idle connection does not carry the state of a request.
-            let serving = match receive(&session, &plan.proxies[index].config, &mut front, first).await {
+            let mut serving = match receive(&session, &plan.proxies[index].config, &mut front, first).await {
                 Ok(request) => Box::pin(transaction::run(&session, &plan, index, &mut front, request)),
                 Err(NoRequest::Silent) => break None,
                 Err(NoRequest::Refused(refusal)) => break Some(refusal),
             };
-            if serving.await == Next::Close {
+            let mut begun = false;
+            let served = poll_fn(|cx| {
+                // Its first turn is that in which the request came.
+                if std::mem::replace(&mut begun, true) {
+                    session.worker.turn();
+                }
+                serving.as_mut().poll(cx)
+            });
+            let next = served.await;
+            drop(serving);
+            if next == Next::Close {
                 break None;
             }
             first = false;
@@ -134,7 +145,7 @@ fn receive<'a>(
     let mut seen: u32 = 0;
     if front.buf.is_empty() {
         let idle = if first { None } else { timeouts.http_keep_alive }.or(limit(timeouts));
-        front.deadline.set(idle);
+        front.deadline.set_from(session.worker.instant(), idle);
         // With http-request the clock runs from the accept on.
         armed = first && !restarts(timeouts);
         if !first {
@@ -142,9 +153,10 @@ fn receive<'a>(
         }
     }
     poll_fn(move |cx| {
+        session.worker.turn();
         loop {
             if !front.buf.is_empty() {
-                let held = scratch.get_or_insert_with(|| Scratch::begin(session.worker.now()));
+                let held = scratch.get_or_insert_with(|| Scratch::begin(session.worker.moment()));
                 let began = held.began;
                 let refused = |end: End, error: Error, status| {
                     let refusal = Refusal { end, status, error: Some(error), began };
@@ -157,7 +169,7 @@ fn receive<'a>(
                             framing,
                             began,
                             // Usually it came in one piece.
-                            received: if seen > 0 { session.worker.now() } else { began },
+                            received: if seen > 0 { session.worker.moment() } else { began },
                             first,
                         }));
                     }
@@ -175,7 +187,7 @@ fn receive<'a>(
                 }
                 // Only what is new restarts it: a wake-up of the deadline itself comes by here, too.
                 if !armed || restarts(timeouts) && front.buf.len() > seen as usize {
-                    front.deadline.set(limit(timeouts));
+                    front.deadline.set_from(session.worker.instant(), limit(timeouts));
                     armed = true;
                 }
                 seen = front.buf.len() as u32;

@@ -115,8 +115,8 @@ impl Pool {
         None
     }
 
-    /// Keeps a connection for later, unless the server's limits say otherwise.
-    pub(crate) fn put(&self, server: &Arc<Server>, mut connection: Connection) {
+    /// Keeps a connection for later, unless the server's limits say otherwise; `now` is the moment.
+    pub(crate) fn put(&self, server: &Arc<Server>, mut connection: Connection, now: Instant) {
         connection.requests += 1;
         let options = server.options();
         // The request that brought it here is still counted.
@@ -138,7 +138,7 @@ impl Pool {
         }
         self.owned.set(self.owned.get() || connection.owner.is_some());
         server.idle.fetch_add(1, Relaxed);
-        idle.connections.push((connection, Instant::now()));
+        idle.connections.push((connection, now));
     }
 
     /// Closes the connections of a session that has ended.

@@ -5,13 +5,16 @@
 //! calls and what the event loop keeps for it. A socket is read and written directly as long as that goes;
 //! the first time that it would block it is handed to the event loop, for good.
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
+use tokio::task::coop::poll_proceed;
+
+use crate::buffer::Socket;
 
 /// The socket.
 #[derive(Debug)]
@@ -77,14 +80,6 @@ impl Stream {
         };
     }
 
-    /// Ready when a read may bring something; a socket that nobody watches is simply read.
-    pub(crate) fn poll_read_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &self.0 {
-            State::Watched(stream) => stream.poll_read_ready(cx),
-            _ => Poll::Ready(Ok(())),
-        }
-    }
-
     fn socket(&self) -> Option<BorrowedFd<'_>> {
         match &self.0 {
             State::Fresh(socket) => Some(socket.as_fd()),
@@ -94,10 +89,10 @@ impl Stream {
     }
 
     /// Tries `act` on a fresh socket; hands the socket over if it would block. `None` = it is watched.
-    fn direct(
+    fn direct<T>(
         &mut self,
-        mut act: impl FnMut(&mut &std::net::TcpStream) -> io::Result<usize>,
-    ) -> Option<io::Result<usize>> {
+        mut act: impl FnMut(&mut &std::net::TcpStream) -> io::Result<T>,
+    ) -> Option<io::Result<T>> {
         while let State::Fresh(socket) = &self.0 {
             match act(&mut &*socket) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -107,32 +102,22 @@ impl Stream {
         }
         self.watch().err().map(Err)
     }
-
-    fn poll_on(
-        &mut self,
-        poll: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
-        match self.watch() {
-            Ok(stream) => poll(Pin::new(stream)),
-            Err(e) => Poll::Ready(Err(e)),
-        }
-    }
 }
 
-impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        match this.direct(|socket| socket.read(buf.initialize_unfilled())) {
-            Some(Ok(n)) => {
-                buf.advance(n);
-                return Poll::Ready(Ok(()));
-            }
-            Some(Err(e)) => return Poll::Ready(Err(e)),
-            None => {}
+impl Socket for Stream {
+    fn poll_io(
+        &mut self,
+        cx: &mut Context<'_>,
+        interest: Interest,
+        mut act: impl FnMut(BorrowedFd<'_>) -> io::Result<(usize, usize)>,
+    ) -> Poll<io::Result<usize>> {
+        if !self.is_watched() {
+            // A client that always has something must not keep the others waiting.
+            ready!(poll_proceed(cx)).made_progress();
         }
-        match this.watch() {
-            Ok(stream) => Pin::new(stream).poll_read(cx, buf),
-            Err(e) => Poll::Ready(Err(e)),
+        match self.direct(|socket| act(socket.as_fd())) {
+            Some(result) => Poll::Ready(result.map(|(moved, _)| moved)),
+            None => self.watch()?.poll_io(cx, interest, act),
         }
     }
 }
@@ -142,24 +127,8 @@ impl AsyncWrite for Stream {
         let this = self.get_mut();
         match this.direct(|socket| socket.write(buf)) {
             Some(result) => Poll::Ready(result),
-            None => this.poll_on(|stream| stream.poll_write(cx, buf)),
+            None => Pin::new(this.watch()?).poll_write(cx, buf),
         }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        match this.direct(|socket| socket.write_vectored(bufs)) {
-            Some(result) => Poll::Ready(result),
-            None => this.poll_on(|stream| stream.poll_write_vectored(cx, bufs)),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -177,9 +146,12 @@ impl AsyncWrite for Stream {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncWriteExt;
 
     use super::*;
+    use crate::buffer::{Buffer, poll_fill, poll_write};
 
     fn pair() -> (std::net::TcpStream, Stream) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -188,36 +160,64 @@ mod tests {
         (client, Stream::new(socket))
     }
 
+    /// One read.
+    async fn read(stream: &mut Stream) -> Vec<u8> {
+        let mut buf = Buffer::new(64);
+        let n = poll_fn(|cx| poll_fill(stream, cx, &mut buf)).await.unwrap();
+        assert_eq!(n, buf.len());
+        buf.bytes().to_vec()
+    }
+
     #[tokio::test]
     async fn only_who_waits_is_watched() {
         let (mut client, mut stream) = pair();
         client.write_all(b"ping").unwrap();
-        let mut buf = [0; 4];
-        stream.read_exact(&mut buf).await.unwrap();
+        assert_eq!(read(&mut stream).await, b"ping");
         stream.write_all(b"pong").await.unwrap();
         assert!(!stream.is_watched(), "there was nothing to wait for");
+        let mut buf = [0; 4];
         client.read_exact(&mut buf).unwrap();
         assert_eq!(&buf, b"pong");
         let reading = tokio::task::spawn(async move {
-            let mut buf = [0; 4];
-            stream.read_exact(&mut buf).await.map(|_| (stream.is_watched(), buf))
+            let late = read(&mut stream).await;
+            (stream.is_watched(), late, read(&mut stream).await)
         });
         tokio::task::yield_now().await;
         client.write_all(b"late").unwrap();
-        assert_eq!(reading.await.unwrap().unwrap(), (true, *b"late"));
+        tokio::task::yield_now().await;
+        drop(client);
+        assert_eq!(reading.await.unwrap(), (true, b"late".to_vec(), Vec::new()));
     }
 
     #[tokio::test]
     async fn a_write_that_would_block_waits_for_room() {
         let (mut client, mut stream) = pair();
-        let sent = vec![7; 32 << 20];
+        let sent: Vec<u8> = (0..=250).cycle().take(32 << 20).collect();
         let reading = std::thread::spawn(move || {
             let mut received = Vec::new();
-            client.read_to_end(&mut received).map(|_| received.len())
+            client.read_to_end(&mut received).map(|_| received)
         });
-        stream.write_all(&sent).await.unwrap();
+        let (mut head, mut body) = sent.split_at(8 << 20);
+        while !body.is_empty() {
+            let n = poll_fn(|cx| poll_write(&mut stream, cx, head, body)).await.unwrap();
+            let of_head = n.min(head.len());
+            (head, body) = (&head[of_head..], &body[n - of_head..]);
+        }
         assert!(stream.is_watched());
         stream.shutdown().await.unwrap();
-        assert_eq!(reading.join().unwrap().unwrap(), sent.len());
+        assert!(reading.join().unwrap().unwrap() == sent, "arrived otherwise than it was sent");
+    }
+
+    #[tokio::test]
+    async fn who_never_has_to_wait_gives_way_all_the_same() {
+        let (mut client, mut stream) = pair();
+        client.write_all(&[7; 4096]).unwrap();
+        let mut buf = Buffer::new(1);
+        let others = tokio::task::spawn(async {});
+        for _ in 0..4096 {
+            buf.consume(1);
+            poll_fn(|cx| poll_fill(&mut stream, cx, &mut buf)).await.unwrap();
+        }
+        assert!(!stream.is_watched() && others.is_finished());
     }
 }

@@ -16,7 +16,7 @@ use phalanx_engine::state::State;
 use phalanx_engine::time::Now;
 use phalanx_sys::clock::Clock;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::listener::{Key, Listener, Target};
 use crate::log::Sink;
@@ -40,6 +40,10 @@ pub(crate) struct Worker {
     /// Held once per worker, so that sessions do not contend for its count of references.
     plan: RefCell<Rc<View>>,
     draw: Cell<u64>,
+    /// Read by the task that runs, in this turn of it.
+    moment: Cell<Option<Now>>,
+    /// Both clocks when the wall clock was last read.
+    wall: Cell<Now>,
 }
 
 /// A plan as the sessions of one worker hold it.
@@ -79,13 +83,41 @@ impl Worker {
             pool: Pool::default(),
             plan: RefCell::new(plan),
             draw: Cell::new(seed | 1),
+            moment: Cell::new(None),
+            wall: Cell::new(Now::default()),
         }
     }
 
-    /// The moment.
+    /// The moment, read now.
     pub(crate) fn now(&self) -> Now {
-        let (mono, unix_us) = self.shared.clock.now();
-        Now { mono, unix_us }
+        carried_on(self.wall.get(), self.shared.clock.mono()).unwrap_or_else(|| {
+            let (mono, unix_us) = self.shared.clock.now();
+            self.wall.set(Now { mono, unix_us });
+            self.wall.get()
+        })
+    }
+
+    /// A task's turn begins: [`Worker::moment`] is to be read anew. Whoever asks for the moment calls
+    /// this first in whatever it is polled by.
+    pub(crate) fn turn(&self) {
+        self.moment.set(None);
+    }
+
+    /// When this turn of the task asked first: nothing in a turn waits.
+    pub(crate) fn moment(&self) -> Now {
+        match self.moment.get() {
+            Some(now) => now,
+            None => {
+                let now = self.now();
+                self.moment.set(Some(now));
+                now
+            }
+        }
+    }
+
+    /// The [`Worker::moment`] as the timers have it.
+    pub(crate) fn instant(&self) -> Instant {
+        self.shared.clock.at(self.moment().mono).into()
     }
 
     /// The plan in force.
@@ -111,6 +143,17 @@ impl Worker {
         self.draw.set(x);
         x
     }
+}
+
+/// How long the wall clock is not looked at; less than a second.
+const WALL_KEPT: Duration = Duration::from_millis(10);
+
+/// Both clocks at `mono`, if the wall clock was read shortly before: it goes on with the other, and where
+/// somebody sets it is noticed soon enough.
+fn carried_on(read: Now, mono: Duration) -> Option<Now> {
+    let since = mono.saturating_sub(read.mono);
+    let unix_us = read.unix_us + u64::from(since.subsec_micros());
+    (read.unix_us != 0 && since < WALL_KEPT).then_some(Now { mono, unix_us })
 }
 
 /// How long a worker's turn on a CPU is when others want it too.
@@ -171,5 +214,21 @@ fn carry_out(worker: &Rc<Worker>, listeners: &mut HashMap<Key, Listener>, wanted
     }
     for (_, listener) in std::mem::replace(listeners, kept) {
         listener.close(worker);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wall_clock_goes_on_with_the_other_for_a_while() {
+        let read = Now { mono: Duration::from_secs(7), unix_us: 1_700_000_000_999_000 };
+        let at = |ms| Duration::from_millis(ms);
+        assert_eq!(carried_on(read, at(7000)), Some(read));
+        let later = Now { mono: at(7009), unix_us: 1_700_000_001_008_000 };
+        assert_eq!(carried_on(read, at(7009)), Some(later));
+        assert_eq!(carried_on(read, at(7010)), None);
+        assert_eq!(carried_on(Now::default(), at(1)), None, "it was never read");
     }
 }

@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 
 /// How to open a listener.
@@ -248,6 +249,33 @@ pub fn accept(listener: &impl AsFd) -> io::Result<(TcpStream, SocketAddr)> {
     }?;
     let peer = peer.as_socket().ok_or(io::ErrorKind::InvalidData)?;
     Ok((socket.into(), peer))
+}
+
+/// Reads what is there; 0 = the peer has closed. Straight to the kernel: the C library's `recv` is a
+/// cancellation point, which costs more than the call around it.
+///
+/// # Errors
+/// Those of `recv(2)`.
+#[inline]
+pub fn recv(socket: impl AsFd, into: &mut [u8]) -> io::Result<usize> {
+    let (_, n) = rustix::net::recv(socket, into, RecvFlags::empty())?;
+    Ok(n)
+}
+
+/// Writes `head` and then `body` with one call, as far as there is room; see [`recv`].
+///
+/// # Errors
+/// Those of `sendmsg(2)`; a connection that is gone raises no signal.
+#[inline]
+pub fn send(socket: impl AsFd, head: &[u8], body: &[u8]) -> io::Result<usize> {
+    let flags = SendFlags::NOSIGNAL;
+    Ok(match (head, body) {
+        (one, []) | ([], one) => rustix::net::send(socket, one, flags)?,
+        _ => {
+            let pieces = [io::IoSlice::new(head), io::IoSlice::new(body)];
+            rustix::net::sendmsg(socket, &pieces, &mut SendAncillaryBuffer::default(), flags)?
+        }
+    })
 }
 
 /// Index of a network interface.

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use phalanx_engine::end::{Cause, End, Phase};
 use phalanx_engine::h1::{self, Head, Parsed};
-use phalanx_engine::state::sessions::Session;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -19,6 +18,8 @@ use super::forward::Flow;
 use crate::buffer::{Buffer, LARGE, Text, poll_fill, poll_write};
 use crate::front::{Front, Gone};
 use crate::pipes::{Conduit, Filled};
+use crate::session::Session;
+use crate::worker::Worker;
 
 /// Longest body, or piece of one, that is copied behind its head to be written with it.
 const SMALL: usize = 4096;
@@ -243,8 +244,8 @@ impl<'a> Exchange<'a> {
                 Poll::Pending => break,
             }
         }
-        if self.session.poll_killed(cx.waker()) {
-            return Poll::Ready(Err(stop(self.session.kill_cause(), Phase::Headers)));
+        if self.session.entry.session().poll_killed(cx.waker()) {
+            return Poll::Ready(Err(stop(self.session.entry.session().kill_cause(), Phase::Headers)));
         }
         if self.up.done {
             match front.poll_left(cx) {
@@ -316,8 +317,8 @@ impl<'a> Exchange<'a> {
             }
         };
         self.conduit.rest();
-        if self.session.poll_killed(cx.waker()) {
-            return Poll::Ready(Err(stop(self.session.kill_cause(), Phase::Data)));
+        if self.session.entry.session().poll_killed(cx.waker()) {
+            return Poll::Ready(Err(stop(self.session.entry.session().kill_cause(), Phase::Data)));
         }
         if (self.up.done || self.up.broken) && front.poll_left(cx) == Poll::Ready(Gone::Reset) {
             return Poll::Ready(Err(stop(Cause::ClientAbort, Phase::Data)));
@@ -451,9 +452,8 @@ impl<'a> Exchange<'a> {
         for_client: bool,
         for_server: bool,
     ) -> Poll<Cause> {
-        let mut now = None;
-        let client_seen = self.client_seen.at(&mut now);
-        let server_seen = self.server_seen.at(&mut now);
+        let client_seen = self.client_seen.at(&self.session.worker);
+        let server_seen = self.server_seen.at(&self.session.worker);
         let client = self.limits.client.filter(|_| for_client).map(|d| client_seen + d);
         let server = self.limits.server.filter(|_| for_server).map(|d| server_seen + d);
         let first = match (client, server) {
@@ -477,9 +477,9 @@ impl Seen {
         self.0 = None;
     }
 
-    /// The moment; `now` is read once for both sides.
-    fn at(&mut self, now: &mut Option<Instant>) -> Instant {
-        *self.0.get_or_insert_with(|| *now.get_or_insert_with(Instant::now))
+    /// The moment.
+    fn at(&mut self, worker: &Worker) -> Instant {
+        *self.0.get_or_insert_with(|| worker.instant())
     }
 }
 

@@ -53,7 +53,7 @@ impl Scratch {
     pub(crate) fn give(self: Box<Self>) {
         let _ = POOL.try_with(|pool| {
             let mut pool = pool.borrow_mut();
-            if pool.len() < 64 {
+            if pool.len() < 256 {
                 pool.push(self);
             }
         });

@@ -300,7 +300,8 @@ impl<'a> Transaction<'a> {
             if established.reusable
                 && let Some(server) = &self.dispatch.server
             {
-                worker.pool.put(server, Connection { owner, ..established.connection });
+                let connection = Connection { owner, ..established.connection };
+                worker.pool.put(server, connection, worker.instant());
             }
             match result {
                 Err(Stop::Retry) if matches!(self.method, Method::Post | Method::Other | Method::Connect) => {
@@ -417,7 +418,7 @@ impl<'a> Transaction<'a> {
             Limits { client: self.proxy.config.timeouts.client, server: plan.config.timeouts.server };
         let global = &self.plan.config.global;
         let mut exchange = Exchange::new(
-            self.session.entry.session(),
+            self.session,
             &mut established.connection.stream,
             up,
             limits,
@@ -510,7 +511,7 @@ impl<'a> Transaction<'a> {
                 self.scratch.response_text.clear();
                 self.response_rules(plan, buf)?;
             }
-            self.responded = Some(self.session.worker.now());
+            self.responded = Some(self.session.worker.moment());
             self.status = Some(self.scratch.response.start.status);
             // The backend's own mode is about the server's connection.
             let keep = self.keeps(self.proxy.config.connection_mode)
@@ -721,7 +722,7 @@ impl<'a> Transaction<'a> {
     /// Counts, gives the place back, logs.
     fn finish(&mut self, stream: Option<backend::Stream>) {
         self.dispatch.slot = None;
-        let now = self.session.worker.now();
+        let now = self.session.worker.moment();
         let mut timers = timers(self.began, self.received, self.responded, &self.dispatch, now);
         if self.held || self.unanswered {
             // As HAProxy: the time in the tarpit is that of a queue, and of the request nothing is said.
