@@ -81,7 +81,7 @@ pub struct Timing {
 
 impl Timing {
     /// Default term: long enough for a machine that now and then does not run us for 150 ms.
-    pub const DEFAULT_LEASE: Duration = Duration::from_millis(350);
+    pub const DEFAULT_LEASE: Duration = Duration::from_millis(400);
 
     /// All times from the term. The range is [`phalanx_config::model::VIP_LEASE`]: safety holds for every
     /// term, a shorter one would just not be renewed in time. The guard of an eighth covers clocks that are 6 % apart.
