@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use super::packet::{Step, listen, receive, send};
 use super::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
@@ -21,6 +22,14 @@ const SYN_ACK: u8 = 0x12;
 
 /// More of a frame is not looked at: such a SYN is not passed on.
 const LONGEST: usize = 2048;
+
+/// What is read at once, and for how long: under a flood of SYNs frames come faster than they are sent on,
+/// and the caller has other things to do in time.
+const AT_ONCE: usize = 16_384;
+const NO_LONGER: Duration = Duration::from_millis(50);
+
+/// So often the clock is read.
+const CLOCK_EVERY: usize = 32;
 
 /// SYNs to one address that came to an interface.
 #[derive(Debug)]
@@ -66,13 +75,19 @@ impl Parked {
     }
 
     /// Sends what is kept to the neighbour with this hardware address, unless it is of a connection that
-    /// `known` knows; returns how many.
+    /// `known` knows; returns how many. It ends even if ever more come: what is left is kept for the next
+    /// time.
     pub fn send_on(&self, to: [u8; 6], known: impl Fn(&Flow) -> bool) -> usize {
         let Some(own) = self.link.mac else { return 0 };
         let ethertype = if self.addr.is_ipv4() { ETHERTYPE_IPV4 } else { ETHERTYPE_IPV6 };
         let mut buf = [0u8; LONGEST];
         let mut sent = 0;
-        while let Some(frame) = receive(&self.socket, &mut buf) {
+        let began = Instant::now();
+        for read in 0..AT_ONCE {
+            if read % CLOCK_EVERY == CLOCK_EVERY - 1 && began.elapsed() >= NO_LONGER {
+                break;
+            }
+            let Some(frame) = receive(&self.socket, &mut buf) else { break };
             let Some(flow) = beginning(frame, self.addr).filter(|flow| !known(flow)) else { continue };
             let Some(frame) = readdress(frame, flow, to, own) else { continue };
             sent += usize::from(send(self.link.index, ethertype, &frame).is_ok());
