@@ -161,7 +161,7 @@ pub(crate) enum Filled {
     Bytes(usize),
     /// The sender has closed.
     End,
-    /// There is no pipe, or it is not worth one any more: bytes have to be copied.
+    /// There is no pipe, or the socket can't be spliced (any more): bytes have to be copied.
     Copy,
 }
 
@@ -208,6 +208,11 @@ impl Conduit {
         }
     }
 
+    /// Gives the pipe up with what is in it: that has nowhere to go any more.
+    pub(crate) fn discard(&mut self) {
+        self.lease = None;
+    }
+
     /// Takes up to `most` bytes from a socket; only while it is empty.
     pub(crate) fn poll_fill(
         &mut self,
@@ -234,7 +239,7 @@ impl Conduit {
                     Poll::Ready(Ok(Filled::Bytes(n)))
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
-                // Not this kind of socket.
+                // Not this kind of socket, or it stands at urgent data. It is still ready to be read.
                 Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
                     self.splicing = Splicing::Never;
                     self.lease = None;

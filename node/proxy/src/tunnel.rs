@@ -102,6 +102,9 @@ impl Pipe {
         if self.buf.is_full() {
             return Ok(());
         }
+        if self.conduit.is_bulk() {
+            self.buf.grow();
+        }
         match poll_fill(from, cx, &mut self.buf) {
             Poll::Ready(Ok(n)) => {
                 self.eof = n == 0;
@@ -111,9 +114,6 @@ impl Pipe {
             Poll::Pending => return Ok(()),
         }
         self.conduit.copied(self.buf.is_full());
-        if self.conduit.is_bulk() {
-            self.buf.grow();
-        }
         Ok(())
     }
 
@@ -253,4 +253,40 @@ fn move_both(
         End::new(cause, Phase::Data)
     })?;
     Ok((upward, downward))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::buffer::SIZE;
+
+    /// Connected sockets, the first of them outside of the runtime.
+    fn pair() -> (std::net::TcpStream, TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let far = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (near, _) = listener.accept().unwrap();
+        near.set_nonblocking(true).unwrap();
+        (far, TcpStream::from_std(near).unwrap())
+    }
+
+    #[tokio::test]
+    async fn bulk_that_is_copied_goes_in_large_pieces() {
+        let ((mut client, mut from), (_server, mut to)) = (pair(), pair());
+        let writer = std::thread::spawn(move || while client.write_all(&[0; 65536]).is_ok() {});
+        let mut pipe = Pipe::new(Buffer::new(SIZE), false, Conduit::default());
+        // Nobody reads: in the end the buffer is full.
+        tokio::time::timeout(
+            Duration::from_secs(10),
+            poll_fn(|cx| {
+                assert!(pipe.poll(cx, &mut from, &mut to, false).is_ok());
+                if pipe.buf.len() > SIZE { Poll::Ready(()) } else { Poll::Pending }
+            }),
+        )
+        .await
+        .expect("the buffer grows");
+        drop((from, to));
+        writer.join().unwrap();
+    }
 }

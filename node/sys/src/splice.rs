@@ -1,10 +1,13 @@
 //! Bytes from one socket to another through a pipe, without passing through the process.
 //!
-//! A [`Pipe`] knows how much is in it, which is what makes `EAGAIN` unambiguous: filled only while it
-//! is empty and emptied only while it is not, it can only mean the socket.
+//! A [`Pipe`] knows how much is in it: filled only while it is empty and emptied only while it is not,
+//! `EAGAIN` can only mean the socket. Even so it need not mean that nothing was received, nor 0 that the
+//! peer has closed: `splice` never gets past urgent data, which [`Pipe::fill`] tells apart.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use rustix::net::RecvFlags;
 
 /// A pipe that is read and written by [`Pipe::fill`] and [`Pipe::drain`] only.
 #[derive(Debug)]
@@ -52,14 +55,21 @@ impl Pipe {
     ///
     /// # Errors
     /// What `splice` said: `WouldBlock` when nothing was received, `InvalidInput` when the socket can't be
-    /// spliced, or the pipe is not empty.
+    /// spliced, or stands at urgent data, which only reading gets past, or the pipe is not empty.
     pub fn fill(&mut self, from: &impl AsFd, most: usize) -> io::Result<usize> {
         if !self.is_empty() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let moved = splice(from, &self.writer, most, 0)?;
-        self.len = moved;
-        Ok(moved)
+        let mut moved = splice(from, &self.writer, most, 0);
+        if is_nothing(&moved) && is_more(from)? {
+            // It may have come just now.
+            moved = splice(from, &self.writer, most, 0);
+            if is_nothing(&moved) {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+        }
+        self.len = moved?;
+        Ok(self.len)
     }
 
     /// Moves bytes from the pipe, which must not be empty, to a socket; `more` = others follow at once, so
@@ -75,6 +85,23 @@ impl Pipe {
         let moved = splice(&self.reader, to, self.len, flags)?;
         self.len -= moved.min(self.len);
         Ok(moved)
+    }
+}
+
+/// Whether a call says that there are no bytes, now or any more.
+fn is_nothing(moved: &io::Result<usize>) -> bool {
+    match moved {
+        Ok(n) => *n == 0,
+        Err(e) => e.kind() == io::ErrorKind::WouldBlock,
+    }
+}
+
+/// Whether a socket has bytes to be read. The errors are the caller's to tell: asking takes them away.
+fn is_more(socket: &impl AsFd) -> io::Result<bool> {
+    match rustix::net::recv(socket, &mut [0; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        Ok((_, n)) => Ok(n > 0),
+        Err(rustix::io::Errno::AGAIN) => Ok(false),
+        Err(e) => Err(e.into()),
     }
 }
 
@@ -124,6 +151,33 @@ mod tests {
         let mut text = String::new();
         server.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
+    }
+
+    #[test]
+    fn urgent_data_is_neither_silence_nor_the_end() {
+        for close in [false, true] {
+            let ((mut client, from), (to, _server)) = (pair(), pair());
+            from.set_nonblocking(true).unwrap();
+            let mut pipe = Pipe::new(None).unwrap();
+            let fill = |pipe: &mut Pipe| loop {
+                match pipe.fill(&from, 1000) {
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
+                    result => return result.map_err(|e| e.kind()),
+                }
+            };
+            client.write_all(&[1; 100]).unwrap();
+            assert_eq!(fill(&mut pipe), Ok(100));
+            assert_eq!(pipe.drain(&to, false).unwrap(), 100);
+            socket2::SockRef::from(&client).send_out_of_band(&[2]).unwrap();
+            client.write_all(&[3; 100]).unwrap();
+            if close {
+                client.shutdown(std::net::Shutdown::Write).unwrap();
+            }
+            assert_eq!(fill(&mut pipe), Err(io::ErrorKind::InvalidInput), "{close}");
+            let mut rest = [0; 200];
+            assert_eq!((&from).read(&mut rest).unwrap(), 100, "{close}");
+            assert_eq!(rest[..100], [3; 100]);
+        }
     }
 
     #[test]

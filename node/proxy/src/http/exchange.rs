@@ -182,7 +182,7 @@ impl<'a> Exchange<'a> {
             session,
             server,
             up,
-            reply: Buffer::new(if bulk { LARGE } else { longest }),
+            reply: Buffer::new(if bulk { longest.max(LARGE) } else { longest }),
             bulk: false,
             longest,
             out: Text::default(),
@@ -371,6 +371,17 @@ impl<'a> Exchange<'a> {
 
     /// Sends what there is of the request and reads more of it.
     fn poll_upload(&mut self, cx: &mut Context<'_>, front: &mut Front, phase: Phase) -> Result<(), Stop> {
+        let result = self.upload(cx, front, phase);
+        if result.is_err() || self.up.broken {
+            self.up.conduit.discard();
+        } else {
+            self.up.conduit.rest();
+        }
+        result
+    }
+
+    /// As far as both sockets let it; the pipe is the caller's to give back.
+    fn upload(&mut self, cx: &mut Context<'_>, front: &mut Front, phase: Phase) -> Result<(), Stop> {
         let up = &mut *self.up;
         while !(up.done || up.broken) {
             let unsent = front.buf.bytes().get(up.base + up.sent..).unwrap_or(&[]);
@@ -433,7 +444,6 @@ impl<'a> Exchange<'a> {
                 }
             }
         }
-        up.conduit.rest();
         Ok(())
     }
 

@@ -127,6 +127,31 @@ fn tunnels_carry_everything_and_close_on_their_own() {
 }
 
 #[test]
+fn urgent_data_neither_stalls_nor_cuts_what_is_spliced() {
+    let all = Splice { request: true, response: true, ..Splice::default() };
+    // In the middle of bulk, and with the end right behind it.
+    for (before, after) in [(BIG / 2, BIG / 2), (100, 100), (0, 100)] {
+        let (seen, saw) = mpsc::channel();
+        let server = serve(move |mut stream, _| {
+            let mut received = Vec::new();
+            let _ = stream.read_to_end(&mut received);
+            seen.send(received).unwrap();
+        });
+        let plane = plane(Mode::Tcp, all, server);
+        let mut client = plane.client();
+        let sent = sequence(before + after);
+        client.write_all(&sent[..before]).unwrap();
+        socket2::SockRef::from(&client).send_out_of_band(b"!").unwrap();
+        client.write_all(&sent[before..]).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        let received = saw.recv_timeout(LIMIT).unwrap();
+        assert_eq!(received.len(), sent.len());
+        assert_eq!(digest(&received), digest(&sent), "{before} {after}");
+        rests(&plane);
+    }
+}
+
+#[test]
 fn what_a_slow_reader_does_not_take_is_not_lost() {
     let server = serve(|mut stream, _| {
         stream.write_all(&sequence(BIG)).unwrap();
