@@ -3,7 +3,7 @@
 //! The [`Schedule`] follows from its seed alone; what a step hits (the holder at that time, or a node by
 //! number) and how long it lasts are part of it. [`Nemesis`] carries steps out. It never takes the data
 //! of a majority: what a node has synced stays, except where a log was torn so that the node refuses it
-//! and its operator wipes it, which waits until the others are whole.
+//! and its operator wipes it: no log is torn before all nodes are whole.
 
 mod schedule;
 
@@ -13,6 +13,9 @@ use nix::sys::signal::Signal;
 
 pub use self::schedule::{Fault, NAMES, Schedule, Step, Target};
 use crate::lab::{Drops, Rig, corrupt_tail};
+
+/// How long all nodes may take to be whole before a log is torn; else the node is only killed.
+const WHOLE: Duration = Duration::from_secs(20);
 
 /// Carries steps out on a rig.
 #[derive(Debug, Default)]
@@ -60,10 +63,13 @@ impl Nemesis {
             Fault::FailSync => rig.faults[node].fail_sync(true),
             Fault::FillDisk => rig.disks[node].fill()?,
             Fault::TearLog => {
+                // A node that was wiped and not yet taught has nothing: with a second log gone, a majority
+                // has lost its data, and rightly no cluster comes back from that.
+                let whole = rig.all_fit(WHOLE).is_ok();
                 rig.stations[node].kill_all();
                 rig.network.forget_address(node);
                 // A node that was killed before it wrote anything has no log to tear.
-                if corrupt_tail(rig.disks[node].path(), step.random).is_ok() {
+                if whole && corrupt_tail(rig.disks[node].path(), step.random).is_ok() {
                     self.torn = Some(node);
                 }
             }
