@@ -611,6 +611,11 @@ impl Raft {
         }
     }
 
+    /// The leader's snapshot could be used after all.
+    fn take_snapshot(&self) {
+        *self.0.refused.lock() = None;
+    }
+
     fn configured(&self) -> BTreeMap<u64, Member> {
         let nodes = self.0.settings.nodes.iter();
         nodes.map(|n| (node_id(&n.name), Member { name: n.name.clone() })).collect()

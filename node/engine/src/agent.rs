@@ -127,11 +127,9 @@ impl View {
         }
     }
 
-    /// Reads what [`View`] displays.
-    pub fn parse(text: &str) -> View {
-        // From a node that does not tell when: after all commands.
-        let late = Revisions { admin: u64::MAX, weight: u64::MAX, maxconn: u64::MAX };
-        let mut view = View { after: late, ..View::default() };
+    /// Reads what [`View`] displays; words that do not tell when came after `untold`.
+    pub fn parse(text: &str, untold: &Revisions) -> View {
+        let mut view = View { after: *untold, ..View::default() };
         for word in text.split(' ') {
             match word.split_once('=') {
                 Some(("down", "1")) => view.down = true,
@@ -196,6 +194,8 @@ pub struct Agent {
     pub configured: bool,
     /// Not switched off by `disable agent`.
     pub enabled: bool,
+    /// It was enabled or disabled, and its server has not followed yet.
+    pub(crate) switched: bool,
     /// What it has said.
     pub view: View,
     /// The commands that this node has carried out about the same.
@@ -261,14 +261,15 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let n = state >> 40;
             view.take(&Said::read(&line), &Revisions { admin: n % 7, weight: n % 5, maxconn: n % 3 }, n % 9);
-            assert_eq!(View::parse(&view.to_string()), view);
+            assert_eq!(View::parse(&view.to_string(), &Revisions::default()), view);
         }
         let _ = View::parse(
             "weight=x down admin=9 = maxconn=-1 weight-after=-3 admin-after=99999999999999999999",
+            &Revisions::default(),
         );
         // As nodes tell it that do not know of an order.
-        let view = View::parse("down=1 weight=50% admin=drain");
         let spoken = Revisions { admin: 9, weight: 9, maxconn: 9 };
+        let view = View::parse("down=1 weight=50% admin=drain", &spoken);
         let standing = view.standing(&spoken);
         assert_eq!((standing.weight, standing.admin), (Some(Weight::Percent(50)), Some(Admin::Drain)));
         assert_eq!((view.down, view.down_after, view.after.maxconn), (true, 0, 0));

@@ -366,6 +366,13 @@ impl Registry {
                 servers.push(Rebased { backend: backend.to_owned(), name: name.to_owned(), from, to });
             }
         }
+        for (backend, name) in self.late.later.spoken.servers() {
+            let (from, to) = (base_in(proxy(old, backend), name), base_in(proxy(new, backend), name));
+            let listed = |r: &Rebased| r.backend == backend && r.name == name;
+            if from.is_some() && to.is_none() && !servers.iter().any(listed) {
+                servers.push(Rebased { backend: backend.to_owned(), name: name.to_owned(), from, to });
+            }
+        }
         (!servers.is_empty()).then_some(Command::Rebase { servers })
     }
 
@@ -519,6 +526,9 @@ impl Registry {
     fn rebase(&mut self, servers: &[Rebased]) -> Reply {
         for Rebased { backend, name, from, to } in servers {
             self.late.later.names.rebase(backend, name, from.as_ref(), to.as_ref());
+            if from.is_some() && to.is_none() {
+                self.late.later.spoken.forget(backend, name);
+            }
             let Some(record) = self.backends.get_mut(backend).and_then(|b| b.servers.get_mut(name)) else {
                 continue;
             };
@@ -557,7 +567,6 @@ impl Registry {
         let Some(b) = self.backends.get_mut(backend) else { return };
         if b.servers.get(name).is_some_and(|r| *r == Record::default()) {
             b.servers.remove(name);
-            self.late.later.spoken.forget(backend, name);
         }
     }
 

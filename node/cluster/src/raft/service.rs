@@ -101,9 +101,13 @@ impl raft_server::Raft for Service {
             self.raft()?.refuse_snapshot(&error);
             return Err(malformed(error));
         }
-        answer(
-            self.raft()?.core().install_full_snapshot(vote, Snapshot { meta, snapshot: data.into() }).await,
-        )
+        let raft = self.raft()?;
+        let installed =
+            raft.core().install_full_snapshot(vote, Snapshot { meta, snapshot: data.into() }).await;
+        if installed.is_ok() {
+            raft.take_snapshot();
+        }
+        answer(installed)
     }
 
     async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<ProposeReply>, Status> {

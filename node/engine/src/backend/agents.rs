@@ -42,7 +42,8 @@ impl Backend {
         if verdict.forced < server.control.lock().agent.forced {
             return None;
         }
-        let view = View::parse(&verdict.said);
+        // From a node that does not tell when: after the commands that this one has carried out.
+        let view = View::parse(&verdict.said, &server.control.lock().agent.spoken);
         Some(self.take_view(server, view, verdict.report.clone(), &mut standing, now))
     }
 
@@ -107,6 +108,19 @@ impl Backend {
         self.announce_if_empty(standing, effects);
     }
 
+    /// `enable agent`, `disable agent`: what it said of up and down counts again, or no more.
+    pub(super) fn switch_agent(
+        &self,
+        server: &Arc<Server>,
+        standing: &mut Standing,
+        now: Now,
+        effects: &mut Effects,
+    ) {
+        if std::mem::take(&mut server.control.lock().agent.switched) {
+            self.follow_agent(server, ", changed from CLI", standing, now, effects);
+        }
+    }
+
     fn follow_agent(
         &self,
         server: &Arc<Server>,
@@ -165,11 +179,13 @@ impl Server {
     }
 }
 
-/// What an agent has said and no command since counts above what commands and the configuration say, also
-/// while it is disabled: then it is only not asked.
+/// What an agent has said and no command since counts above what commands and the configuration say.
+///
+/// Not while it is disabled, unlike in HAProxy: no claim carries its words then, so a node that starts could
+/// never learn them.
 pub(super) fn over(server: &Server, eff: &mut Effective) {
     let agent = &server.control.lock().agent;
-    if agent.configured {
+    if agent.configured && agent.enabled {
         let view = agent.view.standing(&agent.spoken);
         eff.weight = view.weight.or(eff.weight);
         eff.maxconn = view.maxconn.or(eff.maxconn);
@@ -182,9 +198,10 @@ pub(super) fn settle(server: &Server, eff: &registry::AgentEffective, spoken: re
     let options = server.options();
     let by_default = server.origin() == crate::server::Origin::Config;
     let agent = &mut server.control.lock().agent;
-    agent.configured = options.agent_check;
+    let enabled = options.agent_check && eff.enabled.unwrap_or(by_default);
+    agent.switched |= agent.configured && agent.enabled != enabled;
+    (agent.configured, agent.enabled) = (options.agent_check, enabled);
     agent.spoken = spoken;
-    agent.enabled = options.agent_check && eff.enabled.unwrap_or(by_default);
     agent.ip = eff.ip.or(options.agent_addr);
     agent.port = eff.port.or(options.agent_port).unwrap_or(0);
     agent.send = eff.send.clone().or_else(|| options.agent_send.clone()).unwrap_or_default();
@@ -307,9 +324,13 @@ mod tests {
         command(&mut registry, &nodes, &s1, weight(4));
         assert!(!s1.is_up() && s1.status() == "DOWN (agent)");
         say(&backend, &s1, "up 20%");
-        // One that is asked no more has still said what it said.
+        // What one that is disabled has said does not count: a node that starts now shows the same.
+        say(&backend, &s1, "maint");
         command(&mut registry, &nodes, &s1, Change::Agent(AgentChange::Enabled(false)));
-        assert_eq!(s1.weight(), 2);
+        let fresh = self::backend();
+        carry_out(&fresh, &registry);
+        let shown = |s: &Server| (s.status(), s.weight(), s.maxconn(), s.admin());
+        assert_eq!((s1.weight(), shown(&s1)), (4, shown(&fresh.server("s1").unwrap())));
         command(&mut registry, &nodes, &s1, weight(6));
         assert_eq!(s1.weight(), 6);
         // Nothing is left of it with the server.
@@ -336,10 +357,11 @@ mod tests {
                 match rng.random_range(0..4) {
                     0 | 1 => drop(say(&asking, &a, words[rng.random_range(0..words.len())])),
                     _ => {
-                        let change = match rng.random_range(0..5) {
+                        let change = match rng.random_range(0..6) {
                             0 => Change::Weight(Weight::Absolute(rng.random_range(0..9))),
                             1 => Change::Maxconn(rng.random_range(1..9)),
                             2 => Change::Agent(AgentChange::Force(rng.random())),
+                            3 => Change::Agent(AgentChange::Enabled(rng.random())),
                             _ => Change::Admin(
                                 [Admin::Ready, Admin::Drain, Admin::Maint][rng.random_range(0..3)],
                             ),
@@ -364,6 +386,19 @@ mod tests {
             let all = |s: &Server| (s.status(), s.weight(), s.maxconn(), s.admin(), s.op_state());
             assert_eq!(all(&a), all(&b), "seed {seed}");
         }
+    }
+
+    #[test]
+    fn words_without_an_order_end_with_the_next_command() {
+        let (node, mut registry) = (backend(), Registry::new());
+        let s1 = node.server("s1").unwrap();
+        let weight = |n| Change::Weight(Weight::Absolute(n));
+        command(&mut registry, &[&node], &s1, weight(7));
+        let verdict = Verdict { said: "down=0 weight=50%".to_owned(), ..s1.agent_verdict() };
+        let _ = node.apply_agent(&s1, &verdict, at(2)).unwrap();
+        assert_eq!(s1.weight(), 5);
+        command(&mut registry, &[&node], &s1, weight(3));
+        assert_eq!(s1.weight(), 3);
     }
 
     #[test]

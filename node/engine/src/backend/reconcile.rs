@@ -65,6 +65,7 @@ impl Backend {
             {
                 self.change_health(server, forced.force, &mut standing, now, &mut effects);
             }
+            self.switch_agent(server, &mut standing, now, &mut effects);
             if let Some(forced) = registry.agent(&self.name, server.name()).forced {
                 self.force_agent(server, forced, &mut standing, now, &mut effects);
             }

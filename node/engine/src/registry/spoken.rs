@@ -75,6 +75,10 @@ impl Spoken {
         self.0.get(&(backend.to_owned(), server.to_owned())).copied()
     }
 
+    pub(super) fn servers(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.keys().map(|(backend, server)| (backend.as_str(), server.as_str()))
+    }
+
     pub(super) fn note(&mut self, backend: &str, server: &str, change: SpokenChange, revision: u64) {
         let said = self.0.entry((backend.to_owned(), server.to_owned())).or_default();
         match change {

@@ -181,6 +181,20 @@ fn an_override_does_not_come_back_with_the_value_that_it_replaced() {
 }
 
 #[test]
+fn when_commands_spoke_outlasts_their_overrides_but_not_the_server() {
+    let mut r = Registry::new();
+    let change = Change::Weight(Weight::Absolute(10)).beside_an_agent();
+    r.apply(&set(target("s1", Origin::Config, base(1)), change));
+    let spoken = r.spoken("web", "s1");
+    r.apply(&rebase("s1", Some(base(1)), Some(base(20))));
+    r.apply(&rebase("s1", Some(base(20)), Some(base(1))));
+    assert!(r.backends["web"].servers.is_empty() && spoken.weight > 0);
+    assert_eq!(r.spoken("web", "s1"), spoken);
+    r.apply(&rebase("s1", Some(base(1)), None));
+    assert_eq!(r.spoken("web", "s1"), Revisions::default());
+}
+
+#[test]
 fn a_late_reload_does_not_end_an_override_of_the_new_value() {
     let mut r = Registry::new();
     let s1 = target("s1", Origin::Config, base(20));
