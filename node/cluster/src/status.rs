@@ -112,7 +112,7 @@ pub struct NodeStatus {
     pub state: State,
     /// How long ago it last answered; zero for this node.
     pub seen: Option<Duration>,
-    /// Why it cannot be reached.
+    /// Why it cannot be reached, or does not vote.
     pub problem: Option<String>,
     /// Index of the last entry it said it had applied.
     pub applied: Option<u64>,
@@ -154,6 +154,9 @@ impl Status {
     }
 }
 
+/// What is wrong with a node whose disk was replaced: until then the others must do without it.
+const LOST: &str = "has lost its log, or is new, and does not vote before a leader has taught it";
+
 /// The state of each configured node; `own` is what this node would say of itself.
 pub(crate) fn nodes(
     roster: &Roster,
@@ -183,6 +186,9 @@ pub(crate) fn nodes(
         if let Some(hello) = hello {
             if status.problem.is_none() && status.seen.is_some_and(|seen| seen < FRESH) {
                 status.state = State::parse(&hello.state);
+            }
+            if status.state != State::Unreachable && status.problem.is_none() && !hello.whole {
+                status.problem = Some(LOST.to_owned());
             }
             status.applied = hello.next_apply.checked_sub(1);
             status.version = Some(hello.version);

@@ -34,6 +34,12 @@ const ORDER_LIMIT: Duration = Duration::from_secs(5);
 /// How long a worker that is well may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
+/// How long the first bytes may take to come on a connection that was accepted before its listener closed.
+const FIRST_BYTES: Duration = Duration::from_millis(50);
+
+/// How often the sessions that are waited for are counted.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
 /// Pairs of descriptors that pipes leave to listeners, logs and peers.
 const KEPT_BACK: u64 = 100;
 
@@ -263,6 +269,23 @@ impl Forwarder {
     /// Closes the listeners and idle connections and waits for the sessions to end, at most for
     /// `limit`; `None` waits for all. Blocks. Returns how many were left.
     pub fn stop(&self, limit: Option<Duration>) -> usize {
+        self.close(|_, waited| limit.is_none_or(|limit| waited < limit))
+    }
+
+    /// As [`stop`](Forwarder::stop), but waits for requests only: for those that are being answered at
+    /// most for `limit`, for those that are still to come on connections accepted already for
+    /// [`FIRST_BYTES`]. Sessions that either side ends when it likes are not waited for.
+    pub fn finish_requests(&self, limit: Duration) -> usize {
+        self.close(|phase, waited| match phase {
+            Phase::Tunnel => false,
+            Phase::Request => waited < limit.min(FIRST_BYTES),
+            Phase::Queue | Phase::Connect | Phase::Response | Phase::Data => waited < limit,
+        })
+    }
+
+    /// Closes the listeners, and idle connections until the others, as far as `waits` says so of
+    /// what they are busy with, have ended. Returns how many sessions were left.
+    fn close(&self, waits: impl Fn(Phase, Duration) -> bool) -> usize {
         self.shared.state.process().set_stopping();
         {
             let mut inner = self.inner.lock();
@@ -270,14 +293,15 @@ impl Forwarder {
             // Closing cannot fail to bind.
             let _ = self.reconcile(&mut inner);
         }
-        let end = limit.and_then(|l| Instant::now().checked_add(l));
+        let began = Instant::now();
         loop {
             let sessions = self.shared.state.sessions().all();
-            sessions.iter().filter(|s| s.progress().phase == Phase::Request).for_each(|s| s.kill());
-            if sessions.is_empty() || end.is_some_and(|end| Instant::now() >= end) {
+            sessions.iter().for_each(|s| s.end_when_idle());
+            let waited = began.elapsed();
+            if !sessions.iter().any(|s| waits(s.progress().phase, waited)) {
                 return sessions.len();
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(LOOK_EVERY);
         }
     }
 

@@ -192,7 +192,7 @@ fn receive<'a>(
                 }
                 seen = front.buf.len() as u32;
             }
-            if let Err(ended) = ready!(poll_more(cx, session, front)) {
+            if let Err(ended) = ready!(poll_more(cx, session, front, first)) {
                 // An idle connection ends without a word.
                 let silent = front.buf.is_empty() && !first;
                 let began = scratch.as_ref().map_or(session.accepted(), |scratch| scratch.began);
@@ -216,7 +216,12 @@ enum Ended {
 }
 
 /// One read while waiting for a request.
-fn poll_more(cx: &mut Context<'_>, session: &Session, front: &mut Front) -> Poll<Result<(), Ended>> {
+fn poll_more(
+    cx: &mut Context<'_>,
+    session: &Session,
+    front: &mut Front,
+    first: bool,
+) -> Poll<Result<(), Ended>> {
     if !front.eof {
         match poll_fill(&mut front.stream, cx, &mut front.buf) {
             Poll::Ready(Ok(0)) => front.eof = true,
@@ -228,7 +233,8 @@ fn poll_more(cx: &mut Context<'_>, session: &Session, front: &mut Front) -> Poll
     if front.eof {
         return Poll::Ready(Err(Ended::Client));
     }
-    if session.entry.session().poll_killed(cx.waker()) {
+    let entry = session.entry.session();
+    if entry.poll_killed(cx.waker()) || (!first && front.buf.is_empty() && entry.ends_when_idle()) {
         return Poll::Ready(Err(Ended::Killed));
     }
     front.deadline.poll(cx).map(|()| Err(Ended::Timeout))

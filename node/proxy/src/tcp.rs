@@ -151,7 +151,7 @@ async fn forward(
             let at = around(session, plan, back, back).context(front, worker.now());
             rules::stick_store(back, &at, &server);
         }
-        session.entry.session().note(Some(backend.name()), Some(&server), sessions::Phase::Data);
+        session.entry.session().note(Some(backend.name()), Some(&server), sessions::Phase::Tunnel);
     }
     let own = session.frontend.config();
     if own.logasap {

@@ -117,7 +117,7 @@ fn line(call: &Call<'_>, session: &Arc<Session>, details: bool, out: &mut String
         Phase::Queue => "queue",
         Phase::Connect => "connect",
         Phase::Response => "response",
-        Phase::Data => "data",
+        Phase::Data | Phase::Tunnel => "data",
     };
     let backend = progress.backend.as_deref().unwrap_or("<NONE>");
     let server = progress.server.as_ref().map_or("<none>".to_owned(), |s| s.name().to_string());

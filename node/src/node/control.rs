@@ -65,7 +65,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// How long requests that are under way may take to be answered when the process ends at once.
-const LAST_REQUESTS: Duration = Duration::from_millis(50);
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
 
 /// What changes of servers and configurations have to tell.
 #[derive(Clone)]
@@ -495,7 +495,7 @@ impl Node {
         Ok(())
     }
 
-    /// SIGTERM, SIGINT: sessions end now.
+    /// SIGTERM, SIGINT: requests under way are answered, sessions end now.
     async fn terminate(self) -> Result<(), String> {
         self.notifier.stopping();
         self.leave().await;
@@ -510,9 +510,9 @@ impl Node {
 
     async fn leave(&self) {
         self.give_up_vips().await;
-        // What is counted after the last word to the peers would be lost. Sessions end with the process.
+        // What is counted after the last word to the peers would be lost. Other sessions end with the process.
         let forwarder = self.forwarder.clone();
-        let _ = tokio::task::spawn_blocking(move || forwarder.stop(Some(LAST_REQUESTS))).await;
+        let _ = tokio::task::spawn_blocking(move || forwarder.finish_requests(LAST_REQUESTS)).await;
         if let Some(cluster) = &self.cluster {
             cluster.shutdown().await;
         }

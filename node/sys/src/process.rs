@@ -306,12 +306,14 @@ pub fn signal_group(group: u32, signal: i32) -> io::Result<()> {
     Ok(nix::sys::signal::killpg(Pid::from_raw(group), signal)?)
 }
 
-/// Whether a process with this pid exists and is not a zombie.
+/// Whether a process with this pid exists, and not only as what its parent has not waited for yet.
 pub fn alive(pid: u32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    stat.rsplit(')')
-        .next()
-        .is_some_and(|rest| !matches!(rest.trim_start().chars().next(), Some('Z' | 'X') | None))
+    let mut fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
+    let ended = matches!(fields.next(), Some("Z" | "X") | None);
+    // Field 20. The first thread may be gone while others still hold the process's sockets open.
+    let threads = fields.nth(16).and_then(|threads| threads.parse::<u32>().ok());
+    !ended || threads.is_some_and(|threads| threads > 1)
 }
 
 fn single_threaded(what: &str) -> io::Result<()> {
@@ -428,6 +430,11 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         assert!(alive(child.id()));
         signal(child.id(), libc::SIGKILL).unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while alive(child.id()) {
+            assert!(std::time::Instant::now() < deadline, "a zombie is not alive");
+            std::thread::yield_now();
+        }
         child.wait().unwrap();
         assert!(!alive(child.id()));
         assert!(signal(0, libc::SIGTERM).is_err());

@@ -14,7 +14,7 @@ use phalanx_sys::clock::Clock;
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
-pub(crate) const SOON: Duration = Duration::from_secs(15);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 /// Polls until `done`, which must become true before `within` is over.
 pub(crate) fn eventually(within: Duration, what: &str, mut done: impl FnMut() -> bool) {
@@ -247,7 +247,15 @@ impl Nodes {
         eventually(within, server, || self.propose(i, add(server)).is_ok());
     }
 
-    /// Many, some hundred at once; every one must be taken.
+    /// Until node `of`, which came back without its log, votes again, as node `i` hears of it.
+    pub(crate) fn wait_taught(&self, i: usize, of: usize) {
+        eventually(SOON, "the empty node votes again", || {
+            let node = &self.status(i).nodes[of];
+            node.state == State::Follower && node.problem.is_none()
+        });
+    }
+
+    /// Many, some hundred at once, each as often as it takes.
     pub(crate) fn propose_many(&self, i: usize, count: usize, command: impl Fn(usize) -> Command) {
         let node = self.node(i);
         node.runtime.block_on(async {
@@ -255,10 +263,19 @@ impl Nodes {
             while left.peek().is_some() {
                 let some = left.by_ref().take(250).map(|i| {
                     let (cluster, command) = (node.cluster.clone(), command(i));
-                    tokio::spawn(async move { cluster.propose(command).await })
+                    tokio::spawn(async move {
+                        let deadline = Instant::now() + SOON;
+                        loop {
+                            match cluster.propose(command.clone()).await {
+                                // The machine, or its disk, is too busy for an answer in time.
+                                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+                                Ok(reply) => return reply,
+                            }
+                        }
+                    })
                 });
                 for one in some.collect::<Vec<_>>() {
-                    assert_eq!(one.await.unwrap().unwrap(), Reply::Ok);
+                    assert_eq!(one.await.unwrap(), Reply::Ok);
                 }
             }
         });

@@ -58,7 +58,7 @@ fn a_killed_leader_is_replaced_and_nothing_acknowledged_is_lost() {
     let mut acknowledged = BTreeSet::new();
     for i in 0..20 {
         let name = format!("before{i}");
-        nodes.propose(i % 3, add(&name)).unwrap();
+        nodes.propose_until(i % 3, &name, SOON);
         acknowledged.insert(name);
     }
     nodes.kill(leader);
@@ -241,17 +241,23 @@ fn all_nodes_killed_at_once_come_back_with_everything() {
                 acknowledged.insert(name);
             }
         }
+        // Something is acknowledged in each round, however busy the machine is.
+        let name = format!("r{round}");
+        nodes.propose_until(0, &name, SOON);
+        acknowledged.insert(name);
         for i in 0..3 {
             nodes.kill(i);
         }
         nodes.start_all();
         nodes.wait_for_leader(&[0, 1, 2]);
     }
-    assert_eq!(acknowledged.len(), 30);
+    println!("{} of 33 acknowledged", acknowledged.len());
     for i in 0..3 {
-        eventually(SOON, "everything acknowledged after restarts", || nodes.servers(i) == acknowledged);
-        assert_eq!(nodes.registry(i), nodes.registry(0));
+        eventually(SOON, "everything acknowledged after restarts", || {
+            nodes.servers(i).is_superset(&acknowledged)
+        });
     }
+    eventually(SOON, "all nodes alike", || (1..3).all(|i| nodes.registry(i) == nodes.registry(0)));
 }
 
 #[test]
@@ -285,6 +291,7 @@ fn a_node_that_lost_its_disk_is_taught_again() {
     nodes.wipe(2);
     nodes.start(2);
     eventually(SOON, "the empty node has everything", || nodes.servers(2).is_superset(&names(["a", "b"])));
+    nodes.wait_taught(0, 2);
     // And it counts again: with another node gone the two take commands.
     nodes.kill(1);
     nodes.propose_until(2, "c", SOON);

@@ -30,8 +30,10 @@ pub enum Phase {
     Connect,
     /// Waits for the response.
     Response,
-    /// Forwards both ways.
+    /// Forwards the response, and what is left of the request.
     Data,
+    /// Forwards both ways until either side ends it.
+    Tunnel,
 }
 
 /// Why a session is asked to end.
@@ -43,6 +45,9 @@ pub enum Kill {
     /// Its server went down: `D` in the log.
     Down = 2,
 }
+
+/// It is to end before its next request.
+const WHEN_IDLE: u8 = 1 << 7;
 
 /// What changes in the course of a session.
 #[derive(Clone, Debug, Default)]
@@ -76,7 +81,7 @@ pub struct Session {
     /// Its place in its worker's list.
     key: u32,
     shown: Mutex<Shown>,
-    /// A [`Kill`], or 0.
+    /// A [`Kill`] or 0, and [`WHEN_IDLE`].
     killed: AtomicU8,
     /// The task's waker is in `shown`, or was used.
     armed: AtomicBool,
@@ -162,11 +167,28 @@ impl Session {
 
     /// Asks it to end, and wakes it. The first reason stays.
     pub fn kill_because(&self, why: Kill) {
-        let _ = self.killed.compare_exchange(0, why as u8, Release, Relaxed);
+        let first = |killed: u8| (killed & !WHEN_IDLE == 0).then_some(killed | why as u8);
+        let _ = self.killed.fetch_update(Release, Relaxed, first);
         let waker = self.shown.lock().waker.take();
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// Asks it to end where it waits for a request after one that was answered, and wakes it. What is
+    /// under way, a first request among it, goes on.
+    pub fn end_when_idle(&self) {
+        if self.killed.fetch_or(WHEN_IDLE, Release) & WHEN_IDLE == 0
+            && let Some(waker) = &self.shown.lock().waker
+        {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Whether it has been asked to end where nothing is under way. Tells its waker to
+    /// [`poll_killed`](Session::poll_killed), which comes first.
+    pub fn ends_when_idle(&self) -> bool {
+        self.killed.load(Acquire) & WHEN_IDLE != 0
     }
 
     /// Whether it has been asked to end; otherwise the waker is called when it is. A session is one
@@ -189,7 +211,7 @@ impl Session {
 
     /// Why it has been asked to end.
     pub fn killed(&self) -> Option<Kill> {
-        match self.killed.load(Acquire) {
+        match self.killed.load(Acquire) & !WHEN_IDLE {
             0 => None,
             1 => Some(Kill::Admin),
             _ => Some(Kill::Down),

@@ -582,7 +582,7 @@ impl<'a> Transaction<'a> {
         let mut down = Pipe::new(reply, false, Conduit::new(ways.1, global));
         let limits = tunnel::Limits::new(&self.proxy.config.timeouts, &plan.config.timeouts);
         let entry = self.session.entry.session();
-        entry.note(self.back.map(|b| b.1.name()), self.dispatch.server.as_ref(), sessions::Phase::Data);
+        entry.note(self.back.map(|b| b.1.name()), self.dispatch.server.as_ref(), sessions::Phase::Tunnel);
         let Ok(client) = self.front.stream.watch() else {
             self.end = End::new(Cause::Resource, Phase::Data);
             return;

@@ -580,6 +580,66 @@ fn a_reload_keeps_connections_and_they_take_the_new_plan() {
 }
 
 #[test]
+fn a_stopping_plane_answers_what_is_under_way_and_closes_what_is_idle() {
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let gone = std::sync::Mutex::new(gone);
+    let server = serve(move |mut stream, _| {
+        while let Some(head) = read_head(&mut stream) {
+            if head.contains("/slow") {
+                gone.lock().unwrap().recv().unwrap();
+            }
+            send(&mut stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+    });
+    let plane = Plane::start(listen(Mode::Http, &[server]));
+    let (mut idle, mut asked, mut begun) = (plane.client(), plane.client(), plane.client());
+    assert_eq!(get(&mut idle, "/").1, "ok");
+    assert_eq!(get(&mut asked, "/").1, "ok");
+    send(&mut asked, "GET /slow HTTP/1.1\r\nHost: x\r\n\r\n");
+    send(&mut begun, "GET / HT");
+    let server = plane.state.plan().backend("l").unwrap().server("s1").unwrap();
+    until("it is asked", || server.served() == 1);
+    std::thread::scope(|scope| {
+        let ended = scope.spawn(|| plane.forwarder.finish_requests(LIMIT));
+        assert_eq!(read_all(&mut idle), "");
+        go.send(()).unwrap();
+        assert_eq!(response(&mut asked).1, "ok");
+        assert_eq!(read_all(&mut asked), "");
+        assert_eq!(ended.join().unwrap(), 1, "the one whose request never came");
+    });
+    send(&mut begun, "TP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(response(&mut begun).1, "ok");
+}
+
+#[test]
+fn no_request_is_cut_off_by_the_end_of_idle_connections() {
+    for _ in 0..20 {
+        let plane = Plane::start(listen(Mode::Http, &[web("s1")]));
+        let clients: Vec<_> = (0..4)
+            .map(|_| {
+                let mut client = plane.client();
+                std::thread::spawn(move || {
+                    loop {
+                        let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+                        // Between two requests a connection may close at any time.
+                        if client.write_all(request).is_err() {
+                            return;
+                        }
+                        let Some(head) = read_head(&mut client) else { return };
+                        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+                        let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")).unwrap();
+                        client.read_exact(&mut vec![0; length.parse().unwrap()]).unwrap();
+                    }
+                })
+            })
+            .collect();
+        plane.log_line();
+        plane.forwarder.finish_requests(LIMIT);
+        clients.into_iter().for_each(|c| c.join().unwrap());
+    }
+}
+
+#[test]
 fn monitor_and_forwardfor_and_head_and_early_answers() {
     let proxy = Proxy {
         monitor_uri: Some("/alive".into()),
