@@ -569,7 +569,11 @@ impl Driver for Arp {
                 known.insert(c.flow);
             }
         })
-        .map_err(|e| format!("connections of {}: {e}", self.addr))?;
+        .map_err(|e| {
+            // Not knowing which are this node's own, it would send the next holder SYNs of those too.
+            self.parked = None;
+            format!("connections of {}: {e}", self.addr)
+        })?;
         Ok(open)
     }
 

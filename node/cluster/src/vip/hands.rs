@@ -336,6 +336,7 @@ impl Worker {
                 self.driver.begin();
                 // Before the first packet of a connection that is elsewhere comes here.
                 self.pass_on_of(ballot, false);
+                let until = self.renewed(ballot, until)?;
                 let fds = self.driver.acquire(ballot.epoch().0, until)?;
                 if !fds.is_empty() {
                     self.guard(ballot, until, Some(fds))?;
@@ -417,7 +418,12 @@ impl Worker {
         let (Some(kept), Some(ballot)) = (&mut self.kept, self.decide.draining()) else { return };
         let (name, addr, epoch) = (&self.vip.name, self.vip.addr, ballot.epoch());
         // What fails here fails again when they are looked after.
-        kept.count = self.driver.connections().unwrap_or_default();
+        kept.count = match self.driver.connections() {
+            Ok(count) => count,
+            Err(why) => {
+                return warn!("vip '{name}' {addr}: not known what goes on here, epoch {epoch}: {why}");
+            }
+        };
         info!("vip '{name}' {addr}: {} connections go on here, epoch {epoch}", kept.count);
         self.shared.set_kept(self.index, Some(Kept { epoch, connections: kept.count }));
     }
@@ -530,6 +536,19 @@ impl Worker {
         }
         std::thread::sleep(RETRY);
         Err(why)
+    }
+
+    /// The end of the lease as it stands by now: what came before may have taken long, and the renewals
+    /// meanwhile wait behind it.
+    fn renewed(&self, ballot: Ballot, until: Duration) -> Result<Duration, String> {
+        match self.shared.held_until(self.index) {
+            Some((held, later)) if held == ballot && later > until => {
+                // First, or it would take off at the former end what is announced now.
+                self.guard(ballot, later, None)?;
+                Ok(later)
+            }
+            _ => Ok(until),
+        }
     }
 
     fn guard(&self, ballot: Ballot, until: Duration, fds: Option<Vec<OwnedFd>>) -> Result<(), String> {
