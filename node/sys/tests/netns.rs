@@ -116,10 +116,11 @@ fn passing_on(far: &Far, vip: IpAddr, prefix: u8) {
         if vip.is_ipv4() { [10, 9, 0, 2].into() } else { "2001:db8:9::2".parse().unwrap() };
     for _ in 0..2 {
         nft.set_up_passes(&[("near".into(), link.index)]).unwrap();
-        nft.watch(vip, Duration::from_secs(30), Some(Duration::from_millis(1))).unwrap();
+        nft.watch(vip, Duration::from_secs(30)).unwrap();
         let mut pass = |before, next, home| {
             let to = Passing { next, home, closed: home.is_some() };
-            nft.pass(vip, before, to, &[[2, 0, 0, 0, 0, 1]], Duration::from_secs(30)).unwrap();
+            let times = (Duration::from_secs(30), Some(Duration::from_millis(1)));
+            nft.pass(vip, before, to, &[[2, 0, 0, 0, 0, 1]], times).unwrap();
             to
         };
         let none = Passing::default();
@@ -160,7 +161,7 @@ fn passing_on(far: &Far, vip: IpAddr, prefix: u8) {
     for told in [true, false] {
         let (mut stream, _, talking) = connect();
         nft.set_up_passes(&[("near".into(), link.index)]).unwrap();
-        nft.watch(vip, Duration::from_secs(30), None).unwrap();
+        nft.watch(vip, Duration::from_secs(30)).unwrap();
         if told {
             let mut flows = Vec::new();
             connections(vip, |c| flows.push(c.flow)).unwrap();
@@ -175,7 +176,7 @@ fn passing_on(far: &Far, vip: IpAddr, prefix: u8) {
             }
             nft.add_mine(&flows).unwrap();
         }
-        nft.pass(vip, Passing::default(), on, &[], Duration::from_secs(30)).unwrap();
+        nft.pass(vip, Passing::default(), on, &[], (Duration::from_secs(30), None)).unwrap();
         let mut buf = [0; 8];
         let heard = std::io::Read::read(&mut stream, &mut buf);
         assert_eq!(heard.is_ok_and(|n| n > 0), told, "told {told}: {}", run("nft list ruleset"));

@@ -4,6 +4,10 @@
 //! runs out [`MARGIN`] before the lease. Where nftables is missing, the address's own lifetime, in
 //! whole seconds, is all that the kernel can do; the warning says so, once.
 
+mod mine;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -15,12 +19,13 @@ use phalanx_engine::lease::hands::KEPT;
 use phalanx_sys::clock::boottime;
 use phalanx_sys::neighbour::{self, Parked, Watch};
 use phalanx_sys::netlink::diag;
+use phalanx_sys::netlink::nft::Nft;
 use phalanx_sys::netlink::nft::pass::{Flow, Passing};
-use phalanx_sys::netlink::nft::{self, Nft};
 use phalanx_sys::netlink::route::{Link, Route};
 use phalanx_sys::process::Capability;
 use tracing::warn;
 
+use self::mine::Mine;
 use super::drain::{Paths, Reach};
 use super::guardian::Place;
 use super::hands::Driver;
@@ -51,6 +56,9 @@ const SETTLED: Duration = Duration::from_secs(1);
 
 /// Until all nodes have heard of a move, for sure.
 const SETTLING: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether connections have been told of, by who waits for it.
+const POLL: Duration = Duration::from_millis(1);
 
 /// The interface is looked at ten times a second.
 const SEEN: Duration = Duration::from_millis(500);
@@ -149,38 +157,42 @@ impl Kernel {
         }
     }
 
-    /// Passes packets of unknown connections on, as `paths` say. `told` is the version for which the kernel
-    /// knows those of this node, and `placed` what it was told to pass on, in which; both become what they
-    /// are now.
-    fn pass(
-        &self,
-        vip: IpAddr,
-        link: (&str, u32),
-        paths: &Paths,
-        (told, placed): (&mut Option<u64>, &mut Placed),
-    ) -> Result<(), String> {
+    /// Remembers connections to the VIP that begin from now on, for [`KEPT`], in the tables of the version that
+    /// comes back; `None` without nftables.
+    fn watch(&self, vip: IpAddr, link: (&str, u32)) -> Result<Option<u64>, String> {
         let mut tables = self.0.lock();
-        let Tables { nft: Some(nft), passes, interfaces, .. } = &mut *tables else { return Ok(()) };
+        let Tables { nft: Some(nft), passes, interfaces, .. } = &mut *tables else { return Ok(None) };
         if !passes.has(link) {
             passes.set_up(nft, interfaces)?;
         }
-        let to = Passing { next: paths.next, home: paths.home, closed: paths.closed };
-        let settling = (to != placed.passing).then_some(SETTLING);
-        let wrong = |e: std::io::Error| format!("nftables: {e}");
-        let mut before = placed.there(passes.version);
-        if nft.watch(vip, KEPT, settling).is_err() {
+        if nft.watch(vip, KEPT).is_err() {
             // Somebody flushed the ruleset.
             passes.set_up(nft, interfaces)?;
-            before = None;
-            nft.watch(vip, KEPT, settling).map_err(wrong)?;
+            nft.watch(vip, KEPT).map_err(|e| format!("nftables: {e}"))?;
         }
-        if placed.anew || before.is_none() || *told != Some(passes.version) {
-            tell_mine(nft, vip, placed.anew)?;
-            *told = Some(passes.version);
+        Ok(Some(passes.version))
+    }
+
+    /// Passes packets of unknown connections on in place of what `placed` says, which becomes what they are
+    /// passed to now; not if the tables are of another version. With `settling`, those that are not passed on
+    /// are lost for a while.
+    fn place(
+        &self,
+        vip: IpAddr,
+        version: u64,
+        (placed, to): (&mut Placed, Passing),
+        peers: &[[u8; 6]],
+        settling: Option<Duration>,
+    ) -> Result<bool, String> {
+        let mut tables = self.0.lock();
+        let Tables { nft: Some(nft), passes, .. } = &mut *tables else { return Ok(true) };
+        if passes.version != version {
+            return Ok(false);
         }
-        nft.pass(vip, before.unwrap_or_default(), to, &paths.peers, KEPT).map_err(wrong)?;
-        *placed = Placed { version: Some(passes.version), passing: to, anew: false };
-        Ok(())
+        let before = placed.there(version).unwrap_or_default();
+        nft.pass(vip, before, to, peers, (KEPT, settling)).map_err(|e| format!("nftables: {e}"))?;
+        *placed = Placed { version: Some(version), passing: to };
+        Ok(true)
     }
 
     /// An interface is there; it may not have been before.
@@ -237,24 +249,6 @@ impl Passes {
     }
 }
 
-/// Tells the kernel which connections are this node's: those that began before it looked, or are quiet.
-/// `only`: and that all others are not, even if they were.
-fn tell_mine(nft: &mut Nft, vip: IpAddr, only: bool) -> Result<(), String> {
-    let wrong = |e: std::io::Error| format!("nftables: {e}");
-    let remembered = if only { Some(nft.remembered(vip).map_err(wrong)?) } else { None };
-    let mut mine = Vec::new();
-    // The port of one that is over may be in use again, for a connection to another node.
-    let mut each = |c: diag::Connection| mine.extend((!c.over).then_some(c.flow));
-    diag::connections(vip, &mut each).map_err(|e| format!("connections of {vip}: {e}"))?;
-    if let Some(remembered) = remembered {
-        nft.forget_others(remembered, &mine).map_err(wrong)?;
-    }
-    if mine.is_empty() {
-        return Ok(());
-    }
-    nft.add_mine(&mine).map_err(wrong)
-}
-
 /// The driver of one VIP.
 pub(super) struct Arp {
     addr: IpAddr,
@@ -265,9 +259,8 @@ pub(super) struct Arp {
     noticed: Vec<String>,
     /// It has moved, but connections go on here: in the name of this address.
     kept: Option<(Link, IpAddr)>,
-    /// The kernel knows which connections are this node's, of this version; and since when.
-    told: Option<u64>,
-    told_at: Duration,
+    /// Which connections are this node's.
+    mine: Mine,
     /// Where packets of others are passed on.
     placed: Placed,
     parked: Option<Waiting>,
@@ -281,8 +274,6 @@ struct Placed {
     /// Of the tables; `None`: nothing is passed on.
     version: Option<u64>,
     passing: Passing,
-    /// A tenure begins: only those that there are, are this node's.
-    anew: bool,
 }
 
 impl Placed {
@@ -294,7 +285,7 @@ impl Placed {
     /// Nothing is passed on any more; what was.
     fn end(&mut self) -> Passing {
         let was = self.passing;
-        *self = Placed { version: None, passing: Passing::default(), ..*self };
+        *self = Placed::default();
         was
     }
 }
@@ -320,19 +311,16 @@ struct Held {
 
 impl Arp {
     pub(super) fn new(addr: IpAddr, prefix: u8, interface: String, kernel: Kernel) -> Arp {
-        let (held, noticed, kept, told, told_at) = (None, Vec::new(), None, None, Duration::ZERO);
-        let placed = Placed::default();
         Arp {
             addr,
             prefix,
             interface,
             kernel,
-            held,
-            noticed,
-            kept,
-            told,
-            told_at,
-            placed,
+            held: None,
+            noticed: Vec::new(),
+            kept: None,
+            mine: Mine::new(addr),
+            placed: Placed::default(),
             parked: None,
             seen: None,
         }
@@ -350,6 +338,19 @@ impl Arp {
             Some((link, at)) if boottime() < *at + SEEN => Ok(link.clone()),
             _ => self.link(),
         }
+    }
+
+    /// Passes nothing on any more.
+    fn end_pass(&mut self) {
+        self.kernel.end_pass(self.addr, self.placed.end());
+        self.mine.forget();
+    }
+
+    /// From now on nothing begins here, nor is it remembered as if it had.
+    fn shut(&mut self) -> Result<(), String> {
+        let Some(version) = self.mine.watched() else { return Ok(()) };
+        let to = Passing { closed: true, ..self.placed.there(version).unwrap_or_default() };
+        self.kernel.place(self.addr, version, (&mut self.placed, to), &[], None).map(drop)
     }
 
     fn put(&self, link: &Link) -> Result<bool, String> {
@@ -464,6 +465,9 @@ impl Driver for Arp {
 
     fn acquire(&mut self, _: u64, until: Duration) -> Result<Vec<OwnedFd>, String> {
         let mut link = self.seen_link()?;
+        if self.placed.passing.closed {
+            self.end_pass();
+        }
         self.kernel.hold(self.addr, until)?;
         if self.put(&link).is_err() {
             // It may be another by that name.
@@ -480,7 +484,7 @@ impl Driver for Arp {
     }
 
     fn begin(&mut self) {
-        self.placed.anew = true;
+        self.mine.begin();
     }
 
     fn acquired(&mut self) {
@@ -516,13 +520,12 @@ impl Driver for Arp {
     }
 
     fn release(&mut self) -> Result<(), String> {
-        (self.held, self.kept, self.told, self.parked) = (None, None, None, None);
-        let passing = self.placed.end();
+        (self.held, self.kept, self.parked) = (None, None, None);
         // Silence first, then the address. What is passed on to others comes last: it would be answered with
         // resets here.
         let silenced = self.kernel.drop_hold(self.addr).and(self.kernel.end_drain(self.addr));
         take_off(&self.interface, self.addr, self.prefix)?;
-        self.kernel.end_pass(self.addr, passing);
+        self.end_pass();
         silenced
     }
 
@@ -535,6 +538,7 @@ impl Driver for Arp {
     fn keep(&mut self) -> Result<bool, String> {
         let link = self.seen_link()?;
         let Some(own) = self.own_address(&link)? else { return Ok(false) };
+        self.shut()?;
         if self.kernel.drain(self.addr, own)?.is_none() {
             return Ok(false);
         }
@@ -584,26 +588,51 @@ impl Driver for Arp {
         let Some((link, own)) = &self.kept else { return Ok(0) };
         self.kernel.drain(self.addr, *own)?;
         self.put(link)?;
+        // Until there is a next holder nothing else renews it.
+        if self.placed.passing.closed && self.placed.passing.home.is_none() {
+            self.shut()?;
+            self.mine.renewed();
+        }
         self.connections()
     }
 
-    fn pass(&mut self, paths: &Paths) -> Result<(), String> {
+    fn prepare(&mut self) -> Result<bool, String> {
+        let link = self.seen_link()?;
+        let watched = self.kernel.watch(self.addr, (&self.interface, link.index))?;
+        watched.map_or(Ok(true), |version| self.mine.told(version))
+    }
+
+    fn busy(&self) -> bool {
+        self.mine.is_told_of()
+    }
+
+    fn pass(&mut self, paths: &Paths, patience: Duration) -> Result<bool, String> {
         if paths.next.is_none() && paths.home.is_none() {
-            self.kernel.end_pass(self.addr, self.placed.end());
-            self.told = None;
-            return Ok(());
+            self.end_pass();
+            return Ok(true);
         }
         let link = self.seen_link()?;
-        let now = boottime();
-        // The kernel forgets those that are quiet.
-        if now >= self.told_at + nft::pass::QUIET / 4 {
-            self.told = None;
+        let Some(version) = self.kernel.watch(self.addr, (&self.interface, link.index))? else {
+            return Ok(true);
+        };
+        let mut told = self.mine.told(version)?;
+        let deadline = boottime() + patience;
+        while !told && boottime() < deadline {
+            std::thread::sleep(POLL);
+            told = self.mine.told(version)?;
         }
-        if self.told.is_none() {
-            self.told_at = now;
+        if !told {
+            // A holder that begins cannot tell its own from those of others: all come again. Where they go on,
+            // most are its own.
+            if self.mine.begins() {
+                let nowhere = (&mut self.placed, Passing::default());
+                self.kernel.place(self.addr, version, nowhere, &[], Some(SETTLING))?;
+            }
+            return Ok(false);
         }
-        let known = (&mut self.told, &mut self.placed);
-        self.kernel.pass(self.addr, (&self.interface, link.index), paths, known)
+        let to = Passing { next: paths.next, home: paths.home, closed: paths.closed };
+        let settling = (to != self.placed.passing).then_some(SETTLING);
+        self.kernel.place(self.addr, version, (&mut self.placed, to), &paths.peers, settling)
     }
 
     fn place(&self) -> Place {

@@ -38,10 +38,21 @@ const MOVES: usize = 16;
 /// A step of the wall clock that is worth a word; slewing stays below.
 const STEP: Duration = Duration::from_millis(500);
 
-/// How long a planned move may take.
-pub(super) fn move_deadline(timing: Timing) -> Duration {
+/// How long a planned move may take, beside its preparation.
+fn move_deadline(timing: Timing) -> Duration {
     3 * timing.lease + Duration::from_millis(500)
 }
+
+/// How long a holder that is to move a VIP away may prepare for that; after it, it moves all the same.
+const PREPARE_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long the holder may take to answer who asks it to move a VIP away.
+pub(super) fn answer_deadline(timing: Timing) -> Duration {
+    PREPARE_WITHIN + move_deadline(timing) + Duration::from_millis(500)
+}
+
+/// How often what is waited for is looked at.
+const POLL: Duration = Duration::from_millis(5);
 
 pub(super) struct Shared {
     /// Of this node, with the members as its nodes.
@@ -95,6 +106,8 @@ struct One {
     reason: Option<String>,
     /// It is held without a majority, and that was said.
     kept: bool,
+    /// It is to be moved away, when the hands are ready for that.
+    preparing: bool,
 }
 
 struct Link {
@@ -158,6 +171,7 @@ impl Shared {
             ones.push(One {
                 lease,
                 kept: false,
+                preparing: false,
                 notices: VecDeque::new(),
                 settings: vip,
                 hands: Arc::new(Hands::default()),
@@ -716,6 +730,7 @@ impl Shared {
             (target, core.vips[i].lease.view(now()).epoch.unwrap_or_default())
         };
         info!("vip '{vip}': planned move to {}, asked by {asked_by}", self.names.load().name(target));
+        self.prepare(i).await;
         self.decide(i, |lease, now| lease.resign(Some(target), now))
             .map_err(|why| MoveError(format!("vip '{vip}': {why}")))?;
         let deadline = Instant::now() + move_deadline(self.timing);
@@ -726,9 +741,27 @@ impl Shared {
             {
                 return Ok((self.names.load().name(holder).to_owned(), new));
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(POLL).await;
         }
         Err(MoveError(format!("vip '{vip}': let go, but no node has taken it yet; see show vip")))
+    }
+
+    /// Gets the hands ready for moving VIP `i` away, which is held and renewed meanwhile.
+    async fn prepare(&self, i: usize) {
+        {
+            let one = &mut self.core.lock().vips[i];
+            one.preparing = true;
+            one.hands.push(Task::Prepare);
+        }
+        let deadline = Instant::now() + PREPARE_WITHIN;
+        while self.core.lock().vips[i].preparing && Instant::now() < deadline {
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// The hands are ready for moving VIP `i` away.
+    pub(super) fn prepared(&self, i: usize) {
+        self.core.lock().vips[i].preparing = false;
     }
 
     fn target(&self, one: &One, to: Option<&str>) -> Result<NodeId, MoveError> {

@@ -36,6 +36,9 @@ const KEEP_AT_LEAST: Duration = Duration::from_secs(2);
 /// Connections are kept so long at most after a VIP has moved.
 const KEEP_AT_MOST: Duration = Duration::from_secs(30 * 60);
 
+/// How often it is looked whether a busy driver has become idle.
+const BUSY: Duration = Duration::from_millis(5);
+
 /// Between two attempts to take an address away.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -43,6 +46,8 @@ const RETRY: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Task {
     Do(Job),
+    /// It is about to be moved away.
+    Prepare,
     /// What others keep has changed.
     PassOn,
     Quit,
@@ -104,10 +109,20 @@ pub(super) trait Driver: Send {
     fn renew_kept(&mut self) -> Result<u32, String> {
         Ok(0)
     }
-    /// Passes packets of connections that are not this node's on to others, for [`KEPT`].
-    fn pass(&mut self, paths: &Paths) -> Result<(), String> {
-        let _ = paths;
-        Ok(())
+    /// Sees to it that a planned move takes no time however many connections there are; tells whether it is
+    /// ready, and goes on by itself if it is not.
+    fn prepare(&mut self) -> Result<bool, String> {
+        Ok(true)
+    }
+    /// Something goes on by itself; at its end [`prepare`](Driver::prepare) and [`pass`](Driver::pass) get further.
+    fn busy(&self) -> bool {
+        false
+    }
+    /// Passes packets of connections that are not this node's on to others, for [`KEPT`]; tells whether it does,
+    /// or, when that takes longer than `patience`, has yet to.
+    fn pass(&mut self, paths: &Paths, patience: Duration) -> Result<bool, String> {
+        let _ = (paths, patience);
+        Ok(true)
     }
     /// Where the guardian finds it.
     fn place(&self) -> Place;
@@ -221,6 +236,7 @@ pub(super) fn start(
             kept: None,
             paths: Paths::default(),
             failed: None,
+            preparing: false,
         };
         worker.run(&hands);
         hands.finish();
@@ -248,6 +264,8 @@ struct Worker {
     paths: Paths,
     /// Why they don't, as was said.
     failed: Option<String>,
+    /// Somebody waits until it can be moved away.
+    preparing: bool,
 }
 
 /// Connections of a tenure that is over.
@@ -264,6 +282,7 @@ impl Worker {
         self.carry_out(Job::Clear);
         let mut inspect = Instant::now();
         let mut tend = Instant::now();
+        let mut busy = false;
         loop {
             if Instant::now() >= inspect {
                 self.inspect();
@@ -276,9 +295,19 @@ impl Worker {
             if self.lingers.is_some_and(|until| Instant::now() >= until) {
                 self.carry_out(Job::EndDrain);
             }
+            if std::mem::replace(&mut busy, self.driver.busy()) && !busy {
+                self.pass_on();
+                self.prepare();
+                busy = self.driver.busy();
+            }
             let next = self.lingers.map_or(inspect, |until| until.min(inspect));
-            match hands.next(next.saturating_duration_since(Instant::now())) {
+            let wait = next.saturating_duration_since(Instant::now());
+            match hands.next(if busy { wait.min(BUSY) } else { wait }) {
                 Some(Task::Do(job)) => self.carry_out(job),
+                Some(Task::Prepare) => {
+                    self.preparing = true;
+                    self.prepare();
+                }
                 Some(Task::PassOn) => self.pass_on(),
                 Some(Task::Quit) => break,
                 None => {}
@@ -289,6 +318,22 @@ impl Worker {
         if let Some(guardian) = &self.guardian {
             guardian.farewell(&self.vip.name);
         }
+    }
+
+    /// Says so when it can be moved away.
+    fn prepare(&mut self) {
+        if !self.preparing {
+            return;
+        }
+        match self.driver.prepare() {
+            Ok(false) => return,
+            Ok(true) => {}
+            Err(why) => {
+                warn!("vip '{}' {}: moved without preparation: {why}", self.vip.name, self.vip.addr)
+            }
+        }
+        self.preparing = false;
+        self.shared.prepared(self.index);
     }
 
     fn inspect(&mut self) {
@@ -383,6 +428,8 @@ impl Worker {
     fn drain(&mut self, ballot: Ballot) -> Result<(), String> {
         let (name, addr, epoch) = (self.vip.name.clone(), self.vip.addr, ballot.epoch());
         self.driver.park();
+        // At a move by itself; what fails here fails again below.
+        let _ = self.driver.prepare();
         // First, or what is for others would be answered with resets here.
         self.shared.set_announced(self.index, None);
         self.pass_on_of(ballot, true);
@@ -466,7 +513,7 @@ impl Worker {
     /// Passes packets on that belong to connections of earlier holders.
     fn pass_on(&mut self) {
         match (self.decide.announced(), self.decide.draining()) {
-            (Some(ballot), _) => self.pass_on_of(ballot, false),
+            (Some(ballot), _) => _ = self.pass_on_of(ballot, false),
             (None, Some(ballot)) => self.hand_over(ballot),
             (None, None) => {}
         }
@@ -476,19 +523,19 @@ impl Worker {
     fn hand_over(&mut self, ballot: Ballot) {
         let successor = self.shared.successor(self.index, ballot.epoch());
         let before = successor.map_or(0, |next| self.driver.unpark(next.mac, false));
-        self.pass_on_of(ballot, true);
-        // From now on by itself.
-        let late = before + successor.map_or(0, |next| self.driver.unpark(next.mac, true));
+        let by_itself = self.pass_on_of(ballot, true);
+        let late = before + successor.map_or(0, |next| self.driver.unpark(next.mac, by_itself));
         if late > 0 {
             info!("vip '{}' {}: {late} connections began between two holders", self.vip.name, self.vip.addr);
         }
     }
 
-    fn pass_on_of(&mut self, ballot: Ballot, drains: bool) {
+    /// Tells whether there is nothing left to be done about it.
+    fn pass_on_of(&mut self, ballot: Ballot, drains: bool) -> bool {
         let paths = self.shared.paths(self.index, ballot.epoch(), drains);
         let nowhere = |p: &Paths| p.next.is_none() && p.home.is_none();
         if nowhere(&paths) && nowhere(&self.paths) {
-            return;
+            return true;
         }
         if paths.next != self.paths.next {
             let (name, addr) = (&self.vip.name, self.vip.addr);
@@ -499,8 +546,14 @@ impl Worker {
                 None => info!("vip '{name}' {addr}: earlier holders have no connections any more"),
             }
         }
-        match self.driver.pass(&paths) {
-            Ok(()) => (self.paths, self.failed) = (paths, None),
+        // Nobody holds it meanwhile; what was there before goes on.
+        let begins = !drains && self.decide.announced().is_none();
+        let patience = if begins { self.shared.timing.lease / 4 } else { Duration::ZERO };
+        match self.driver.pass(&paths, patience) {
+            Ok(done) => {
+                (self.paths, self.failed) = (paths, None);
+                return done;
+            }
             Err(why) if self.failed.as_ref() == Some(&why) => {}
             Err(why) => {
                 let (name, addr) = (&self.vip.name, self.vip.addr);
@@ -508,6 +561,7 @@ impl Worker {
                 self.failed = Some(why);
             }
         }
+        true
     }
 
     /// Takes the address away, however long that takes: nobody is told that it is free before.

@@ -245,23 +245,20 @@ impl Nft {
     }
 
     /// Remembers connections to a VIP that begin from now on, for `timeout`; renews it. Those that there
-    /// are come by [`add_mine`](Nft::add_mine), after this and before [`pass`](Nft::pass). Packets of others
-    /// are lost for the time of `settling`, unless they are passed on.
+    /// are come by [`add_mine`](Nft::add_mine), after this and before [`pass`](Nft::pass). By itself it changes
+    /// nothing of what becomes of packets.
     ///
     /// # Errors
     /// What the kernel said; `NotFound` when the table is not there.
-    pub fn watch(&mut self, vip: IpAddr, timeout: Duration, settling: Option<Duration>) -> io::Result<()> {
-        let kind = Kind::of(vip);
+    pub fn watch(&mut self, vip: IpAddr, timeout: Duration) -> io::Result<()> {
         let mut batch = Batch::new(&mut self.0, TABLE);
-        batch.renew(NFPROTO_NETDEV, kind.watch, &[key(vip)], timeout);
-        if let Some(settling) = settling {
-            batch.renew(NFPROTO_NETDEV, kind.settling, &[key(vip)], settling);
-        }
+        batch.renew(NFPROTO_NETDEV, Kind::of(vip).watch, &[key(vip)], timeout);
         batch.commit()
     }
 
     /// Passes packets of unknown connections of a VIP on, for `timeout` from now, as `to` says; `before` is what was
-    /// said last, and may have run out. All at once: what came in between would be answered with a reset.
+    /// said last, and may have run out. Those of which it does not say where are lost for the time of `settling`.
+    /// All at once: what came in between would be answered with a reset. Renews [`watch`](Nft::watch).
     ///
     /// # Errors
     /// What the kernel said; `NotFound` when the table is not there.
@@ -271,11 +268,15 @@ impl Nft {
         before: Passing,
         to: Passing,
         peers: &[[u8; 6]],
-        timeout: Duration,
+        (timeout, settling): (Duration, Option<Duration>),
     ) -> io::Result<()> {
         let kind = Kind::of(vip);
         let maps = [(kind.next, before.next, to.next), (kind.home, before.home, to.home)];
         let mut batch = Batch::new(&mut self.0, TABLE);
+        batch.renew(NFPROTO_NETDEV, kind.watch, &[key(vip)], timeout);
+        if let Some(settling) = settling {
+            batch.renew(NFPROTO_NETDEV, kind.settling, &[key(vip)], settling);
+        }
         if to.home.is_some() && !peers.is_empty() {
             let element = |mac: &[u8; 6]| Element { key: mac.to_vec(), value: None };
             let peers: Vec<Element> = peers.iter().map(element).collect();
@@ -298,6 +299,7 @@ impl Nft {
         if batch.commit().is_ok() {
             return Ok(());
         }
+        self.watch(vip, timeout)?;
         self.end(kind.closed, vip)?;
         if to.closed {
             let mut batch = Batch::new(&mut self.0, TABLE);
