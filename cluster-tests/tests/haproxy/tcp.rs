@@ -11,6 +11,19 @@ const CASES: &[Case] = &[
     ]]),
     Case::new("server ends", &[&[Send("hello"), Eof]]).servers(&[&[Bytes(5), Send("world")]]),
     Case::new("half close", &[&[Send("hello"), Shut, Eof]]).servers(&[&[Eof, Send("late")]]),
+    Case::new("server speaks first", &[&[Bytes(2), Send("hello"), Shut, Eof]]).servers(&[&[
+        Send("hi"),
+        Bytes(5),
+        Eof,
+    ]]),
+    Case::new("acknowledgements saved on both sides", &[&[Send("hello"), Bytes(5), Send("more"), Eof]])
+        .front("option tcp-smart-accept")
+        .back("option tcp-smart-connect\n server s1 SERVER")
+        .servers(&[&[Bytes(5), Send("world"), Bytes(4), Send("end")]]),
+    Case::new("acknowledgements saved on neither side", &[&[Send("hello"), Bytes(5), Shut, Eof]])
+        .front("no option tcp-smart-accept")
+        .back("no option tcp-smart-connect\n server s1 SERVER")
+        .servers(&[&[Bytes(5), Send("world"), Eof]]),
     Case::new("nothing is sent", &[&[Shut, Eof]]).servers(&[&[Eof]]),
     Case::new("nothing is sent, dontlognull", &[&[Shut, Eof]]).front("option dontlognull").servers(&[&[Eof]]),
     Case::new("refused", &[&[Send("hello"), Eof]]),

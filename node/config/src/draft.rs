@@ -73,6 +73,8 @@ pub(crate) struct Settings {
     pub(crate) tcpka: bool,
     pub(crate) clitcpka: bool,
     pub(crate) srvtcpka: bool,
+    pub(crate) smart_accept: Option<bool>,
+    pub(crate) smart_connect: Option<bool>,
     pub(crate) httpchk: Option<HttpCheck>,
     pub(crate) http_check_send: Option<HttpCheckSend>,
     pub(crate) errorfiles: Vec<std::sync::Arc<ErrorFile>>,

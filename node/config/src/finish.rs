@@ -386,6 +386,8 @@ impl Parser<'_> {
             persist: settings.persist,
             clitcpka: kind.is_frontend() && (settings.tcpka || settings.clitcpka),
             srvtcpka: kind.is_backend() && (settings.tcpka || settings.srvtcpka),
+            smart_accept: settings.smart_accept.unwrap_or(settings.mode == Mode::Http),
+            smart_connect: settings.smart_connect.unwrap_or(true),
             httpchk: settings.httpchk.map(|check| sent(check, settings.http_check_send.unwrap_or_default())),
             errorfiles: settings.errorfiles,
             monitor_uri: settings.monitor_uri,

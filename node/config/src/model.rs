@@ -168,6 +168,11 @@ pub struct Proxy {
     pub clitcpka: bool,
     /// `option tcpka`/`srvtcpka`: keep-alive probes towards the server.
     pub srvtcpka: bool,
+    /// `option tcp-smart-accept`: what a client sends first is acknowledged by the answer. By default in HTTP.
+    pub smart_accept: bool,
+    /// `option tcp-smart-connect`: a server gets what there is to send with the end of the handshake. By
+    /// default so.
+    pub smart_connect: bool,
     /// `option httpchk`; `None` = TCP connect checks.
     pub httpchk: Option<HttpCheck>,
     /// `errorfile` lines; of several for a status the last.

@@ -305,6 +305,7 @@ fn every_field_can_be_set() {
     assert!(all.dontlognull && all.dontlog_normal && all.logasap && all.log_health_checks);
     assert!(all.per_node_checks);
     assert!(all.allbackups && all.abortonclose && all.persist && all.clitcpka && all.srvtcpka);
+    assert!(all.smart_accept && !all.smart_connect);
     assert_eq!((all.log_format, all.logs.len()), (LogFormat::Tcp, 3));
     assert_eq!(all.monitor_uri.as_deref(), Some("/alive"));
     assert_eq!((all.connection_mode, all.http_reuse), (ConnectionMode::ServerClose, HttpReuse::Never));
@@ -371,6 +372,7 @@ fn defaults_can_be_undone() {
     let plain = proxy(&config, "plain");
     assert_eq!((plain.connection_mode, &plain.forwardfor), (ConnectionMode::KeepAlive, &None));
     assert_eq!((plain.clitcpka, plain.srvtcpka), (false, true));
+    assert_eq!((plain.smart_accept, plain.smart_connect), (false, true));
     let check = plain.httpchk.as_ref().unwrap();
     assert_eq!((check.method.as_str(), check.version.as_str()), ("HEAD", "HTTP/1.1\r\nHost: old.example"));
     assert_eq!(check.host.as_deref(), Some("new.example"));

@@ -85,6 +85,8 @@ pub fn section(balance: Balance, servers: Vec<Arc<Server>>) -> Proxy {
         persist: false,
         clitcpka: false,
         srvtcpka: false,
+        smart_accept: true,
+        smart_connect: true,
         httpchk: None,
         errorfiles: Vec::new(),
         monitor_uri: None,

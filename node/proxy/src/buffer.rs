@@ -100,7 +100,7 @@ impl Buffer {
     }
 
     /// Reads once: how many bytes, of how many there was space for.
-    fn fill(&mut self, from: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
+    pub(crate) fn fill(&mut self, from: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
         let space = self.space();
         let (result, room) = (net::recv(from, space), space.len());
         self.end += *result.as_ref().unwrap_or(&0) as u32;
@@ -238,15 +238,17 @@ pub(crate) fn poll_fill(
     socket.poll_io(cx, Interest::READABLE, |fd| buf.fill(fd))
 }
 
-/// Writes the bytes of `head` and then those of `body` with one system call.
+/// Writes the bytes of `head` and then those of `body` with one system call. `last` = once they are written
+/// the caller ends this direction at once, without waiting for anything: the end goes with them.
 pub(crate) fn poll_write(
     socket: &mut impl Socket,
     cx: &mut Context<'_>,
     head: &[u8],
     body: &[u8],
+    last: bool,
 ) -> Poll<io::Result<usize>> {
     let asked = head.len() + body.len();
-    socket.poll_io(cx, Interest::WRITABLE, |fd| Ok((net::send(fd, head, body)?, asked)))
+    socket.poll_io(cx, Interest::WRITABLE, |fd| Ok((net::send(fd, head, body, last)?, asked)))
 }
 
 #[cfg(test)]

@@ -221,11 +221,14 @@ async fn open(
     if addr.port() == 0 {
         addr.set_port(front.dst().port());
     }
-    let stream = match start(towards.config, addr) {
-        Ok(stream) => stream,
+    let (stream, at_once) = match start(towards.config, addr, !front.buf.is_empty()) {
+        Ok(started) => started,
         Err(e) if is_resource(&e) => return Ok(Err(Failure::Resource(e))),
         Err(_) => return Ok(Err(Failure::Refused)),
     };
+    if at_once {
+        return Ok(Ok(opened(towards, server, stream, true)));
+    }
     front.deadline.set(towards.config.timeouts.connect);
     let connecting = poll_fn(|cx| {
         if let Poll::Ready(result) = stream.poll_write_ready(cx) {
@@ -242,12 +245,15 @@ async fn open(
         Poll::Ready(Ok(Err(Failure::Timeout)))
     })
     .await?;
-    Ok(connecting.map(|()| {
-        server.note_connect(true);
-        bump(&server.counters().shard(towards.worker.id).connect, 1);
-        bump(&towards.backend.counters().shard(towards.worker.id).connect, 1);
-        Connection { stream, addr: server.addr(), requests: 0, owner: None, bulk: false }
-    }))
+    Ok(connecting.map(|()| opened(towards, server, stream, false)))
+}
+
+/// A connection that is there, and counted.
+fn opened(towards: &Towards<'_>, server: &Arc<Server>, stream: TcpStream, fresh: bool) -> Connection {
+    server.note_connect(true);
+    bump(&server.counters().shard(towards.worker.id).connect, 1);
+    bump(&towards.backend.counters().shard(towards.worker.id).connect, 1);
+    Connection { stream, addr: server.addr(), requests: 0, owner: None, bulk: false, fresh }
 }
 
 /// Decides what follows a failed attempt; true = wait before the next one.
@@ -324,10 +330,14 @@ fn count_reuse(towards: &Towards<'_>, server: &Arc<Server>) {
     bump(&towards.backend.counters().shard(towards.worker.id).reuse, 1);
 }
 
-fn start(config: &Proxy, addr: SocketAddr) -> io::Result<TcpStream> {
-    let tuning = Tuning { nodelay: true, keepalive: config.srvtcpka, ..Tuning::default() };
+/// Begins to connect; true = the connection is there already, as to a server on this machine. With `bytes` to
+/// be sent at once the server gets them with the acknowledgement that establishes it.
+fn start(config: &Proxy, addr: SocketAddr, bytes: bool) -> io::Result<(TcpStream, bool)> {
+    let slow_ack = bytes && config.smart_connect;
+    let tuning = Tuning { nodelay: true, keepalive: config.srvtcpka, slow_ack, ..Tuning::default() };
     let stream = Connect { tuning, ..Connect::default() }.start(addr)?;
-    TcpStream::from_std(stream)
+    let at_once = phalanx_sys::net::is_connected(&stream);
+    Ok((TcpStream::from_std(stream)?, at_once))
 }
 
 /// Out of descriptors, buffers or ports.

@@ -431,6 +431,7 @@ fn lines<'a>(plan: &'a Plan, held: &HashSet<IpAddr>) -> Vec<Line<'a>> {
                 addr: bind.addr,
                 limit: Arc::default(),
                 keepalive: proxy.config.clitcpka,
+                slow_ack: proxy.config.smart_accept,
             };
             lines.push(Line { key, bind, target, proxy: &proxy.config.name });
         }

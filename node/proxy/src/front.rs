@@ -1,5 +1,6 @@
 //! The client's side of a session: its socket, what it has sent ahead, and the one timer.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,6 +21,8 @@ pub(crate) struct Front {
     pub(crate) eof: bool,
     /// Part of a request was left unread: the close must linger.
     pub(crate) abandoned: bool,
+    /// It has said that it sends nothing more.
+    pub(crate) said_last: bool,
     pub(crate) deadline: Deadline,
     /// At the end of which it is watched if it is not until then.
     pub(crate) round: Option<u32>,
@@ -45,6 +48,20 @@ impl Front {
     /// The address that it connected to.
     pub(crate) fn dst(&self) -> SocketAddr {
         self.entry.local()
+    }
+
+    /// Takes what a client has sent already. Its end is left to whoever waits for it, and will be there again.
+    ///
+    /// # Errors
+    /// Its connection failed.
+    pub(crate) fn take_first(&mut self) -> io::Result<()> {
+        if self.stream.is_watched() || !self.buf.is_empty() {
+            return Ok(());
+        }
+        match self.stream.try_fill(&mut self.buf) {
+            Err(e) if !matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Err(e),
+            _ => Ok(()),
+        }
     }
 
     /// Ready when the client closes or fails; what it sends meanwhile is kept, up to a buffer full.

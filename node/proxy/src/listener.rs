@@ -39,6 +39,8 @@ pub(crate) struct Target {
     pub(crate) limit: Arc<Limit>,
     /// `clitcpka`.
     pub(crate) keepalive: bool,
+    /// `option tcp-smart-accept`.
+    pub(crate) slow_ack: bool,
 }
 
 type Socket = AsyncFd<std::net::TcpListener>;
@@ -58,9 +60,7 @@ impl Listener {
         target: Target,
     ) -> io::Result<Listener> {
         // Connections inherit these from their listener: one system call less for each.
-        let tuning =
-            phalanx_sys::net::Tuning { nodelay: true, keepalive: target.keepalive, ..Default::default() };
-        tuning.apply(&socket)?;
+        phalanx_sys::net::tune_listener(&socket, target.keepalive, target.slow_ack)?;
         // tokio's own listener would have the event loop hear of every connection at once.
         #[allow(deprecated, reason = "unsound only for types whose descriptor may change; this owns it")]
         let socket = Rc::new(AsyncFd::with_interest(socket, Interest::READABLE)?);
@@ -71,6 +71,11 @@ impl Listener {
 
     /// Sends new connections to another frontend.
     pub(crate) fn retarget(&self, target: Target) {
+        if let Err(e) =
+            phalanx_sys::net::tune_listener(self.socket.get_ref(), target.keepalive, target.slow_ack)
+        {
+            tracing::warn!("{}: options of the listener stay as they were: {e}", target.addr);
+        }
         *self.target.borrow_mut() = Rc::new(target);
     }
 

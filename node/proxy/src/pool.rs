@@ -17,6 +17,8 @@ use phalanx_engine::state::sessions::Session;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::front::Front;
+
 /// An established connection to a server.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -29,6 +31,21 @@ pub(crate) struct Connection {
     pub(crate) owner: Option<Owner>,
     /// The last response was of a length of which more is read at once.
     pub(crate) bulk: bool,
+    /// The event loop has not said yet that it can be written to, and it can.
+    pub(crate) fresh: bool,
+}
+
+impl Connection {
+    /// Sends what the client has sent, if the connection was made just now: the event loop has not said yet
+    /// that there is room. How many bytes went out; what did not go tries again.
+    pub(crate) fn send_first(&mut self, front: &mut Front) -> u64 {
+        if !std::mem::take(&mut self.fresh) || front.buf.is_empty() {
+            return 0;
+        }
+        let sent = phalanx_sys::net::send(&self.stream, front.buf.bytes(), &[], false).unwrap_or(0);
+        front.buf.consume(sent);
+        sent as u64
+    }
 }
 
 /// A session, as long as it lasts.

@@ -62,6 +62,7 @@ pub(crate) fn start(
         buf: Buffer::new(bufsize),
         eof: false,
         abandoned: false,
+        said_last: false,
         deadline: Deadline::default(),
         round: None,
         entry: entry.session().clone(),

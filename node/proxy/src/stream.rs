@@ -14,7 +14,7 @@ use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
 use tokio::task::coop::poll_proceed;
 
-use crate::buffer::Socket;
+use crate::buffer::{Buffer, Socket};
 
 /// The socket.
 #[derive(Debug)]
@@ -61,6 +61,12 @@ impl Stream {
             State::Watched(stream) => stream.try_read(buf),
             State::Lost => Ok(0),
         }
+    }
+
+    /// Reads what is there into an empty buffer, without waiting; 0 = the client has closed.
+    pub(crate) fn try_fill(&self, buf: &mut Buffer) -> io::Result<usize> {
+        let Some(socket) = self.socket() else { return Ok(0) };
+        Ok(buf.fill(socket)?.0)
     }
 
     /// The close is to be a reset.
@@ -151,7 +157,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
-    use crate::buffer::{Buffer, poll_fill, poll_write};
+    use crate::buffer::{poll_fill, poll_write};
 
     fn pair() -> (std::net::TcpStream, Stream) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -199,7 +205,7 @@ mod tests {
         });
         let (mut head, mut body) = sent.split_at(8 << 20);
         while !body.is_empty() {
-            let n = poll_fn(|cx| poll_write(&mut stream, cx, head, body)).await.unwrap();
+            let n = poll_fn(|cx| poll_write(&mut stream, cx, head, body, false)).await.unwrap();
             let of_head = n.min(head.len());
             (head, body) = (&head[of_head..], &body[n - of_head..]);
         }

@@ -139,6 +139,9 @@ async fn forward(
         let at = around(session, plan, back, back).context(front, session.accepted());
         dispatch.directed = rules::stick_match(back, &at, backend, config.persist);
     }
+    if front.take_first().is_err() {
+        return (End::new(Cause::ClientAbort, Phase::Connect), (0, 0));
+    }
     let towards = Towards { worker, session: session.entry.session(), backend, config, reuse: Reuse::No };
     // Boxed: forwarding, which may take hours, does not carry the state of connecting.
     let mut established = match Box::pin(establish(&towards, front, dispatch)).await {
@@ -153,6 +156,7 @@ async fn forward(
         }
         session.entry.session().note(Some(backend.name()), Some(&server), sessions::Phase::Tunnel);
     }
+    let first = established.connection.send_first(front);
     let own = session.frontend.config();
     if own.logasap {
         let timers = timers(session, dispatch);
@@ -166,8 +170,9 @@ async fn forward(
     let (upward, downward) = (Conduit::new(ways.0, global), Conduit::new(ways.1, global));
     let (mut up, mut down) =
         (Pipe::new(ahead, front.eof, upward), Pipe::new(Buffer::new(SIZE), false, downward));
+    up.bytes = first;
     let Ok(client) = front.stream.watch() else {
-        return (End::new(Cause::Resource, Phase::Data), (0, 0));
+        return (End::new(Cause::Resource, Phase::Data), (first, 0));
     };
     let end = tunnel::run(
         client,

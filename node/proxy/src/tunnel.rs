@@ -60,6 +60,15 @@ impl Pipe {
             moved.progress = false;
             if !self.eof && self.conduit.is_empty() {
                 self.receive(cx, from, &mut moved)?;
+                // The end is often there with the last bytes: the receiver is to get it with them, too.
+                if !self.eof
+                    && !self.buf.is_empty()
+                    && !self.buf.is_full()
+                    && let Err(failure) = self.receive(cx, from, &mut moved)
+                {
+                    let _ = self.send(cx, to, &mut moved);
+                    return Err(failure);
+                }
             }
             self.send(cx, to, &mut moved)?;
             if self.eof && !self.blocked() && !self.shut {
@@ -121,7 +130,7 @@ impl Pipe {
     fn send(&mut self, cx: &mut Context<'_>, to: &mut TcpStream, moved: &mut Moved) -> Result<(), Failure> {
         while self.blocked() {
             let sent = if self.conduit.is_empty() {
-                poll_write(to, cx, &[], self.buf.bytes())
+                poll_write(to, cx, &[], self.buf.bytes(), self.eof)
             } else {
                 self.conduit.poll_drain(cx, to, false)
             };
@@ -257,7 +266,9 @@ fn move_both(
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::{Read, Write};
+
+    use tokio::io::Interest;
 
     use super::*;
     use crate::buffer::SIZE;
@@ -288,5 +299,52 @@ mod tests {
         .expect("the buffer grows");
         drop((from, to));
         writer.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_end_goes_with_the_last_bytes() {
+        let ((mut client, mut from), (mut server, mut to)) = (pair(), pair());
+        client.write_all(b"last").unwrap();
+        drop(client);
+        while !from.ready(Interest::READABLE).await.unwrap().is_read_closed() {
+            tokio::task::yield_now().await;
+        }
+        to.writable().await.unwrap();
+        let mut pipe = Pipe::new(Buffer::new(SIZE), false, Conduit::default());
+        let mut turns = 0;
+        poll_fn(|cx| {
+            turns += 1;
+            assert!(pipe.poll(cx, &mut from, &mut to, false).is_ok());
+            if pipe.shut { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        assert_eq!((turns, pipe.bytes), (1, 4));
+        let mut received = Vec::new();
+        server.read_to_end(&mut received).unwrap();
+        assert_eq!(received, b"last");
+    }
+
+    #[tokio::test]
+    async fn what_came_before_a_reset_is_passed_on() {
+        let ((mut client, mut from), (mut server, mut to)) = (pair(), pair());
+        client.write_all(b"last").unwrap();
+        phalanx_sys::net::reset_on_close(&client).unwrap();
+        drop(client);
+        while !from.ready(Interest::READABLE).await.unwrap().is_read_closed() {
+            tokio::task::yield_now().await;
+        }
+        to.writable().await.unwrap();
+        let mut pipe = Pipe::new(Buffer::new(SIZE), false, Conduit::default());
+        let failed = poll_fn(|cx| match pipe.poll(cx, &mut from, &mut to, false) {
+            Ok(_) if pipe.shut => Poll::Ready(false),
+            Ok(_) => Poll::Pending,
+            Err(failure) => Poll::Ready(matches!(failure, Failure::Sender)),
+        })
+        .await;
+        drop(to);
+        let mut received = Vec::new();
+        server.read_to_end(&mut received).unwrap();
+        assert!(failed);
+        assert_eq!(received, b"last");
     }
 }

@@ -148,6 +148,8 @@ pub struct Tuning {
     pub keepalive_idle: Option<Duration>,
     /// `TCP_USER_TIMEOUT`: how long sent data may stay unacknowledged.
     pub user_timeout: Option<Duration>,
+    /// `TCP_QUICKACK` off: what the peer begins with is acknowledged by the answer, which saves a packet.
+    pub slow_ack: bool,
 }
 
 impl Tuning {
@@ -169,8 +171,22 @@ impl Tuning {
         if let Some(timeout) = self.user_timeout {
             socket.set_tcp_user_timeout(Some(timeout))?;
         }
+        if self.slow_ack {
+            socket.set_tcp_quickack(false)?;
+        }
         Ok(())
     }
+}
+
+/// Options that connections inherit from their listener; to be called again where they change.
+///
+/// # Errors
+/// What the first failing `setsockopt` said.
+pub fn tune_listener(listener: &impl AsFd, keepalive: bool, slow_ack: bool) -> io::Result<()> {
+    let socket = SockRef::from(listener);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_keepalive(keepalive)?;
+    socket.set_tcp_quickack(!slow_ack)
 }
 
 /// `IP_TRANSPARENT`: a listener takes connections to addresses that are not this machine's, as TPROXY
@@ -185,6 +201,11 @@ pub fn set_transparent(socket: &impl AsFd) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::Unsupported, message));
     }
     socket.set_ip_transparent_v4(true)
+}
+
+/// Whether a connection is there; one that is being established, or has failed, is not.
+pub fn is_connected(socket: &impl AsFd) -> bool {
+    SockRef::from(socket).peer_addr().is_ok()
 }
 
 /// Whether connections to a socket are accepted: it listens, and nobody has shut it down.
@@ -262,13 +283,14 @@ pub fn recv(socket: impl AsFd, into: &mut [u8]) -> io::Result<usize> {
     Ok(n)
 }
 
-/// Writes `head` and then `body` with one call, as far as there is room; see [`recv`].
+/// Writes `head` and then `body` with one call, as far as there is room; see [`recv`]. With `more` the last
+/// packet waits for what follows at once: more bytes or the end.
 ///
 /// # Errors
 /// Those of `sendmsg(2)`; a connection that is gone raises no signal.
 #[inline]
-pub fn send(socket: impl AsFd, head: &[u8], body: &[u8]) -> io::Result<usize> {
-    let flags = SendFlags::NOSIGNAL;
+pub fn send(socket: impl AsFd, head: &[u8], body: &[u8], more: bool) -> io::Result<usize> {
+    let flags = if more { SendFlags::NOSIGNAL | SendFlags::MORE } else { SendFlags::NOSIGNAL };
     Ok(match (head, body) {
         (one, []) | ([], one) => rustix::net::send(socket, one, flags)?,
         _ => {
@@ -353,6 +375,7 @@ mod tests {
                 keepalive: true,
                 keepalive_idle: Some(Duration::from_secs(30)),
                 user_timeout: Some(Duration::from_secs(5)),
+                slow_ack: true,
             },
             ..Connect::default()
         };

@@ -54,11 +54,20 @@ pub(crate) const KEYWORDS: &[Keyword] = &[
         connection_mode(p, a, ConnectionMode::KeepAlive)
     }),
     switch("option splice-auto", PROXY, "Splices where that is cheaper: the default.", |p, a| {
-        p.settings().splice.auto = match a.polarity {
-            Polarity::Set => Some(true),
-            Polarity::No => Some(false),
-            Polarity::Default => None,
-        };
+        p.settings().splice.auto = three(a.polarity);
+        Ok(())
+    }),
+    switch(
+        "option tcp-smart-accept",
+        FRONT,
+        "Saves an acknowledgement to clients: in HTTP the default.",
+        |p, a| {
+            p.settings().smart_accept = three(a.polarity);
+            Ok(())
+        },
+    ),
+    switch("option tcp-smart-connect", BACK, "Saves an acknowledgement to servers: the default.", |p, a| {
+        p.settings().smart_connect = three(a.polarity);
         Ok(())
     }),
     switch("option splice-request", PROXY, "Splices all that comes from clients.", |p, a| {
@@ -106,6 +115,15 @@ pub(crate) const KEYWORDS: &[Keyword] = &[
 fn set(parser: &mut Parser<'_>, args: &Args<'_>, field: fn(&mut Settings) -> &mut bool) -> Result<(), Fault> {
     *field(parser.settings()) = flag(args.polarity);
     Ok(())
+}
+
+/// What is said; `None` = the default.
+fn three(polarity: Polarity) -> Option<bool> {
+    match polarity {
+        Polarity::Set => Some(true),
+        Polarity::No => Some(false),
+        Polarity::Default => None,
+    }
 }
 
 fn log_format(parser: &mut Parser<'_>, args: &Args<'_>, format: LogFormat) -> Result<(), Fault> {

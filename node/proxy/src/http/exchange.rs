@@ -6,11 +6,13 @@
 //! out to be dead.
 
 use std::future::{Future, poll_fn};
+use std::io;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use phalanx_engine::end::{Cause, End, Phase};
 use phalanx_engine::h1::{self, Head, Parsed};
+use phalanx_sys::net;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -150,6 +152,8 @@ pub(crate) struct Exchange<'a> {
     abortonclose: bool,
     /// The connection was used before.
     reused: bool,
+    /// It is there, and the event loop does not know.
+    fresh: bool,
     /// Where the response that was refused is wrong.
     pub(crate) refused: Option<usize>,
     /// Bytes written to the server.
@@ -158,6 +162,8 @@ pub(crate) struct Exchange<'a> {
     pub(crate) bytes_down: u64,
     /// The response's body is so long that the next is read in larger pieces.
     pub(crate) bulk: bool,
+    /// The client's connection is closed as soon as the response is sent.
+    pub(crate) closes: bool,
     /// Longest head of a response.
     longest: usize,
     client_seen: Seen,
@@ -184,6 +190,7 @@ impl<'a> Exchange<'a> {
             up,
             reply: Buffer::new(if bulk { longest.max(LARGE) } else { longest }),
             bulk: false,
+            closes: false,
             longest,
             out: Text::default(),
             out_sent: 0,
@@ -192,6 +199,7 @@ impl<'a> Exchange<'a> {
             limits,
             abortonclose,
             reused,
+            fresh: false,
             refused: None,
             bytes_up: 0,
             bytes_down: 0,
@@ -212,6 +220,11 @@ impl<'a> Exchange<'a> {
     /// Sends `out` and the response's body; the rest of the request meanwhile.
     pub(crate) fn body(&mut self, front: &mut Front) -> impl Future<Output = Result<(), Stop>> {
         poll_fn(|cx| self.poll_body(cx, front))
+    }
+
+    /// The connection was made just now, and can be written to though nobody has said so.
+    pub(crate) fn on_fresh(&mut self, fresh: bool) {
+        self.fresh = fresh;
     }
 
     fn poll_head(
@@ -281,7 +294,8 @@ impl<'a> Exchange<'a> {
             }
             let head = &self.out[self.out_sent..];
             if !head.is_empty() || n > 0 {
-                match poll_write(&mut front.stream, cx, head, &self.reply.bytes()[..n]) {
+                let last = self.closes && self.up.done && self.down.ends_with(n, self.reply.len());
+                match poll_write(&mut front.stream, cx, head, &self.reply.bytes()[..n], last) {
                     Poll::Ready(Ok(written)) => {
                         let of_head = written.min(head.len());
                         self.out_sent += of_head;
@@ -389,7 +403,11 @@ impl<'a> Exchange<'a> {
                 up.flow.sendable(unsent).map_err(|_| Stop::End(End::new(Cause::Proxy, phase), Some(400)))?;
             let head = &up.head[up.head_sent..];
             if !head.is_empty() || n > 0 {
-                match poll_write(self.server, cx, head, &unsent[..n]) {
+                let sent = match std::mem::take(&mut self.fresh) {
+                    true => write_fresh(self.server, cx, head, &unsent[..n]),
+                    false => poll_write(self.server, cx, head, &unsent[..n], false),
+                };
+                match sent {
                     Poll::Ready(Ok(written)) => {
                         let of_head = written.min(head.len());
                         up.head_sent += of_head;
@@ -490,6 +508,19 @@ impl Seen {
     /// The moment.
     fn at(&mut self, worker: &Worker) -> Instant {
         *self.0.get_or_insert_with(|| worker.instant())
+    }
+}
+
+/// As [`poll_write`], the first time on a connection of which the event loop has said nothing yet.
+fn write_fresh(
+    server: &mut TcpStream,
+    cx: &mut Context<'_>,
+    head: &[u8],
+    body: &[u8],
+) -> Poll<io::Result<usize>> {
+    match net::send(&*server, head, body, false) {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => poll_write(server, cx, head, body, false),
+        result => Poll::Ready(result),
     }
 }
 

@@ -59,6 +59,15 @@ impl Flow {
         }
     }
 
+    /// Whether all of it will have been sent once `n` more bytes are, of `unsent` that wait.
+    pub(crate) fn ends_with(&self, n: usize, unsent: usize) -> bool {
+        match self {
+            Flow::Length(left) => *left == n as u64,
+            Flow::Chunked { chunks, ready } => chunks.is_done() && *ready == n,
+            Flow::UntilClose { ended } => *ended && unsent == n,
+        }
+    }
+
     /// Whether more must be received, given that `unsent` bytes wait.
     pub(crate) fn wants(&self, unsent: usize) -> bool {
         match self {

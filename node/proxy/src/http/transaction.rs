@@ -428,6 +428,7 @@ impl<'a> Transaction<'a> {
             established.connection.bulk,
             Conduit::new(Splicing::of(global, &self.proxy.config, &plan.config).1, global),
         );
+        exchange.on_fresh(std::mem::take(&mut established.connection.fresh));
         let result = match self.response(plan, &mut exchange).await {
             Ok(response) => {
                 self.log_early(exchange.out.len());
@@ -472,6 +473,9 @@ impl<'a> Transaction<'a> {
                     && complete
                     && reply.is_empty();
                 self.front.abandoned |= !complete;
+                // After a body some send a line end too many.
+                self.front.said_last =
+                    self.framing.persistence == Persistence::Close && self.framing.body == Body::None;
                 Ok(if response.keep && complete { Next::Request } else { Next::Close })
             }
         }
@@ -519,6 +523,7 @@ impl<'a> Transaction<'a> {
             exchange.out = self.response_head(plan, buf, &framing, keep);
             exchange.reply.consume(len);
             exchange.down = Flow::new(framing.body);
+            exchange.closes = !keep && framing.body != Body::Tunnel;
             exchange.bulk = matches!(framing.body, Body::Length(n) if BULK.contains(&n));
             return Ok(Response { framing, keep });
         }

@@ -82,6 +82,8 @@ pub(crate) fn listen(mode: Mode, servers: &[SocketAddr]) -> Proxy {
         persist: false,
         clitcpka: false,
         srvtcpka: false,
+        smart_accept: true,
+        smart_connect: true,
         httpchk: None,
         errorfiles: vec![],
         monitor_uri: None,
