@@ -113,6 +113,7 @@ impl Config {
     /// What the proxy is started with; `peer`: the node that it replicates to.
     pub(crate) fn text(&self, site: &Site, peer: bool) -> Option<String> {
         match site.kind {
+            Kind::Floor => None,
             Kind::Nginx => Some(self.for_nginx(site, self.nginx?(site))),
             Kind::Phalanx | Kind::Haproxy => Some(self.for_haproxy(site, peer)),
         }

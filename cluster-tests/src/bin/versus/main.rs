@@ -7,6 +7,7 @@
 
 mod cases;
 mod config;
+mod floor;
 mod generator;
 mod machine;
 mod measure;
@@ -54,6 +55,12 @@ struct Args {
     /// The HAProxy to compare with, in place of the one in PATH
     #[arg(long)]
     haproxy: Option<PathBuf>,
+    /// Measures the least that a proxy can do on this kernel, too, in a, b1, b2 and d-connect
+    #[arg(long)]
+    floor: bool,
+    /// Is that proxy
+    #[arg(long, hide = true, num_args = 3, value_names = ["CASE", "WEB", "ORIGIN"])]
+    be_floor: Option<Vec<String>>,
 }
 
 impl Args {
@@ -85,7 +92,11 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    match run(&args) {
+    let done = match &args.be_floor {
+        Some(words) => floor::run(words),
+        None => run(&args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("versus: {e}");
@@ -105,7 +116,11 @@ fn run(args: &Args) -> Result<(), String> {
     if cfg!(debug_assertions) {
         eprintln!("versus: this is a debug build: the figures mean little, use --release");
     }
-    let proxies = proxies(ours, &tools);
+    let mut proxies = proxies(ours, &tools);
+    if args.floor {
+        let program = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
+        proxies.push(Proxy { kind: Kind::Floor, program });
+    }
     println!("{}", machine::description());
     for proxy in &proxies {
         println!("{:<8} {}", proxy.kind.name(), proxy.version());

@@ -13,6 +13,7 @@ use cluster_tests::bench::Running;
 use cluster_tests::{Base, Signal, kill};
 
 use crate::cases::Case;
+use crate::floor;
 use crate::machine::{LOAD_CPU, PROXY_CPU};
 
 /// Who is measured.
@@ -21,6 +22,8 @@ pub(crate) enum Kind {
     Phalanx,
     Haproxy,
     Nginx,
+    /// See [`crate::floor`].
+    Floor,
 }
 
 impl Kind {
@@ -30,6 +33,7 @@ impl Kind {
             Kind::Phalanx => "phalanx",
             Kind::Haproxy => "haproxy",
             Kind::Nginx => "nginx",
+            Kind::Floor => "floor",
         }
     }
 }
@@ -44,6 +48,9 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// What it says of itself.
     pub(crate) fn version(&self) -> String {
+        if self.kind == Kind::Floor {
+            return "the least system calls".into();
+        }
         let out = Command::new(&self.program).arg("-v").output();
         let text = out.map_or_else(|e| e.to_string().into_bytes(), |o| [o.stdout, o.stderr].concat());
         String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned()
@@ -134,6 +141,13 @@ impl Started {
     /// # Errors
     /// The outer: it does not run. The inner: it has no such thing.
     pub(crate) fn new(proxy: &Proxy, case: &Case, site: Site) -> Result<Result<Started, Absent>, String> {
+        if proxy.kind == Kind::Floor {
+            return if floor::has(case) {
+                floor(proxy, case, site).map(Ok)
+            } else {
+                Ok(Err(Absent::NotThere))
+            };
+        }
         let Some(text) = case.config.text(&site, false) else { return Ok(Err(Absent::NotThere)) };
         let file = write(&site, "proxy.cfg", &text)?;
         if let Err(words) = accepts(proxy, &site, &file)? {
@@ -191,6 +205,16 @@ impl Started {
     }
 }
 
+fn floor(proxy: &Proxy, case: &Case, site: Site) -> Result<Started, String> {
+    let mut command = Command::new("taskset");
+    command.args(["-c", &PROXY_CPU.to_string()]).arg(&proxy.program).args(["--be-floor", case.id]);
+    command.args([site.web(), site.origin()].map(|addr| addr.to_string()));
+    let running = Running::start(&mut command, &site.dir)?;
+    let mut started = Started { site, running, _peer: None };
+    started.wait()?;
+    Ok(started)
+}
+
 /// Entries of the only table, by the Runtime API.
 fn entries_of(socket: &str) -> Result<u32, String> {
     let asked = || -> std::io::Result<String> {
@@ -224,7 +248,7 @@ fn accepts(proxy: &Proxy, site: &Site, file: &Path) -> Result<Result<(), String>
     let mut command = Command::new(&proxy.program);
     match proxy.kind {
         Kind::Nginx => command.args(["-t", "-p"]).arg(&site.dir).arg("-c").arg(file),
-        Kind::Haproxy | Kind::Phalanx => command.args(["-c", "-L", "n1", "-f"]).arg(file),
+        Kind::Haproxy | Kind::Phalanx | Kind::Floor => command.args(["-c", "-L", "n1", "-f"]).arg(file),
     };
     let out = command.output().map_err(|e| format!("cannot start {}: {e}", proxy.program.display()))?;
     if out.status.success() {
@@ -250,7 +274,7 @@ fn start(
     command.args(["-c", &cpu.to_string()]).arg(&proxy.program);
     match proxy.kind {
         Kind::Nginx => command.arg("-p").arg(&site.dir).arg("-c").arg(file),
-        Kind::Haproxy | Kind::Phalanx => command.arg("-f").arg(file).args(["-db", "-L", node]),
+        Kind::Haproxy | Kind::Phalanx | Kind::Floor => command.arg("-f").arg(file).args(["-db", "-L", node]),
     };
     if master && proxy.kind != Kind::Nginx {
         command.arg("-W");

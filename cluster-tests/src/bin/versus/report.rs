@@ -44,7 +44,7 @@ impl Row {
     /// Whether ours is compared with it: memory is with HAProxy's alone.
     pub(crate) fn is_peer(&self, case: &Case) -> bool {
         match self.kind {
-            Kind::Phalanx => false,
+            Kind::Phalanx | Kind::Floor => false,
             Kind::Haproxy => true,
             Kind::Nginx => !case.is_memory(),
         }
@@ -73,6 +73,11 @@ pub(crate) fn rows(case: &Case, cells: &[Cell]) -> Vec<Row> {
     let best = peers.filter_map(|row| Some((row.cost(case)?, row))).min_by(|a, b| a.0.total_cmp(&b.0));
     let best = best.map(|(cost, row)| (cost, row.kind, row.tail_ms()));
     for row in &mut rows {
+        if row.kind == Kind::Floor
+            && let (Some(least), Some((best, peer, _))) = (row.cost(case), best)
+        {
+            row.note = join(&row.note, &format!("{:.2} of {}'s CPU", least / best, peer.name()));
+        }
         if row.kind == Kind::Phalanx
             && let (Some(ours), Some((best, peer, tail))) = (row.cost(case), best)
             && best > 0.0

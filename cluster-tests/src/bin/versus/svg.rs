@@ -106,6 +106,7 @@ fn colour(kind: Kind) -> &'static str {
         Kind::Phalanx => "#2a6fdb",
         Kind::Haproxy => "#b9c0c9",
         Kind::Nginx => "#d9d3c4",
+        Kind::Floor => "#e8e8e8",
     }
 }
 
