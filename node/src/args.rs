@@ -186,7 +186,7 @@ HAProxy's options:
   -v           version        -vv          version and build
 
 Signals: SIGHUP and SIGUSR2 reload the configuration in place, SIGUSR1 stops listening and
-leaves when the last session ends, SIGTERM and SIGINT leave at once.
+leaves when the last session ends, SIGTERM and SIGINT leave at once. Either moves floating IPs to other nodes first.
 ";
 
 #[cfg(test)]

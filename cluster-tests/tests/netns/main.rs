@@ -9,6 +9,7 @@ mod failover;
 mod moves;
 mod partition;
 mod service;
+mod stops;
 mod vips;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -335,6 +335,18 @@ impl Vips {
         }
     }
 
+    /// Takes nothing any more, and moves to others what this node holds; its connections go on here, until
+    /// [`stop`](Vips::stop). `unhurried`: waits until others hold it, however many connections there are, and
+    /// gives up what nobody else can take.
+    pub async fn depart(&self, unhurried: bool) {
+        self.0.depart(unhurried).await;
+    }
+
+    /// Comes back when no connections of what was moved away go on here, or after `patience`.
+    pub async fn drained(&self, patience: Duration) {
+        self.0.drained(Instant::now() + patience).await;
+    }
+
     /// Gives everything up and stops; comes back when all addresses are gone, or after `patience`.
     /// Blocks: not for an async context.
     pub fn stop(&self, patience: Duration) {

@@ -529,6 +529,11 @@ impl Lease {
         }
     }
 
+    /// Whether this node has let go, and the address is still being taken away.
+    pub fn is_withdrawing(&self) -> bool {
+        matches!(self.role, Role::Withdrawing { .. })
+    }
+
     /// Why the VIP is without a holder, or was before the present one.
     pub fn free(&self) -> Free {
         self.free

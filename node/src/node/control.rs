@@ -479,40 +479,48 @@ impl Node {
         cluster.differences(nodes(section))
     }
 
-    /// SIGUSR1: no new connections, those that exist end by themselves.
+    /// SIGUSR1: no new connections, those that exist end by themselves. Floating IPs are moved to other nodes
+    /// as by plan; their connections go on here like all others.
     async fn finish(self, signals: &mut Signals) -> Result<(), String> {
         self.notifier.stopping();
-        // New connections are to go to another node at once.
-        self.give_up_vips().await;
         let limit = self.plane.state.plan().config.global.hard_stop_after;
         let forwarder = self.forwarder.clone();
-        let ended = tokio::task::spawn_blocking(move || forwarder.stop(limit));
+        let ended = async {
+            // New connections go to another node before there are no listeners here.
+            if let Some(floating) = &self.floating {
+                floating.depart(true).await;
+            }
+            let _ = tokio::task::spawn_blocking(move || forwarder.stop(limit)).await;
+            if let Some(floating) = &self.floating {
+                floating.drained().await;
+            }
+        };
         tokio::select! {
-            _ = ended => {}
+            () = ended => {}
             () = signals.terminate() => {}
         }
         self.leave().await;
         Ok(())
     }
 
-    /// SIGTERM, SIGINT: requests under way are answered, sessions end now.
+    /// SIGTERM, SIGINT: requests under way are answered, also those to a floating IP that is another node's
+    /// by then; sessions end now.
     async fn terminate(self) -> Result<(), String> {
         self.notifier.stopping();
+        if let Some(floating) = &self.floating {
+            floating.depart(false).await;
+        }
         self.leave().await;
         Ok(())
     }
 
-    async fn give_up_vips(&self) {
-        if let Some(floating) = &self.floating {
-            floating.leave().await;
-        }
-    }
-
     async fn leave(&self) {
-        self.give_up_vips().await;
         // What is counted after the last word to the peers would be lost. Other sessions end with the process.
         let forwarder = self.forwarder.clone();
         let _ = tokio::task::spawn_blocking(move || forwarder.finish_requests(LAST_REQUESTS)).await;
+        if let Some(floating) = &self.floating {
+            floating.leave().await;
+        }
         if let Some(cluster) = &self.cluster {
             cluster.shutdown().await;
         }

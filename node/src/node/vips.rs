@@ -23,6 +23,9 @@ use crate::epochs::Held;
 /// How long giving up all VIPs may take at the end.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
+/// How long the last bytes of sessions that have ended, and what neighbours still send here, may take.
+const DRAINED_WITHIN: Duration = Duration::from_secs(5);
+
 /// How often a starting node looks whether it has caught up.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -92,6 +95,16 @@ impl Floating {
     /// Whether this node has caught up.
     pub(super) fn caught_up(&self) -> CaughtUp {
         self.caught_up.clone()
+    }
+
+    /// Moves to others what they can take; connections go on here. `unhurried`: as any planned move does it.
+    pub(super) async fn depart(&self, unhurried: bool) {
+        self.vips.depart(unhurried).await;
+    }
+
+    /// Comes back when no connections go on here, or after a while: a client that is gone does not say so.
+    pub(super) async fn drained(&self) {
+        self.vips.drained(DRAINED_WITHIN).await;
     }
 
     /// Gives all up; comes back when they are off this node.

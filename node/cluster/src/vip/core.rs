@@ -78,6 +78,8 @@ pub(super) struct Core {
     maintenance: bool,
     /// It leaves the cluster.
     leaving: bool,
+    /// The process is about to stop: it takes nothing, and keeps what it holds until that is moved.
+    departing: bool,
     /// `vip-lease` of the nodes that are connected.
     terms: BTreeMap<NodeId, Duration>,
 }
@@ -195,6 +197,7 @@ impl Shared {
             waiting: None,
             maintenance: false,
             leaving: false,
+            departing: false,
             terms: BTreeMap::new(),
         };
         let shared = Arc::new(Shared {
@@ -529,6 +532,9 @@ impl Shared {
         }
         let mut behind = core.behind.clone();
         behind.extend(self.odd_term(core));
+        if core.departing {
+            behind.push("stopping".into());
+        }
         let one = &mut core.vips[i];
         let mut never = one.missing.clone();
         let settings = self.settings.load();
@@ -846,6 +852,61 @@ impl Shared {
             connections: kept.connections,
         });
         draining.collect()
+    }
+
+    /// The process stops: VIP by VIP, what this node holds goes to another, as at a planned move. Comes
+    /// back when it is off this node. `prepared`: when another holds it; what nobody else can take is given up.
+    pub(super) async fn depart(&self, prepared: bool) {
+        let count = {
+            let mut core = self.core.lock();
+            core.departing = true;
+            (0..core.vips.len()).for_each(|i| self.refit(&mut core, i));
+            core.vips.len()
+        };
+        futures_util::future::join_all((0..count).map(|i| self.depart_from(i, prepared))).await;
+    }
+
+    async fn depart_from(&self, i: usize, prepared: bool) {
+        let holding = || self.core.lock().vips[i].lease.held_until();
+        let target = || self.target(&self.core.lock().vips[i], None);
+        let Some((ballot, _)) = holding() else { return };
+        let name = self.settings_of(i).name;
+        if prepared && target().is_ok() {
+            self.prepare(i).await;
+        }
+        let by_another = match target() {
+            Ok(to) => {
+                info!("vip '{name}': planned move to {}, for the node stops", self.names.load().name(to));
+                // It may have been lost meanwhile.
+                let _ = self.decide(i, |lease, now| lease.resign(Some(to), now));
+                prepared
+            }
+            // It is given up a moment later.
+            Err(_) if !prepared => return,
+            Err(MoveError(why)) => {
+                info!("vip '{name}': given up, for the node stops: {why}");
+                self.decide(i, Lease::stop);
+                false
+            }
+        };
+        let deadline = Instant::now() + move_deadline(self.timing);
+        let moved = || {
+            let core = self.core.lock();
+            let view = core.vips[i].lease.view(now());
+            let elsewhere = view.holder.is_some() && view.epoch > Some(ballot.epoch());
+            if by_another { elsewhere } else { !core.vips[i].lease.is_withdrawing() }
+        };
+        while !moved() && Instant::now() < deadline {
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Comes back when no connection of what was moved away goes on here, or at the deadline.
+    pub(super) async fn drained(&self, deadline: Instant) {
+        let drains = || self.core.lock().vips.iter().any(|one| one.drains.is_some());
+        while drains() && Instant::now() < deadline {
+            tokio::time::sleep(10 * POLL).await;
+        }
     }
 
     pub(super) fn stop(&self, deadline: Instant) {
