@@ -100,7 +100,8 @@ fn what_nobody_else_can_take_is_given_up_at_a_soft_stop() {
     kill(pid, Signal::SIGUSR1);
     let space = netns.client().replace("client", &holder);
     until("the address is off", SOON, || {
-        let out = std::process::Command::new("ip").args(["-n", &space, "addr", "show", "dev", "eth0"]).output();
+        let out =
+            std::process::Command::new("ip").args(["-n", &space, "addr", "show", "dev", "eth0"]).output();
         !String::from_utf8_lossy(&out.unwrap().stdout).contains(&format!("{vip}/"))
     });
     echoes(&mut stream, "after");

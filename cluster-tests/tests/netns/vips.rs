@@ -243,6 +243,33 @@ fn an_interface_that_is_deleted_takes_the_address_along_and_brings_it_back() {
 }
 
 #[test]
+fn how_long_connections_may_go_on_after_a_move_is_said_and_a_reload_changes_it() {
+    let lines = format!("{WEB}\n    vip-drain 1h");
+    let text = config(&lines, &[]).replace("timeout client 5s", "timeout client 1m");
+    let Some(netns) = Netns::with(Some(text.clone())) else { return };
+    let (client, addr) = (netns.client(), netns.vip(8080));
+    let holder = netns.settled("web");
+    netns.all_eligible("web");
+    let idle = inside(&client, || {
+        let mut idle = Client::with_limit(&addr, SOON).unwrap();
+        assert_eq!(idle.get("/", &[]).unwrap().status, 200);
+        idle
+    });
+    let next = netns.cluster.names().into_iter().find(|n| *n != holder).unwrap();
+    let answer = netns.api("n1", &format!("move vip web {next}"));
+    assert!(answer.contains("is now held by"), "{answer}");
+    let file = netns.cluster.dir().with_file_name("own.cfg");
+    std::fs::write(file, text.replace("vip-drain 1h", "vip-drain 1s")).unwrap();
+    let answer = netns.api(&holder, "reload");
+    assert!(answer.contains("Reload done") && !answer.contains("next start"), "{answer}");
+    until("it is not kept any longer", SOON, || {
+        let log = std::fs::read_to_string(netns.cluster.dir().join(format!("{holder}.log"))).unwrap();
+        log.contains("1 connections are left after 'vip-drain' 1s")
+    });
+    drop(idle);
+}
+
+#[test]
 fn health_port_and_exec_follow_the_lease_and_maintenance_keeps_them_off() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();

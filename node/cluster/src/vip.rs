@@ -125,6 +125,9 @@ pub trait Announcer: Send + Sync {
     fn release(&self, vip: &VipSettings) -> Result<(), String>;
 }
 
+/// How long connections may go on where they are after a VIP has been moved away, unless it is said.
+pub const DEFAULT_DRAIN: Duration = Duration::from_secs(30 * 60);
+
 /// Options of the process, beside the configuration.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -286,6 +289,11 @@ impl Vips {
     /// How many this node holds.
     pub fn held(&self) -> usize {
         self.0.held()
+    }
+
+    /// Connections may go on for so long after a VIP has been moved away; counts for those that do now.
+    pub fn set_drain(&self, limit: Duration) {
+        self.0.set_drain(limit);
     }
 
     /// In maintenance, a node gives up what it holds and takes nothing.

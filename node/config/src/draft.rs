@@ -184,6 +184,7 @@ pub(crate) struct ClusterDraft {
     pub(crate) join: bool,
     pub(crate) vips: Vec<Vip>,
     pub(crate) vip_lease: Option<Duration>,
+    pub(crate) vip_drain: Option<Duration>,
     pub(crate) ssl: Option<crate::model::ClusterSsl>,
     /// First words of the lines that were refused.
     pub(crate) refused: Vec<String>,

@@ -133,6 +133,7 @@ impl Parser<'_> {
             join: draft.join,
             vips: draft.vips,
             vip_lease: draft.vip_lease,
+            vip_drain: draft.vip_drain,
             ssl: draft.ssl,
             pos: draft.pos,
         }

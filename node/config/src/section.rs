@@ -226,6 +226,7 @@ fn open_cluster(parser: &mut Parser<'_>, words: &[Word]) -> Result<(), Fault> {
         join: false,
         vips: Vec::new(),
         vip_lease: None,
+        vip_drain: None,
         ssl: None,
         refused: Vec::new(),
     });

@@ -234,6 +234,7 @@ fn a_cluster_with_everything() {
     let seconds = |at: usize| cluster.vips[at].exec_timeout.as_secs();
     assert_eq!((seconds(0), seconds(3)), (10, 30));
     assert_eq!(cluster.vip_lease, Some(std::time::Duration::from_millis(80)));
+    assert_eq!(cluster.vip_drain, Some(std::time::Duration::from_secs(2 * 3600)));
     assert_eq!(cluster.vips[0].prefer.as_deref(), Some("n1"));
     let app = proxy(&config, "app");
     let table = app.stick_table.as_ref().expect("table");

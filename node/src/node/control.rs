@@ -465,6 +465,9 @@ impl Node {
         for what in kept {
             text.push_str(&format!("\nNote: the change of {what} takes effect at the next start."));
         }
+        if let Some(floating) = &self.floating {
+            floating.follow(&config);
+        }
         self.held.in_force(loaded.sources);
         for line in self.differences(&config) {
             text.push_str(&format!("\nNote: {line}."));
@@ -549,12 +552,12 @@ pub(crate) fn at_next_start(old: &Config, new: &Config) -> Vec<&'static str> {
     kept
 }
 
-/// The `cluster` section, wherever it stands in the file; but for its certificates, which are taken over
-/// at once, and its nodes: what is agreed counts, and where they differ is told by itself.
+/// The `cluster` section, wherever it stands in the file; but for its certificates and `vip-drain`, which are
+/// taken over at once, and its nodes: what is agreed counts, and where they differ is told by itself.
 fn whole_cluster(config: &Config) -> Option<model::Cluster> {
     let mut cluster = config.cluster.clone()?;
     cluster.pos = Pos::default();
-    (cluster.nodes, cluster.join) = (Vec::new(), false);
+    (cluster.nodes, cluster.join, cluster.vip_drain) = (Vec::new(), false, None);
     cluster.vips.iter_mut().for_each(|vip| vip.pos = Pos::default());
     cluster.peers.iter_mut().for_each(|peer| peer.pos = Pos::default());
     if let Some(ssl) = &mut cluster.ssl {

@@ -11,7 +11,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use phalanx_cluster::vip::{Announce, Announcer, GuardianCommand, Options, QuorumLoss, VipSettings, Vips};
+use phalanx_cluster::vip::{
+    Announce, Announcer, DEFAULT_DRAIN, GuardianCommand, Options, QuorumLoss, VipSettings, Vips,
+};
 use phalanx_cluster::{Cluster, Settings};
 use phalanx_config::model;
 use phalanx_engine::stick::Tables;
@@ -70,8 +72,14 @@ impl Floating {
         let options =
             Options { timing: settings.timing(), guardian: Some(guardian), seed: settings.incarnation };
         let vips = Vips::start(settings, vips, options, gate.clone())?;
+        vips.set_drain(drain(config));
         vips.set_behind(vec!["starting".into()]);
         Ok(Some(Floating { vips, gate, caught_up: CaughtUp::default() }))
+    }
+
+    /// Takes over what a reload may change of them.
+    pub(super) fn follow(&self, config: &model::Config) {
+        self.vips.set_drain(drain(config));
     }
 
     /// A handle on them.
@@ -171,6 +179,10 @@ async fn catch_up(vips: Vips, cluster: Cluster, tables: Arc<Tables>, held: Arc<H
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+fn drain(config: &model::Config) -> Duration {
+    config.cluster.as_ref().and_then(|cluster| cluster.vip_drain).unwrap_or(DEFAULT_DRAIN)
 }
 
 fn vip(vip: &model::Vip) -> VipSettings {

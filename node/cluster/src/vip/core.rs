@@ -80,6 +80,8 @@ pub(super) struct Core {
     leaving: bool,
     /// The process is about to stop: it takes nothing, and keeps what it holds until that is moved.
     departing: bool,
+    /// How long connections may go on here after a move.
+    drain: Duration,
     /// `vip-lease` of the nodes that are connected.
     terms: BTreeMap<NodeId, Duration>,
 }
@@ -198,6 +200,7 @@ impl Shared {
             maintenance: false,
             leaving: false,
             departing: false,
+            drain: super::DEFAULT_DRAIN,
             terms: BTreeMap::new(),
         };
         let shared = Arc::new(Shared {
@@ -516,6 +519,15 @@ impl Shared {
             core.leaving = on;
             (0..core.vips.len()).for_each(|i| self.refit(&mut core, i));
         }
+    }
+
+    pub(super) fn set_drain(&self, limit: Duration) {
+        self.core.lock().drain = limit;
+    }
+
+    /// How long connections may go on here after a move.
+    pub(super) fn drain(&self) -> Duration {
+        self.core.lock().drain
     }
 
     pub(super) fn set_maintenance(&self, on: bool) {

@@ -33,9 +33,6 @@ const LINGER: Duration = Duration::from_millis(200);
 /// A VIP that has moved is looked after for so long, even without a connection.
 const KEEP_AT_LEAST: Duration = Duration::from_secs(2);
 
-/// Connections are kept so long at most after a VIP has moved.
-const KEEP_AT_MOST: Duration = Duration::from_secs(30 * 60);
-
 /// How often it is looked whether a busy driver has become idle.
 const BUSY: Duration = Duration::from_millis(5);
 
@@ -486,13 +483,14 @@ impl Worker {
         }
         self.carry_out(Job::Tend);
         let (Some(kept), Some(ballot)) = (&self.kept, self.decide.draining()) else { return };
+        let at_most = self.shared.drain();
         let why = match kept {
             // Once may be a moment between two, and what comes late must be handed over first.
             Connections { none: 2.., since, .. } if boottime() >= *since + KEEP_AT_LEAST => {
                 "all connections have ended".to_owned()
             }
-            Connections { since, count, .. } if boottime() >= *since + KEEP_AT_MOST => {
-                format!("{count} connections are left after {KEEP_AT_MOST:?}")
+            Connections { since, count, .. } if boottime() >= *since + at_most => {
+                format!("{count} connections are left after 'vip-drain' {at_most:?}")
             }
             _ => return,
         };

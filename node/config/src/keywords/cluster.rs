@@ -8,7 +8,7 @@ use super::bind;
 use crate::keyword::{Arity, CLUSTER, Keyword};
 use crate::known;
 use crate::line::{Args, Fault};
-use crate::model::{Announce, ClusterNode, ClusterSsl, VIP_LEASE, Vip};
+use crate::model::{Announce, ClusterNode, ClusterSsl, VIP_DRAIN, VIP_LEASE, Vip};
 use crate::parser::Parser;
 use crate::value;
 
@@ -56,6 +56,14 @@ pub(crate) const KEYWORDS: &[Keyword] = &[
         Arity::Exact(1),
         "How long a holder of a VIP that falls silent keeps it, 60ms to 10s; default 400ms. The same on all nodes.",
         vip_lease,
+    ),
+    Keyword::new(
+        "vip-drain",
+        "<time>",
+        CLUSTER,
+        Arity::Exact(1),
+        "How long connections may go on where they are after a VIP has been moved away, 1s to 7d; default 30m.",
+        vip_drain,
     ),
     Keyword::new(
         "ssl",
@@ -176,6 +184,19 @@ fn vip_lease(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
         return Err(args.named(0, format!(": must be between 60ms and 10s, but got '{}'", args.text(0))));
     }
     parser.cluster().vip_lease = Some(time);
+    Ok(())
+}
+
+fn vip_drain(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
+    if parser.cluster().vip_drain.is_some() {
+        return Err(args.named(0, ": is given already"));
+    }
+    let time = value::time(args.text(0), value::Unit::Milliseconds, "the time")
+        .map_err(|err| args.named(0, format!(": {err}")))?;
+    if !VIP_DRAIN.contains(&time) {
+        return Err(args.named(0, format!(": must be between 1s and 7d, but got '{}'", args.text(0))));
+    }
+    parser.cluster().vip_drain = Some(time);
     Ok(())
 }
 

@@ -23,6 +23,8 @@ pub struct Cluster {
     pub vips: Vec<Vip>,
     /// `vip-lease`; `None`: the default.
     pub vip_lease: Option<Duration>,
+    /// `vip-drain`; `None`: the default.
+    pub vip_drain: Option<Duration>,
     /// `ssl`: the nodes talk TLS with each other.
     pub ssl: Option<ClusterSsl>,
     /// Where the section starts.
@@ -34,6 +36,10 @@ pub struct Cluster {
 /// another node, back, and to kernel and guardian, or the VIP would be given up for nothing. Above ten
 /// seconds a dead holder would be missed for longer than people wait.
 pub const VIP_LEASE: std::ops::RangeInclusive<Duration> = Duration::from_millis(60)..=Duration::from_secs(10);
+
+/// What `vip-drain` may be: not less than neighbours need to hear of the next holder.
+pub const VIP_DRAIN: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(7 * 86_400);
 
 /// `ssl crt FILE [ca-file FILE] [verify required|none]`.
 #[derive(Clone, Debug, PartialEq)]

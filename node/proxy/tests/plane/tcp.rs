@@ -267,6 +267,7 @@ fn a_gated_address_is_listened_on_only_while_the_gate_is_open() {
             pos: Pos::default(),
         }],
         vip_lease: None,
+        vip_drain: None,
         ssl: None,
         pos: Pos::default(),
     });
