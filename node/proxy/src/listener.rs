@@ -98,6 +98,7 @@ impl Listener {
 }
 
 async fn accept(worker: Rc<Worker>, socket: Rc<Socket>, target: Rc<RefCell<Rc<Target>>>) {
+    let mut queue = Queue::default();
     loop {
         let current = target.borrow().clone();
         if current.frontend.status() != Status::Open {
@@ -106,7 +107,7 @@ async fn accept(worker: Rc<Worker>, socket: Rc<Socket>, target: Rc<RefCell<Rc<Ta
         }
         // While there is no room, connections stay in the kernel's queue.
         poll_fn(|cx| poll_room(&worker, &current, cx)).await;
-        let accepted = socket.async_io(Interest::READABLE, phalanx_sys::net::accept).await;
+        let accepted = socket.async_io(Interest::READABLE, |listener| queue.take(listener)).await;
         // A reload may have come while waiting.
         let current = target.borrow().clone();
         match accepted {
@@ -122,6 +123,28 @@ async fn accept(worker: Rc<Worker>, socket: Rc<Socket>, target: Rc<RefCell<Rc<Ta
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+/// What waits at a listener.
+///
+/// The accept that finds nothing makes a socket and a file all the same, and costs as much as one that takes
+/// a connection: where connections come one by one, as much as all of them.
+#[derive(Default)]
+struct Queue {
+    /// So many are known to wait.
+    left: u32,
+}
+
+impl Queue {
+    /// The next one; `WouldBlock` only when there is none at this moment.
+    fn take(&mut self, listener: &std::net::TcpListener) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+        if self.left == 0 {
+            // What can't be counted is tried.
+            self.left = phalanx_sys::net::waiting(listener).unwrap_or(1);
+        }
+        self.left = self.left.checked_sub(1).ok_or(io::ErrorKind::WouldBlock)?;
+        phalanx_sys::net::accept(listener).inspect_err(|_| self.left = 0)
     }
 }
 

@@ -272,6 +272,35 @@ pub fn accept(listener: &impl AsFd) -> io::Result<(TcpStream, SocketAddr)> {
     Ok((socket.into(), peer))
 }
 
+/// How many connections wait to be taken; an accept too many costs as much as one that takes something.
+///
+/// # Errors
+/// What `getsockopt` said; `InvalidInput` for a socket that does not listen.
+pub fn waiting(listener: &impl AsFd) -> io::Result<u32> {
+    // The beginning of `tcp_info`: its first byte is the state, its fifth number after eight bytes what waits.
+    const LISTEN: u8 = 10;
+    let mut info = [0u32; 7];
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the descriptor is open for the whole call; pointer and length describe live memory, of which any
+    // bits are valid numbers.
+    let rc = unsafe {
+        libc::getsockopt(
+            listener.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if rc != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if len as usize != size_of_val(&info) || info[0].to_ne_bytes()[0] != LISTEN {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    Ok(info[6])
+}
+
 /// Reads what is there; 0 = the peer has closed. Straight to the kernel: the C library's `recv` is a
 /// cancellation point, which costs more than the call around it.
 ///
@@ -388,6 +417,18 @@ mod tests {
         let mut buf = [0];
         accepted.read_exact(&mut buf).unwrap();
         assert_eq!(&buf, b"x");
+    }
+
+    #[test]
+    fn connections_that_wait_are_counted() {
+        let listener = loopback().open().unwrap();
+        assert_eq!(waiting(&listener).unwrap(), 0);
+        let addr = listener.local_addr().unwrap();
+        let clients = [(); 3].map(|()| TcpStream::connect(addr).unwrap());
+        assert_eq!(waiting(&listener).unwrap(), 3);
+        accept(&listener).unwrap();
+        assert_eq!(waiting(&listener).unwrap(), 2);
+        assert_eq!(waiting(&clients[0]).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]
