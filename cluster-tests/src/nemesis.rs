@@ -17,10 +17,14 @@ use crate::lab::{Drops, Rig, corrupt_tail};
 /// How long all nodes may take to be whole before a log is torn; else the node is only killed.
 const WHOLE: Duration = Duration::from_secs(20);
 
+/// How long a killed process may take to be gone: it may stand in a sync of a slow disk.
+const ENDS: Duration = Duration::from_secs(30);
+
 /// Carries steps out on a rig.
 #[derive(Debug, Default)]
 pub struct Nemesis {
     torn: Option<usize>,
+    killed: Option<usize>,
     /// How often a node had to be wiped after its log was torn.
     pub wiped: usize,
 }
@@ -39,7 +43,11 @@ impl Nemesis {
         // A guardian that is found after its worker has died would not be known.
         rig.stations[node].children();
         match step.fault {
-            Fault::KillWorker => rig.stations[node].signal(Signal::SIGKILL, true, false),
+            Fault::KillWorker => {
+                rig.stations[node].signal(Signal::SIGKILL, true, false);
+                // The end of a process that waits for its disk may come long after.
+                self.killed = Some(node);
+            }
             Fault::KillGuardian => rig.stations[node].signal(Signal::SIGKILL, false, true),
             Fault::KillNode => rig.stations[node].kill_all(),
             Fault::StopWorker => rig.stations[node].signal(Signal::SIGSTOP, true, false),
@@ -87,6 +95,9 @@ impl Nemesis {
         rig.network.heal()?;
         rig.faults.iter().for_each(|f| f.clear());
         rig.disks.iter().for_each(|d| d.free());
+        if let Some(node) = self.killed.take() {
+            rig.stations[node].await_end(ENDS);
+        }
         for index in 0..rig.stations.len() {
             let station = &mut rig.stations[index];
             // The guardian first: it decides by itself what the time that it slept means.

@@ -271,7 +271,7 @@ impl Rig {
 
     /// The ends of all logs.
     pub fn logs(&self, lines: usize) -> String {
-        self.stations.iter().map(|s| s.log_tail(lines)).collect()
+        self.stations.iter().map(|s| s.log_tail(lines) + &s.threads()).collect()
     }
 }
 
