@@ -20,8 +20,9 @@ use crate::server::incoming::Line;
 use crate::tls::Tls;
 use crate::{Node, Settings};
 
-/// Version of the protocol between nodes.
-pub const PROTOCOL: u32 = 3;
+/// Version of the protocol between nodes. Raised when there are commands that former programs can't read
+/// ([`Command::since`](phalanx_engine::registry::Command::since)), or calls that they don't know.
+pub const PROTOCOL: u32 = 4;
 
 /// The oldest version that this program still speaks. Nodes of versions that overlap work together, so
 /// that a cluster can be upgraded node by node: a release raises [`PROTOCOL`], the next one may raise
@@ -75,7 +76,7 @@ impl Caller {
 }
 
 /// The versions that a node speaks, the oldest first.
-fn spoken(settings: &Settings) -> (u32, u32) {
+pub(crate) fn spoken(settings: &Settings) -> (u32, u32) {
     settings.pretends.unwrap_or((OLDEST_PROTOCOL, PROTOCOL))
 }
 

@@ -29,7 +29,7 @@ use self::lost::Asked;
 use self::machine::Machine;
 use self::network::{Network, Witness};
 use self::types::{LogId, Member, Types, Vote, decode, encode};
-use crate::identity::node_id;
+use crate::identity::{node_id, spoken};
 use crate::peer::{FRESH, Peer, Peers};
 use crate::roster::Roster;
 use crate::status::{self, Status};
@@ -68,6 +68,9 @@ const LEADER_GONE: Duration = Duration::from_millis(1600);
 
 /// A majority of empty nodes waits so long for the others before it founds a cluster without them.
 const MISSING_WITHIN: Duration = Duration::from_secs(5);
+
+/// Nodes tell since the version after this one which they speak.
+const OLDEST_TOLD: u32 = 3;
 
 /// No leader has told yet how far the log was committed.
 const UNTAUGHT: u64 = u64::MAX;
@@ -137,9 +140,14 @@ pub(crate) enum Failed {
 
 /// What became of a command on this node alone.
 enum Local {
-    Done { index: u64, reply: Reply },
+    Done {
+        index: u64,
+        reply: Reply,
+    },
     NotLeader(Option<u64>),
     Failed(String),
+    /// It did not reach the log, and must not.
+    Refused(String),
 }
 
 /// What became of one attempt.
@@ -152,6 +160,8 @@ enum Attempt {
     NotTaken(String),
     /// It may have.
     Unknown(String),
+    /// It did not, and must not.
+    Refused(String),
 }
 
 impl Raft {
@@ -225,8 +235,13 @@ impl Raft {
     /// Carries out a command for the whole cluster.
     ///
     /// # Errors
-    /// There is no majority, this node cannot write its log, or the command is too large.
+    /// There is no majority, this node cannot write its log, the command is too large, or a node runs a
+    /// program that does not know it.
     pub(crate) async fn propose(&self, command: Command) -> Result<Reply, ProposeError> {
+        // Here and not only at the leader, which may be a node that can't even read it.
+        if let Some(why) = self.too_new(&command) {
+            return Err(ProposeError::Refused(why));
+        }
         let deadline = tokio::time::Instant::now() + PROPOSE_WITHIN;
         let ticket = Ticket::take(self)?;
         let request = Request { id: ticket.id, done_below: ticket.done_below, command };
@@ -250,6 +265,11 @@ impl Raft {
                 }
                 Ok(Attempt::NotTaken(reason)) => refused = reason,
                 Ok(Attempt::Unknown(reason)) => unknown = Some(reason),
+                // Unless an attempt before this one reached the log after all.
+                Ok(Attempt::Refused(reason)) if unknown.is_none() => {
+                    return Err(ProposeError::Refused(reason));
+                }
+                Ok(Attempt::Refused(reason)) => unknown = Some(reason),
                 Err(_) => {
                     unknown.get_or_insert_with(|| "no majority of the nodes confirmed it in time".to_owned());
                 }
@@ -274,11 +294,34 @@ impl Raft {
 
     /// Carries out a command if this node is the leader.
     async fn propose_here(&self, request: &Request) -> Local {
+        if let Some(why) = self.too_new(&request.command) {
+            return Local::Refused(why);
+        }
         match self.0.core.client_write(request.clone()).await {
             Ok(done) => Local::Done { index: done.log_id.index, reply: done.data },
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => Local::NotLeader(to.leader_id),
             Err(error) => Local::Failed(error.to_string()),
         }
+    }
+
+    /// Why this command must not be in the log yet, if so: there is a member whose program could not read it
+    /// and would take part no more. One that was never seen is not waited for: it is dead, or will say
+    /// within a second which program it runs.
+    fn too_new(&self, command: &Command) -> Option<String> {
+        let since = command.since();
+        let old = |newest: u32| newest.max(OLDEST_TOLD) < since;
+        let settings = &self.0.settings;
+        let own = old(spoken(settings).1).then(|| settings.node.clone());
+        let theirs = self.0.peers.iter().filter(|peer| peer.known().hello.is_some_and(|h| old(h.protocol)));
+        let nodes: Vec<String> = own.into_iter().chain(theirs.map(|peer| peer.name().to_string())).collect();
+        (!nodes.is_empty()).then(|| {
+            format!(
+                "cluster {}: not before all nodes are upgraded: {} could not read this command, which is of \
+                 protocol version {since}",
+                settings.name,
+                nodes.join(", ")
+            )
+        })
     }
 
     /// One try: here if this node leads, else at the leader.
@@ -293,6 +336,7 @@ impl Raft {
                     Attempt::NotTaken("no leader is elected".to_owned())
                 }
                 Local::Failed(reason) => Attempt::Unknown(reason),
+                Local::Refused(reason) => Attempt::Refused(reason),
             };
         }
         let Some(peer) = self.0.peers.by_id(leader) else {
@@ -324,6 +368,7 @@ impl Raft {
                 Attempt::NotTaken("no leader is elected".to_owned())
             }
             Some(Outcome::Failed(reason)) => Attempt::Unknown(format!("the leader '{name}': {reason}")),
+            Some(Outcome::Refused(reason)) => Attempt::Refused(reason),
             None => Attempt::Unknown(format!("the leader '{name}' sent no reply")),
         }
     }
@@ -427,6 +472,7 @@ impl Raft {
             last_term: self.0.log.last().map_or(0, |id| id.leader_id.term),
             whole: self.0.log.proven(),
             gave_places_back: self.0.roster.has_given_back(),
+            protocol: spoken(&self.0.settings).1,
         }
     }
 

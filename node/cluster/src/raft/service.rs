@@ -118,6 +118,7 @@ impl raft_server::Raft for Service {
             }
             Ok(Local::NotLeader(leader)) => Outcome::NotLeader(NotLeader { leader: leader.unwrap_or(0) }),
             Ok(Local::Failed(reason)) => Outcome::Failed(reason),
+            Ok(Local::Refused(reason)) => Outcome::Refused(reason),
             Err(_) => Outcome::Failed("no majority of the nodes confirmed it".to_owned()),
         };
         Ok(Response::new(ProposeReply { outcome: Some(outcome) }))

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use phalanx_cluster::{PROTOCOL, ProposeError, State};
-use phalanx_engine::registry::{Change, Command, Reply};
+use phalanx_engine::registry::{Change, Command, Reply, Weight};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -204,6 +204,50 @@ fn nodes_of_versions_that_overlap_work_together_while_they_are_upgraded() {
         problem.contains("speaks protocol versions") && problem.contains("upgrade the older one")
     });
     nodes.propose_until(1, "alone", SOON);
+}
+
+#[test]
+fn a_command_that_former_programs_cannot_read_waits_until_all_are_upgraded() {
+    let mut nodes = Nodes::new(3);
+    for i in 0..3 {
+        nodes.upgrade(i, PROTOCOL - 1, PROTOCOL - 1);
+    }
+    nodes.start_all();
+    nodes.wait_for_leader(&[0, 1, 2]);
+    nodes.propose_until(0, "a", SOON);
+    eventually(SOON, "a everywhere", || (0..3).all(|i| nodes.servers(i).len() == 1));
+    let command = |nodes: &Nodes, i| {
+        let change = Change::Weight(Weight::Absolute(10)).beside_an_agent();
+        let command = Command::SetServer { target: nodes.target(i, "a"), change };
+        assert_eq!(command.since(), PROTOCOL);
+        command
+    };
+    for i in 0..3 {
+        nodes.kill(i);
+        nodes.upgrade(i, PROTOCOL - 1, PROTOCOL);
+        nodes.start(i);
+        nodes.wait_for_leader(&[0, 1, 2]);
+        if i == 2 {
+            break;
+        }
+        // Whoever takes it, whoever leads: it is refused for good, and says whom to upgrade.
+        for at in 0..3 {
+            eventually(SOON, "n1 is known to be upgraded", || {
+                let began = Instant::now();
+                let refused = nodes.propose(at, command(&nodes, at)).unwrap_err();
+                let ProposeError::Refused(why) = &refused else { panic!("{refused:?}") };
+                assert!(why.contains("not before all nodes are upgraded") && why.contains("n3"), "{why}");
+                assert!(began.elapsed() < Duration::from_secs(1), "it waits for nothing");
+                !why.contains("n1")
+            });
+        }
+        // What all know goes on.
+        nodes.propose_until(i, &format!("b{i}"), SOON);
+    }
+    eventually(SOON, "taken when all are upgraded", || {
+        (0..3).all(|at| nodes.propose(at, command(&nodes, at)) == Ok(Reply::Ok))
+    });
+    eventually(SOON, "everywhere", || (0..3).all(|i| nodes.registry(i).spoken("web", "a").weight > 0));
 }
 
 #[test]

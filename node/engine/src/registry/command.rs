@@ -91,6 +91,18 @@ pub enum Command {
     Maintenance(MaintenanceCommand),
 }
 
+impl Command {
+    /// The first version of the protocol between nodes that knows it. Who does not know a command can't
+    /// store the log from there on, so it must not be in the log before all nodes do. A variant that is
+    /// added to a command belongs here.
+    pub fn since(&self) -> u32 {
+        match self {
+            Command::SetServer { change: Change::Spoken(_), .. } => 4,
+            _ => 3,
+        }
+    }
+}
+
 /// A server as the node that takes a command knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
