@@ -28,26 +28,18 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
+use self::pace::Pace;
 use crate::identity::Caller;
 use crate::peer::{Lane, Peer, Peers};
 use crate::server::ended;
 
 mod convert;
+mod pace;
 #[cfg(test)]
 mod tests;
 
 /// Frames between a driver and its stream: beyond it the stream pushes back.
 const FRAMES: usize = 16;
-/// Changes that follow each other are gathered for so long before they are sent, timers' grain apart.
-const GATHER: Duration = Duration::from_millis(1);
-/// As long while they come fast: half of what one costs is its share of a message, and of the waking of
-/// two processes.
-const GATHER_BUSY: Duration = Duration::from_millis(4);
-/// Changes sent in one go that are fast.
-const FAST: u32 = 32;
-/// Changes sent without being gathered, one more for each [`GATHER`] that passes: a request that changes
-/// an entry twice must not hold up the next one.
-const AT_ONCE: f64 = 4.0;
 /// How long a dialled peer may take to open the stream.
 const DIAL_DEADLINE: Duration = Duration::from_secs(3);
 const DIAL_FIRST: Duration = Duration::from_millis(50);
@@ -363,14 +355,12 @@ impl Inner {
 
     async fn carry(&self, link: &Link, mine: u64, mut inbound: Streaming<Frame>, out: &Outbound) -> String {
         let mut held: Option<Frame> = None;
-        let mut flushed = Instant::now() - GATHER;
-        let mut gathering: Option<Instant> = None;
-        let (mut changes, mut teaching, mut at_once) = (0, false, AT_ONCE);
+        let mut pace = Pace::new(std::time::Instant::now());
         loop {
-            gathering = gathering.filter(|due| *due > Instant::now());
-            // Who is taught is sent something all the time: changes go along.
-            if gathering.is_none() || teaching {
-                self.tables.rearm();
+            if pace.is_turn(std::time::Instant::now()) {
+                if pace.wants_news() {
+                    self.tables.rearm();
+                }
                 let mut sent = 0;
                 loop {
                     let next = held.take().or_else(|| self.next(link, mine));
@@ -385,26 +375,27 @@ impl Inner {
                         }
                         Offer::Closed => return "closed".to_string(),
                     }
-                    flushed = Instant::now();
+                    pace.sent(std::time::Instant::now());
                     sent += count;
                     if taught {
                         // A worker that waits for this CPU has requests, and they go first.
                         std::thread::yield_now();
                     }
                 }
-                // A turn that only answers says nothing of how fast changes come.
-                changes = if sent > 0 { sent } else { changes };
+                pace.changes(sent);
             }
-            let (wake, silent) = {
+            let (wake, silent, teaching) = {
                 let (peer, now) = (link.peer.lock(), self.now());
                 let wait = peer.next_poll(now).unwrap_or(now.mono).saturating_sub(now.mono);
-                teaching = peer.is_teaching();
-                (Instant::now() + wait.max(Duration::from_millis(1)), peer.is_silent(now))
+                (Instant::now() + wait.max(Duration::from_millis(1)), peer.is_silent(now), peer.is_teaching())
             };
             if silent {
                 return "silent".to_string();
             }
-            let wake = gathering.map_or(wake, |due| due.min(wake));
+            if pace.teaches(teaching) {
+                continue;
+            }
+            let wake = pace.due().map_or(wake, |due| wake.min(due.into()));
             tokio::select! {
                 biased;
                 frame = inbound.message() => {
@@ -413,15 +404,8 @@ impl Inner {
                     }
                 }
                 () = out.room(), if held.is_some() => {}
-                () = link.news.notified(), if held.is_none() && gathering.is_none() => {
-                    let rested = flushed.elapsed().div_duration_f64(GATHER);
-                    at_once = (at_once + rested).min(AT_ONCE);
-                    let due = flushed + if changes < FAST { GATHER } else { GATHER_BUSY };
-                    gathering = (due > Instant::now()).then_some(due);
-                    if changes < FAST && at_once >= 1.0 {
-                        at_once -= 1.0;
-                        gathering = None;
-                    }
+                () = link.news.notified(), if held.is_none() && pace.wants_news() => {
+                    pace.news(std::time::Instant::now());
                 }
                 () = sleep_until(wake) => {}
             }
