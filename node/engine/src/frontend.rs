@@ -154,14 +154,22 @@ impl Frontend {
         self.counters.clear_all();
     }
 
-    /// Takes a place for a connection; `None` when `maxconn` is reached.
-    pub fn enter(self: &Arc<Self>) -> Option<Connection> {
+    /// Takes a place for a connection, which must [`leave`](Frontend::leave); `false` when `maxconn` is
+    /// reached.
+    #[must_use]
+    pub fn enter(&self) -> bool {
         let max = self.maxconn();
-        let before = self.conns.fetch_update(SeqCst, SeqCst, |n| (n < max).then_some(n + 1)).ok()?;
+        let entered = self.conns.fetch_update(SeqCst, SeqCst, |n| (n < max).then_some(n + 1));
+        let Ok(before) = entered else { return false };
         if before + 1 > self.conns_max.load(Relaxed) {
             self.conns_max.fetch_max(before + 1, Relaxed);
         }
-        Some(Connection { frontend: self.clone() })
+        true
+    }
+
+    /// Gives the place of a connection back.
+    pub fn leave(&self) {
+        self.conns.fetch_sub(1, SeqCst);
     }
 
     /// Takes over what commands have changed; `maxconn` is what the configuration says.
@@ -178,24 +186,5 @@ impl Frontend {
     pub(crate) fn set_config(&self, config: Arc<model::Proxy>) {
         self.id.store(config.id, Relaxed);
         self.config.store(config);
-    }
-}
-
-/// A connection's place in its frontend; dropping it gives the place back.
-#[derive(Debug)]
-pub struct Connection {
-    frontend: Arc<Frontend>,
-}
-
-impl Connection {
-    /// The frontend.
-    pub fn frontend(&self) -> &Arc<Frontend> {
-        &self.frontend
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.frontend.conns.fetch_sub(1, SeqCst);
     }
 }

@@ -133,16 +133,21 @@ impl Process {
         self.conns.load(Relaxed)
     }
 
-    /// Takes a place for a connection; `None` when the process is full.
-    pub fn enter(self: &Arc<Self>) -> Option<ProcessPlace> {
+    /// Takes a place for a connection, which must [`leave`](Process::leave); `false` when the process is
+    /// full.
+    #[must_use]
+    pub fn enter(&self) -> bool {
         let max = self.maxconn();
-        match self.conns.fetch_update(SeqCst, SeqCst, |n| (n < max).then_some(n + 1)) {
-            Ok(_) => Some(ProcessPlace(self.clone())),
-            Err(_) => {
-                self.maxconn_reached.fetch_add(1, Relaxed);
-                None
-            }
+        let entered = self.conns.fetch_update(SeqCst, SeqCst, |n| (n < max).then_some(n + 1)).is_ok();
+        if !entered {
+            self.maxconn_reached.fetch_add(1, Relaxed);
         }
+        entered
+    }
+
+    /// Gives the place of a connection back.
+    pub fn leave(&self) {
+        self.conns.fetch_sub(1, SeqCst);
     }
 
     /// Whether a graceful stop has begun.
@@ -153,16 +158,6 @@ impl Process {
     /// Begins a graceful stop.
     pub fn set_stopping(&self) {
         self.stopping.store(true, Release);
-    }
-}
-
-/// A connection's place in the process; dropping it gives the place back.
-#[derive(Debug)]
-pub struct ProcessPlace(Arc<Process>);
-
-impl Drop for ProcessPlace {
-    fn drop(&mut self) {
-        self.0.conns.fetch_sub(1, SeqCst);
     }
 }
 

@@ -23,98 +23,119 @@ const KEPT: usize = 256;
 const LARGE_KEPT: usize = 64;
 
 thread_local! {
-    static POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
-    static LARGE_POOL: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    #[allow(clippy::vec_box, reason = "moved as pointers")]
+    static POOL: RefCell<Vec<Box<Held>>> = const { RefCell::new(Vec::new()) };
+    #[allow(clippy::vec_box, reason = "moved as pointers")]
+    static LARGE_POOL: RefCell<Vec<Box<Held>>> = const { RefCell::new(Vec::new()) };
     static TEXTS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Bytes read and not yet used.
 #[derive(Debug)]
 pub(crate) struct Buffer {
-    data: Option<Box<[u8]>>,
-    // Shorter than pointers: an idle connection has one of these.
-    start: u32,
-    end: u32,
+    // A pointer alone: an idle connection has one of these.
+    held: Option<Box<Held>>,
     size: u32,
+}
+
+/// Memory with bytes in it.
+#[derive(Debug)]
+struct Held {
+    data: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Held {
+    fn bytes(&self) -> &[u8] {
+        &self.data[self.start..self.end]
+    }
+
+    /// Space to read into.
+    fn space(&mut self) -> &mut [u8] {
+        if self.start > 0 && self.end == self.data.len() {
+            self.data.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        &mut self.data[self.end..]
+    }
 }
 
 impl Buffer {
     /// A buffer without memory.
     pub(crate) fn new(size: usize) -> Buffer {
-        Buffer { data: None, start: 0, end: 0, size: u32::try_from(size).unwrap_or(u32::MAX) }
+        Buffer { held: None, size: u32::try_from(size).unwrap_or(u32::MAX) }
     }
 
     /// The bytes held.
     pub(crate) fn bytes(&self) -> &[u8] {
-        self.data.as_ref().map_or(&[], |d| &d[self.start as usize..self.end as usize])
+        self.held.as_ref().map_or(&[], |held| held.bytes())
     }
 
     /// The bytes held, to be changed in place.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        self.data.as_mut().map_or(&mut [], |d| &mut d[self.start as usize..self.end as usize])
+        self.held.as_mut().map_or(&mut [], |held| &mut held.data[held.start..held.end])
     }
 
     /// How many bytes are held.
     pub(crate) fn len(&self) -> usize {
-        (self.end - self.start) as usize
+        self.held.as_ref().map_or(0, |held| held.end - held.start)
     }
 
     /// Whether none are held.
     pub(crate) fn is_empty(&self) -> bool {
-        self.end == self.start
+        self.held.is_none()
     }
 
-    /// Whether nothing more fits in, even after moving the bytes to the front.
+    /// How many bytes are read ahead at most.
+    pub(crate) fn size(&self) -> usize {
+        self.size as usize
+    }
+
+    /// Whether nothing more is to be read.
     pub(crate) fn is_full(&self) -> bool {
-        self.len() >= self.size as usize
+        self.len() >= self.size()
     }
 
     /// Forgets the first `n` bytes; gives the memory back when none are left.
     pub(crate) fn consume(&mut self, n: usize) {
-        self.start += n.min(self.len()) as u32;
-        if self.is_empty() {
-            self.release();
+        if let Some(held) = &mut self.held {
+            held.start += n.min(held.end - held.start);
+            if held.start == held.end {
+                self.release();
+            }
         }
     }
 
     /// Lets reads become larger: for bulk data.
     pub(crate) fn grow(&mut self) {
         if self.is_empty() && self.size < LARGE as u32 {
-            self.release();
             self.size = LARGE as u32;
         }
     }
 
-    /// Space to read into.
-    fn space(&mut self) -> &mut [u8] {
-        if self.data.is_none() {
-            self.data = Some(take(self.size as usize));
-        }
-        let data = self.data.get_or_insert_default();
-        if self.start > 0 && self.end as usize == data.len() {
-            data.copy_within(self.start as usize..self.end as usize, 0);
-            self.end -= self.start;
-            self.start = 0;
-        }
-        &mut data[self.end as usize..]
+    /// Takes back what [`grow`](Buffer::grow) did. More bytes may be held already.
+    pub(crate) fn shrink(&mut self, size: usize) {
+        self.size = self.size.min(u32::try_from(size).unwrap_or(u32::MAX));
     }
 
     /// Reads once: how many bytes, of how many there was space for.
     pub(crate) fn fill(&mut self, from: BorrowedFd<'_>) -> io::Result<(usize, usize)> {
-        let space = self.space();
+        let held = self.held.get_or_insert_with(|| take(self.size as usize));
+        let space = held.space();
         let (result, room) = (net::recv(from, space), space.len());
-        self.end += *result.as_ref().unwrap_or(&0) as u32;
-        if self.is_empty() {
+        held.end += *result.as_ref().unwrap_or(&0);
+        if held.start == held.end {
             self.release();
         }
         Ok((result?, room))
     }
 
     fn release(&mut self) {
-        self.start = 0;
-        self.end = 0;
-        if let Some(data) = self.data.take() {
-            give(data);
+        if let Some(mut held) = self.held.take() {
+            (held.start, held.end) = (0, 0);
+            give(held);
         }
     }
 }
@@ -125,19 +146,20 @@ impl Drop for Buffer {
     }
 }
 
-fn take(size: usize) -> Box<[u8]> {
+fn take(size: usize) -> Box<Held> {
     let pool = if size == LARGE { &LARGE_POOL } else { &POOL };
     let pooled = pool.with_borrow_mut(Vec::pop);
-    pooled.filter(|d| d.len() == size).unwrap_or_else(|| vec![0; size].into_boxed_slice())
+    let fresh = || Box::new(Held { data: vec![0; size].into_boxed_slice(), start: 0, end: 0 });
+    pooled.filter(|held| held.data.len() == size).unwrap_or_else(fresh)
 }
 
-fn give(data: Box<[u8]>) {
-    let (pool, kept) = if data.len() == LARGE { (&LARGE_POOL, LARGE_KEPT) } else { (&POOL, KEPT) };
+fn give(held: Box<Held>) {
+    let (pool, kept) = if held.data.len() == LARGE { (&LARGE_POOL, LARGE_KEPT) } else { (&POOL, KEPT) };
     // The thread may be ending, its pools gone.
     let _ = pool.try_with(|pool| {
         let mut pool = pool.borrow_mut();
         if pool.len() < kept {
-            pool.push(data);
+            pool.push(held);
         }
     });
 }
@@ -255,28 +277,49 @@ pub(crate) fn poll_write(
 mod tests {
     use super::*;
 
+    /// Puts bytes in as a read does.
+    fn put(buf: &mut Buffer, bytes: &[u8]) {
+        let held = buf.held.get_or_insert_with(|| take(buf.size as usize));
+        held.space()[..bytes.len()].copy_from_slice(bytes);
+        held.end += bytes.len();
+    }
+
     #[test]
     fn memory_is_held_only_while_there_are_bytes() {
         let mut buf = Buffer::new(64);
-        assert!(buf.bytes().is_empty() && buf.data.is_none());
-        buf.space()[..3].copy_from_slice(b"abc");
-        buf.end += 3;
+        assert!(buf.bytes().is_empty() && buf.held.is_none());
+        put(&mut buf, b"abc");
         buf.consume(1);
         assert_eq!(buf.bytes(), b"bc");
         buf.consume(2);
-        assert!(buf.data.is_none());
+        assert!(buf.held.is_none());
         assert_eq!(POOL.with_borrow(Vec::len), 1);
+        assert_eq!(size_of::<Buffer>(), 16);
     }
 
     #[test]
     fn bytes_move_to_the_front_when_the_end_is_reached() {
         let mut buf = Buffer::new(8);
-        buf.space().copy_from_slice(b"12345678");
-        buf.end = 8;
+        put(&mut buf, b"12345678");
         assert!(buf.is_full());
         buf.consume(6);
         assert!(!buf.is_full());
-        assert_eq!(buf.space().len(), 6);
+        assert_eq!(buf.held.as_mut().unwrap().space().len(), 6);
         assert_eq!(buf.bytes(), b"78");
+    }
+
+    #[test]
+    fn what_has_grown_shrinks_again() {
+        let mut buf = Buffer::new(SIZE);
+        buf.grow();
+        put(&mut buf, &[7; SIZE + 1]);
+        buf.shrink(SIZE);
+        assert!(buf.is_full() && buf.len() == SIZE + 1, "what is held stays");
+        buf.consume(2);
+        assert!(!buf.is_full());
+        assert!(!buf.held.as_mut().unwrap().space().is_empty());
+        buf.consume(SIZE);
+        put(&mut buf, b"x");
+        assert_eq!(buf.held.as_ref().unwrap().data.len(), SIZE);
     }
 }

@@ -118,7 +118,7 @@ async fn take_place(
     loop {
         let ask = Ask {
             key: dispatch.key.as_deref(),
-            src: front.src().ip(),
+            src: towards.session.client().ip(),
             directed: directed.as_ref().filter(|d| avoid.is_none_or(|a| !Arc::ptr_eq(a, d))),
             avoid,
             worker: towards.worker.id,
@@ -128,8 +128,8 @@ async fn take_place(
             Choice::Slot(slot) => slot,
             Choice::NoServer => return Err(End::new(Cause::ServerAbort, Phase::Connect)),
             Choice::Wait(waiting) => {
-                let name = Some(towards.backend.name());
-                towards.session.note(name, waiting.server(), sessions::Phase::Queue);
+                let backend = Some(towards.backend);
+                towards.session.note(backend, waiting.server(), sessions::Phase::Queue);
                 if had_at.take().is_some() || avoid.is_some() {
                     let timeouts = &towards.config.timeouts;
                     front.deadline.set(timeouts.queue.or(timeouts.connect));
@@ -216,10 +216,10 @@ async fn open(
     front: &mut Front,
     server: &Arc<Server>,
 ) -> Result<Result<Connection, Failure>, End> {
-    towards.session.note(Some(towards.backend.name()), Some(server), sessions::Phase::Connect);
+    towards.session.note(Some(towards.backend), Some(server), sessions::Phase::Connect);
     let mut addr = server.addr();
     if addr.port() == 0 {
-        addr.set_port(front.dst().port());
+        addr.set_port(towards.session.local().port());
     }
     let (stream, at_once) = match start(towards.config, addr, !front.buf.is_empty()) {
         Ok(started) => started,

@@ -298,7 +298,7 @@ impl Forwarder {
             let sessions = self.shared.state.sessions().all();
             sessions.iter().for_each(|s| s.end_when_idle());
             let waited = began.elapsed();
-            if !sessions.iter().any(|s| waits(s.progress().phase, waited)) {
+            if !sessions.iter().any(|s| waits(s.phase(), waited)) {
                 return sessions.len();
             }
             std::thread::sleep(LOOK_EVERY);
@@ -409,7 +409,7 @@ impl Forwarder {
     fn end_orphans(&self) {
         let plan = self.shared.state.plan_owned();
         for session in self.shared.state.sessions().all() {
-            if plan.frontend(&session.frontend).is_none() && session.progress().phase == Phase::Request {
+            if plan.frontend(session.frontend().name()).is_none() && session.phase() == Phase::Request {
                 session.kill();
             }
         }

@@ -1,11 +1,7 @@
 //! The client's side of a session: its socket, what it has sent ahead, and the one timer.
 
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::task::{Context, Poll};
-
-use phalanx_engine::state::sessions::Session;
 
 use crate::buffer::{Buffer, poll_fill};
 use crate::deadline::Deadline;
@@ -25,10 +21,11 @@ pub(crate) struct Front {
     pub(crate) said_last: bool,
     pub(crate) deadline: Deadline,
     /// At the end of which it is watched if it is not until then.
-    pub(crate) round: Option<u32>,
-    /// Knows both ends of the connection.
-    pub(crate) entry: Arc<Session>,
+    round: u32,
 }
+
+/// None yet.
+const NO_ROUND: u32 = u32::MAX;
 
 /// What reading ahead found out about the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,14 +37,17 @@ pub(crate) enum Gone {
 }
 
 impl Front {
-    /// The client's address.
-    pub(crate) fn src(&self) -> SocketAddr {
-        self.entry.client()
-    }
-
-    /// The address that it connected to.
-    pub(crate) fn dst(&self) -> SocketAddr {
-        self.entry.local()
+    /// A connection just accepted.
+    pub(crate) fn new(stream: Stream, bufsize: usize) -> Front {
+        Front {
+            stream,
+            buf: Buffer::new(bufsize),
+            eof: false,
+            abandoned: false,
+            said_last: false,
+            deadline: Deadline::default(),
+            round: NO_ROUND,
+        }
     }
 
     /// Takes what a client has sent already. Its end is left to whoever waits for it, and will be there again.
@@ -89,8 +89,10 @@ impl Front {
         if self.eof || self.stream.is_watched() {
             return self.poll_gone(cx);
         }
-        let round = *self.round.get_or_insert_with(|| nursery::enter(cx.waker()));
-        if nursery::is_over(round) { self.poll_gone(cx) } else { Poll::Pending }
+        if self.round == NO_ROUND {
+            self.round = nursery::enter(cx.waker());
+        }
+        if nursery::is_over(self.round) { self.poll_gone(cx) } else { Poll::Pending }
     }
 
     /// Whether a client that is gone ends the session while it waits for a server: a reset does, a

@@ -13,6 +13,7 @@ mod transaction;
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use phalanx_config::{Proxy, Timeouts};
 use phalanx_engine::counters::bump;
@@ -27,7 +28,7 @@ use crate::buffer::poll_fill;
 use crate::connect::Dispatch;
 use crate::front::Front;
 use crate::report::{self, Report};
-use crate::session::Session;
+use crate::session::{Session, buffer_size};
 use crate::worker::View;
 
 use self::message::Scratch;
@@ -77,125 +78,89 @@ struct Refusal {
     began: Now,
 }
 
+/// A client connection between two requests.
+///
+/// Every byte of this is one of an idle connection: what can be found again is not kept.
+struct Client {
+    session: Session,
+    plan: Rc<View>,
+    front: Front,
+    /// Of a request that has begun to come.
+    scratch: Option<Box<Scratch>>,
+    /// Of the frontend in the plan.
+    index: u32,
+    /// It is to send its first request.
+    first: bool,
+    /// The clock of the request runs, and not that of an idle connection.
+    armed: bool,
+}
+
 /// Serves a client until it or we close.
 #[allow(clippy::manual_async_fn, reason = "an async fn has room for its arguments twice, all the time")]
 pub(crate) fn serve(
     session: Session,
-    mut plan: Rc<View>,
-    mut index: usize,
-    mut front: Front,
+    plan: Rc<View>,
+    index: usize,
+    front: Front,
 ) -> impl Future<Output = ()> {
+    let mut client =
+        Client { session, plan, front, scratch: None, index: index as u32, first: true, armed: false };
     async move {
-        let mut first = true;
-        session.worker.turn();
+        client.session.worker.turn();
         let refusal = loop {
+            client.expect_request();
             // Boxed: an idle connection does not carry the state of a request.
-            let mut serving = match receive(&session, &plan.proxies[index].config, &mut front, first).await {
-                Ok(request) => Box::pin(transaction::run(&session, &plan, index, &mut front, request)),
+            let serving = match poll_fn(|cx| client.poll_request(cx)).await {
+                Ok(request) => {
+                    let Client { session, plan, index, front, .. } = &mut client;
+                    Box::pin(transaction::run(session, plan, *index as usize, front, request))
+                }
                 Err(NoRequest::Silent) => break None,
                 Err(NoRequest::Refused(refusal)) => break Some(refusal),
             };
-            let mut begun = false;
-            let served = poll_fn(|cx| {
-                // Its first turn is that in which the request came.
-                if std::mem::replace(&mut begun, true) {
-                    session.worker.turn();
-                }
-                serving.as_mut().poll(cx)
-            });
-            let next = served.await;
-            drop(serving);
-            if next == Next::Close {
-                break None;
-            }
-            first = false;
-            let current = session.worker.plan();
-            if current.epoch != plan.epoch {
-                let Some(now) = current.index(session.frontend.name()) else { break None };
-                (plan, index) = (current, now);
-            }
-            if session.worker.shared.state.process().is_stopping() && front.buf.is_empty() {
+            if serving.await == Next::Close || !client.goes_on() {
                 break None;
             }
         };
-        if let Some(refusal) = refusal {
-            let config = &plan.proxies[index].config;
-            Box::pin(refuse(&session, config, &mut front, *refusal)).await;
-        }
-        session.worker.pool.forget(session.entry.session());
-        if must_linger(&front) {
-            Box::pin(linger(&mut front)).await;
-        }
+        Box::pin(client.end(refusal)).await;
     }
 }
 
-/// Waits for the head of the next request.
-fn receive<'a>(
-    session: &'a Session,
-    config: &'a Proxy,
-    front: &'a mut Front,
-    first: bool,
-) -> impl Future<Output = Result<Request, NoRequest>> + 'a {
-    // Every byte of this is one of an idle connection: what can be found again is not kept.
-    let timeouts = &config.timeouts;
-    let limit = |timeouts: &Timeouts| timeouts.http_request.or(timeouts.client);
-    let restarts = |timeouts: &Timeouts| timeouts.http_request.is_none();
-    let mut scratch: Option<Box<Scratch>> = None;
-    let mut armed = false;
-    let mut seen: u32 = 0;
-    if front.buf.is_empty() {
-        let idle = if first { None } else { timeouts.http_keep_alive }.or(limit(timeouts));
-        front.deadline.set_from(session.worker.instant(), idle);
-        // With http-request the clock runs from the accept on.
-        armed = first && !restarts(timeouts);
-        if !first {
-            session.entry.session().note(None, None, sessions::Phase::Request);
+impl Client {
+    fn config(&self) -> &Proxy {
+        &self.plan.proxies[self.index as usize].config
+    }
+
+    /// Begins to wait for a request.
+    fn expect_request(&mut self) {
+        // What bodies have made of it is not for heads.
+        self.front.buf.shrink(buffer_size(&self.plan));
+        self.armed = false;
+        if self.front.buf.is_empty() {
+            let timeouts = &self.config().timeouts;
+            let idle = if self.first { None } else { timeouts.http_keep_alive }.or(limit(timeouts));
+            // With http-request the clock runs from the accept on.
+            self.armed = self.first && !restarts(timeouts);
+            self.front.deadline.set_from(self.session.worker.instant(), idle);
+            if !self.first {
+                self.session.entry.note(None, None, sessions::Phase::Request);
+            }
         }
     }
-    poll_fn(move |cx| {
-        session.worker.turn();
+
+    /// Waits for the head of the request.
+    fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Result<Request, NoRequest>> {
+        self.session.worker.turn();
         loop {
-            if !front.buf.is_empty() {
-                let held = scratch.get_or_insert_with(|| Scratch::begin(session.worker.moment()));
-                let began = held.began;
-                let refused = |end: End, error: Error, status| {
-                    let refusal = Refusal { end, status, error: Some(error), began };
-                    Poll::Ready(Err(NoRequest::Refused(Box::new(refusal))))
-                };
-                match parse(front, held) {
-                    Ok(Some(framing)) => {
-                        return Poll::Ready(Ok(Request {
-                            scratch: scratch.take().unwrap_or_else(|| Scratch::begin(began)),
-                            framing,
-                            began,
-                            // Usually it came in one piece.
-                            received: if seen > 0 { session.worker.moment() } else { began },
-                            first,
-                        }));
-                    }
-                    Ok(None) if front.buf.is_full() => {
-                        let error = Error { kind: ErrorKind::TooLong, at: front.buf.len() };
-                        return refused(End::new(Cause::Proxy, Phase::Request), error, 400);
-                    }
-                    Ok(None) => {}
-                    Err(e) => {
-                        if let Some(scratch) = &scratch {
-                            scratch.request.restore_names(front.buf.bytes_mut());
-                        }
-                        return refused(End::new(Cause::Proxy, Phase::Request), e, e.status());
-                    }
-                }
-                // Only what is new restarts it: a wake-up of the deadline itself comes by here, too.
-                if !armed || restarts(timeouts) && front.buf.len() > seen as usize {
-                    front.deadline.set_from(session.worker.instant(), limit(timeouts));
-                    armed = true;
-                }
-                seen = front.buf.len() as u32;
+            if !self.front.buf.is_empty()
+                && let Some(result) = self.parse()
+            {
+                return Poll::Ready(result);
             }
-            if let Err(ended) = ready!(poll_more(cx, session, front, first)) {
+            if let Err(ended) = ready!(poll_more(cx, &self.session, &mut self.front, self.first)) {
                 // An idle connection ends without a word.
-                let silent = front.buf.is_empty() && !first;
-                let began = scratch.as_ref().map_or(session.accepted(), |scratch| scratch.began);
+                let silent = self.front.buf.is_empty() && !self.first;
+                let began = self.scratch.as_ref().map_or(self.session.accepted(), |scratch| scratch.began);
                 return Poll::Ready(Err(match ended {
                     Ended::Client if silent => NoRequest::Silent,
                     Ended::Timeout if silent => NoRequest::Silent,
@@ -205,7 +170,76 @@ fn receive<'a>(
                 }));
             }
         }
-    })
+    }
+
+    /// Looks at what has come; `None` = it is a part of a head.
+    fn parse(&mut self) -> Option<Result<Request, NoRequest>> {
+        let (worker, front) = (&self.session.worker, &mut self.front);
+        let mut scratch = self.scratch.take().unwrap_or_else(|| Scratch::begin(worker.moment()));
+        let began = scratch.began;
+        let refused = |error: Error, status| {
+            let end = End::new(Cause::Proxy, Phase::Request);
+            Some(Err(NoRequest::Refused(Box::new(Refusal { end, status, error: Some(error), began }))))
+        };
+        match parse(front, &mut scratch) {
+            Ok(Some(framing)) => {
+                // Usually it came in one piece.
+                let received = if scratch.seen > 0 { worker.moment() } else { began };
+                let first = std::mem::take(&mut self.first);
+                return Some(Ok(Request { scratch, framing, began, received, first }));
+            }
+            Ok(None) if front.buf.is_full() => {
+                return refused(Error { kind: ErrorKind::TooLong, at: front.buf.len() }, 400);
+            }
+            Ok(None) => {}
+            Err(e) => {
+                scratch.request.restore_names(front.buf.bytes_mut());
+                return refused(e, e.status());
+            }
+        }
+        let timeouts = &self.plan.proxies[self.index as usize].config.timeouts;
+        // Only what is new restarts it: a wake-up of the deadline itself comes by here, too.
+        if !self.armed || restarts(timeouts) && front.buf.len() > scratch.seen as usize {
+            front.deadline.set_from(worker.instant(), limit(timeouts));
+            self.armed = true;
+        }
+        scratch.seen = front.buf.len() as u32;
+        self.scratch = Some(scratch);
+        None
+    }
+
+    /// Whether there may be another request; it goes with the plan that is in force now.
+    fn goes_on(&mut self) -> bool {
+        let worker = &self.session.worker;
+        let current = worker.plan();
+        if current.epoch != self.plan.epoch {
+            let Some(now) = current.index(self.session.frontend().name()) else { return false };
+            (self.plan, self.index) = (current, now as u32);
+        }
+        !worker.shared.state.process().is_stopping() || !self.front.buf.is_empty()
+    }
+
+    /// Tells it what was wrong, if anything was, and closes.
+    async fn end(&mut self, refusal: Option<Box<Refusal>>) {
+        if let Some(refusal) = refusal {
+            let config = &self.plan.proxies[self.index as usize].config;
+            refuse(&self.session, config, &mut self.front, *refusal).await;
+        }
+        self.session.worker.pool.forget(&self.session.entry);
+        if must_linger(&self.front) {
+            linger(&mut self.front).await;
+        }
+    }
+}
+
+/// How long a client may take for the head of a request.
+fn limit(timeouts: &Timeouts) -> Option<Duration> {
+    timeouts.http_request.or(timeouts.client)
+}
+
+/// Whether each byte of a head gives it as long again.
+fn restarts(timeouts: &Timeouts) -> bool {
+    timeouts.http_request.is_none()
 }
 
 /// Why nothing more is to be had from a client.
@@ -233,7 +267,7 @@ fn poll_more(
     if front.eof {
         return Poll::Ready(Err(Ended::Client));
     }
-    let entry = session.entry.session();
+    let entry = &session.entry;
     if entry.poll_killed(cx.waker()) || (!first && front.buf.is_empty() && entry.ends_when_idle()) {
         return Poll::Ready(Err(Ended::Killed));
     }
@@ -245,6 +279,9 @@ fn parse(front: &mut Front, scratch: &mut Scratch) -> Result<Option<RequestFrami
         Parsed::Partial => Ok(None),
         Parsed::Complete(len) => {
             let buf = front.buf.bytes();
+            if len > front.buf.size() {
+                return Err(Error { kind: ErrorKind::TooLong, at: front.buf.size() });
+            }
             let framing = h1::request_framing(buf, &scratch.request)?;
             // A body that came with its head and is no body makes this no request.
             if framing.body == Body::Chunked {
@@ -265,7 +302,7 @@ async fn refuse(
 ) {
     let worker = &session.worker;
     let now = worker.now();
-    let shard = session.frontend.counters().shard(worker.id);
+    let shard = session.frontend().counters().shard(worker.id);
     bump(&shard.ereq, 1);
     shard.response(status);
     for tracked in session.memory.all_tracked() {
@@ -289,8 +326,8 @@ async fn refuse(
     }
     report::log(&Report {
         session,
-        client: front.src(),
-        destination: front.dst(),
+        client: session.src(),
+        destination: session.dst(),
         config,
         backend: None,
         dispatch: &Dispatch::default(),

@@ -162,7 +162,7 @@ fn poll_room(worker: &Worker, target: &Target, cx: &mut Context<'_>) -> Poll<()>
     if free() { Poll::Ready(()) } else { Poll::Pending }
 }
 
-fn poll_place(worker: &Worker, target: &Target, cx: &mut Context<'_>) -> Poll<Place> {
+fn poll_place<'a>(worker: &'a Worker, target: &'a Target, cx: &mut Context<'_>) -> Poll<Place<'a>> {
     let (room, process) = (&worker.shared.room, worker.shared.state.process());
     if let Some(place) = room.enter(&target.limit, &target.frontend, process) {
         return Poll::Ready(place);

@@ -65,7 +65,7 @@ pub(crate) fn log(report: &Report<'_>) {
         response_cookie: None,
         termination: report.termination,
         actconn: session.worker.shared.state.process().conns(),
-        feconn: session.frontend.conns(),
+        feconn: session.frontend().conns(),
         beconn: report.backend.map_or(0, |b| b.conns()).saturating_sub(let_go),
         srvconn: server
             .map_or(0, |s| s.served())
@@ -95,7 +95,7 @@ pub(crate) fn shards<'a>(
 ) -> impl Iterator<Item = &'a Shard> {
     let worker = session.worker.id;
     let shards = [
-        Some(session.frontend.counters().shard(worker)),
+        Some(session.frontend().counters().shard(worker)),
         backend.map(|b| b.counters().shard(worker)),
         server.map(|s| s.counters().shard(worker)),
     ];

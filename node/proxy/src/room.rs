@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::Waker;
 
 use parking_lot::Mutex;
-use phalanx_engine::frontend::{Connection, Frontend};
-use phalanx_engine::state::{Process, ProcessPlace};
+use phalanx_engine::frontend::Frontend;
+use phalanx_engine::state::Process;
 
 /// Listeners that wait for a place, of all workers.
 #[derive(Debug, Default)]
@@ -27,29 +27,47 @@ pub(crate) struct Limit {
     used: AtomicU32,
 }
 
-/// The place of one connection.
-#[derive(Debug)]
-pub(crate) struct Place {
-    held: Option<(Connection, ProcessPlace)>,
-    limit: Arc<Limit>,
-    room: Arc<Room>,
+/// The place of one connection, given back when it is dropped.
+pub(crate) struct Place<'a> {
+    room: &'a Room,
+    limit: &'a Arc<Limit>,
+    frontend: &'a Frontend,
+    process: &'a Process,
 }
 
 impl Room {
     /// A place for one more connection, if there is one.
-    pub(crate) fn enter(
-        self: &Arc<Self>,
-        limit: &Arc<Limit>,
-        frontend: &Arc<Frontend>,
-        process: &Arc<Process>,
-    ) -> Option<Place> {
+    pub(crate) fn enter<'a>(
+        &'a self,
+        limit: &'a Arc<Limit>,
+        frontend: &'a Frontend,
+        process: &'a Process,
+    ) -> Option<Place<'a>> {
         if !limit.enter() {
             return None;
         }
-        // From here on a failure gives the limit back by dropping the place.
-        let mut place = Place { held: None, limit: limit.clone(), room: self.clone() };
-        place.held = frontend.enter().and_then(|connection| Some((connection, process.enter()?)));
-        place.held.is_some().then_some(place)
+        let in_frontend = frontend.enter();
+        if in_frontend && process.enter() {
+            return Some(Place { room: self, limit, frontend, process });
+        }
+        if in_frontend {
+            frontend.leave();
+        }
+        limit.leave();
+        // Another listener may have found the line full because of this one. Otherwise nobody missed anything,
+        // and whoever is about to wait is not to wake itself.
+        if limit.is_set() {
+            self.wake();
+        }
+        None
+    }
+
+    /// Gives a place back that was [`kept`](Place::keep).
+    pub(crate) fn leave(&self, limit: &Limit, frontend: &Frontend, process: &Process) {
+        process.leave();
+        frontend.leave();
+        limit.leave();
+        self.wake();
     }
 
     /// Has `waker` called when a place may have become free. The caller tries once more after this.
@@ -91,12 +109,27 @@ impl Limit {
         let grown = |used| (max == 0 || used < max).then_some(used + 1);
         self.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, grown).is_ok()
     }
+
+    fn is_set(&self) -> bool {
+        self.max.load(Ordering::Relaxed) != 0
+    }
+
+    fn leave(&self) {
+        self.used.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
-impl Drop for Place {
+impl Place<'_> {
+    /// Makes it a session's, which gives it [back](Room::leave): it knows most of where that is.
+    pub(crate) fn keep(self) -> Arc<Limit> {
+        let limit = self.limit.clone();
+        std::mem::forget(self);
+        limit
+    }
+}
+
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.held = None;
-        self.limit.used.fetch_sub(1, Ordering::SeqCst);
-        self.room.wake();
+        self.room.leave(self.limit, self.frontend, self.process);
     }
 }

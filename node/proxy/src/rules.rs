@@ -45,7 +45,7 @@ pub(crate) struct Around<'a> {
 
 impl<'a> Around<'a> {
     /// A context without a message.
-    pub(crate) fn context(&self, client: &Front, now: Now) -> Context<'a> {
+    pub(crate) fn context(&self, now: Now) -> Context<'a> {
         let worker = &self.session.worker;
         let world = World {
             state: &worker.shared.state,
@@ -56,8 +56,8 @@ impl<'a> Around<'a> {
             server: None,
         };
         Context {
-            src: client.src(),
-            dst: client.dst(),
+            src: self.session.src(),
+            dst: self.session.dst(),
             request: None,
             response: None,
             world: Some(world),
@@ -72,11 +72,11 @@ impl<'a> Around<'a> {
 }
 
 /// `tcp-request connection` and `tcp-request session`.
-pub(crate) fn connection(rules: &[Rule], around: &Around<'_>, client: &Front) -> Passage {
+pub(crate) fn connection(rules: &[Rule], around: &Around<'_>) -> Passage {
     if rules.is_empty() {
         return Passage::Free;
     }
-    let at = around.context(client, around.session.accepted());
+    let at = around.context(around.session.accepted());
     verdict(rules, &mut Cursor::default(), around.proxy, &at).unwrap_or(Passage::Free)
 }
 
@@ -89,7 +89,7 @@ pub(crate) async fn content(around: &Around<'_>, client: &mut Front) -> Passage 
     let mut cursor = Cursor::default();
     let mut waited = set.inspect_delay.is_none();
     loop {
-        let at = Context { waited, ..around.context(client, around.session.worker.now()) };
+        let at = Context { waited, ..around.context(around.session.worker.now()) };
         if let Some(passage) = verdict(&set.tcp_content, &mut cursor, around.proxy, &at) {
             return passage;
         }

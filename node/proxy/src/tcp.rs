@@ -39,10 +39,10 @@ pub(crate) fn serve(
         if passage != Passage::Free {
             return denied(&session, &mut front, &proxy.config, None, &dispatch, passage);
         }
-        let target = chosen(&session, &plan, proxy, &front);
+        let target = chosen(&session, &plan, proxy);
         let Some((back, backend)) = target else {
             let end = End::new(Cause::ServerAbort, Phase::Connect);
-            report(&session, &front, &proxy.config, None, &dispatch, end, (0, 0));
+            report(&session, &proxy.config, None, &dispatch, end, (0, 0));
             return;
         };
         let stream = backend.enter();
@@ -59,7 +59,7 @@ pub(crate) fn serve(
         if dispatch.connected.is_none() {
             let _ = front.stream.try_read(&mut [0; 512]);
         }
-        report(&session, &front, &proxy.config, Some(backend), &dispatch, end, bytes);
+        report(&session, &proxy.config, Some(backend), &dispatch, end, bytes);
         drop(stream);
     }
 }
@@ -78,10 +78,9 @@ fn chosen<'p>(
     session: &Session,
     plan: &'p View,
     proxy: &'p ProxyPlan,
-    client: &Front,
 ) -> Option<(&'p ProxyPlan, &'p Arc<Backend>)> {
     let around = around(session, plan, proxy, proxy);
-    let at = around.context(client, session.worker.now());
+    let at = around.context(session.worker.now());
     let back = rules::backend(plan, proxy, &at)?;
     Some((back, back.backend.as_ref()?))
 }
@@ -118,7 +117,7 @@ fn denied(
         rules::leave_silently(front);
     }
     let _ = front.stream.try_read(&mut [0; 512]);
-    report(session, front, config, backend, dispatch, End::new(Cause::Proxy, Phase::Request), (0, 0));
+    report(session, config, backend, dispatch, End::new(Cause::Proxy, Phase::Request), (0, 0));
 }
 
 async fn forward(
@@ -132,17 +131,17 @@ async fn forward(
     let worker = &*session.worker;
     let config = &back.config;
     if !back.config.use_server.is_empty() {
-        let at = around(session, plan, back, back).context(front, session.accepted());
+        let at = around(session, plan, back, back).context(session.accepted());
         dispatch.directed = rules::server(back, backend, &at);
     }
     if dispatch.directed.is_none() && !back.stick_rules.is_empty() {
-        let at = around(session, plan, back, back).context(front, session.accepted());
+        let at = around(session, plan, back, back).context(session.accepted());
         dispatch.directed = rules::stick_match(back, &at, backend, config.persist);
     }
     if front.take_first().is_err() {
         return (End::new(Cause::ClientAbort, Phase::Connect), (0, 0));
     }
-    let towards = Towards { worker, session: session.entry.session(), backend, config, reuse: Reuse::No };
+    let towards = Towards { worker, session: &session.entry, backend, config, reuse: Reuse::No };
     // Boxed: forwarding, which may take hours, does not carry the state of connecting.
     let mut established = match Box::pin(establish(&towards, front, dispatch)).await {
         Ok(established) => established,
@@ -151,16 +150,16 @@ async fn forward(
     if let Some(server) = dispatch.server.clone() {
         server.counters().count_session(worker.id, worker.now());
         if !server.options().non_stick && !back.stick_rules.is_empty() {
-            let at = around(session, plan, back, back).context(front, worker.now());
+            let at = around(session, plan, back, back).context(worker.now());
             rules::stick_store(back, &at, &server);
         }
-        session.entry.session().note(Some(backend.name()), Some(&server), sessions::Phase::Tunnel);
+        session.entry.note(Some(backend), Some(&server), sessions::Phase::Tunnel);
     }
     let first = established.connection.send_first(front);
-    let own = session.frontend.config();
+    let own = session.frontend().config();
     if own.logasap {
         let timers = timers(session, dispatch);
-        log(session, front, &own, Some(backend), dispatch, timers, End::NORMAL, None);
+        log(session, &own, Some(backend), dispatch, timers, End::NORMAL, None);
     }
     let limits = Limits::new(&own.timeouts, &config.timeouts);
     let ways = Splicing::of(&plan.config.global, &own, config);
@@ -181,7 +180,7 @@ async fn forward(
         &mut down,
         limits,
         &mut front.deadline,
-        session.entry.session(),
+        &session.entry,
     )
     .await;
     pipes::count(session, down.spliced());
@@ -195,7 +194,6 @@ async fn forward(
 /// Counts and logs the session.
 fn report(
     session: &Session,
-    front: &Front,
     config: &Proxy,
     back: Option<&Arc<Backend>>,
     dispatch: &Dispatch,
@@ -219,7 +217,7 @@ fn report(
         return;
     }
     if !(config.logasap && dispatch.connected.is_some()) {
-        log(session, front, config, back, dispatch, timers, end, Some(down));
+        log(session, config, back, dispatch, timers, end, Some(down));
     }
 }
 
@@ -239,7 +237,6 @@ fn timers(session: &Session, dispatch: &Dispatch) -> Timers {
 #[allow(clippy::too_many_arguments, reason = "what a log line is made of")]
 fn log(
     session: &Session,
-    front: &Front,
     config: &Proxy,
     backend: Option<&Arc<Backend>>,
     dispatch: &Dispatch,
@@ -250,8 +247,8 @@ fn log(
     let [cause, phase] = end.code();
     report::log(&Report {
         session,
-        client: front.src(),
-        destination: front.dst(),
+        client: session.src(),
+        destination: session.dst(),
         config,
         backend,
         dispatch,

@@ -178,6 +178,7 @@ pub(crate) fn run(
 async fn serve(worker: Rc<Worker>, mut orders: mpsc::Receiver<Order>) {
     let mut listeners: HashMap<Key, Listener> = HashMap::new();
     tokio::task::spawn_local(crate::nursery::run());
+    tokio::task::spawn_local(crate::deadline::run());
     let mut purge = interval(Duration::from_secs(1));
     purge.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -102,7 +102,7 @@ fn wanted(call: &Call<'_>, chosen: &Chosen<'_>, session: &Arc<Session>) -> bool 
     let progress = session.progress();
     let server = progress.server.as_ref().map(|s| format!("{}/{}", s.backend_name(), s.name()));
     chosen.id.is_none_or(|wanted| wanted == id(session))
-        && chosen.frontend.is_none_or(|name| *session.frontend == *name)
+        && chosen.frontend.is_none_or(|name| **session.frontend().name() == *name)
         && chosen.backend.is_none_or(|name| progress.backend.as_deref() == Some(name))
         && chosen.server.is_none_or(|name| server.as_deref() == Some(name))
         && chosen.older.is_none_or(|age| call.now.mono.saturating_sub(session.accepted().mono) >= age)
@@ -126,7 +126,7 @@ fn line(call: &Call<'_>, session: &Arc<Session>, details: bool, out: &mut String
         "{:#x}: proto={proto} src={} fe={} be={backend} srv={server} age={} phase={phase} thread={}",
         id(session),
         session.client(),
-        session.frontend,
+        session.frontend().name(),
         human(age),
         session.worker().0 + 1,
     );

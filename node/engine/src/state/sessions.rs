@@ -3,18 +3,20 @@
 //! Each worker enters its own sessions under its own lock, which only the Runtime API ever contends.
 //! The proxy fills the [`Session`]; this module decides nothing.
 
-use std::net::{SocketAddr, SocketAddrV6};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU8};
 use std::task::Waker;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use slab::Slab;
 
+use crate::backend::Backend;
 use crate::counters::{Padded, Worker};
 use crate::end::Cause;
+use crate::frontend::Frontend;
 use crate::server::Server;
 use crate::time::Now;
 
@@ -36,6 +38,14 @@ pub enum Phase {
     Tunnel,
 }
 
+impl Phase {
+    /// That of a number.
+    fn of(number: u8) -> Phase {
+        const ALL: [Phase; 5] = [Phase::Request, Phase::Queue, Phase::Connect, Phase::Response, Phase::Data];
+        ALL.get(usize::from(number)).copied().unwrap_or(Phase::Tunnel)
+    }
+}
+
 /// Why a session is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -46,6 +56,10 @@ pub enum Kill {
     Down = 2,
 }
 
+/// Where a [`Kill`] is.
+const KILL: u8 = 3;
+/// The task's waker is in `shown`, or was used.
+const ARMED: u8 = 1 << 6;
 /// It is to end before its next request.
 const WHEN_IDLE: u8 = 1 << 7;
 
@@ -62,58 +76,70 @@ pub struct Progress {
 
 #[derive(Debug, Default)]
 struct Shown {
-    /// In [`Phase::Request`] its names are those of the request before, and not shown.
-    progress: Progress,
+    // In `Phase::Request` these are of the request before, and not shown.
+    backend: Option<Arc<Backend>>,
+    server: Option<Arc<Server>>,
     waker: Option<Waker>,
 }
 
 /// One session.
 #[derive(Debug)]
 pub struct Session {
-    /// Name of the frontend.
-    pub frontend: Arc<str>,
-    client: Packed,
-    local: Packed,
+    frontend: Arc<Frontend>,
+    ends: Ends,
     /// When it was accepted: nanoseconds of the process, and microseconds since the epoch.
     mono_ns: u64,
     unix_us: u64,
-    worker: u16,
-    /// Its place in its worker's list.
-    key: u32,
+    /// Its worker, of which there are 256 at most, and above its place in the worker's list.
+    place: u32,
     shown: Mutex<Shown>,
-    /// A [`Kill`] or 0, and [`WHEN_IDLE`].
+    /// A [`Phase`].
+    phase: AtomicU8,
+    /// A [`Kill`] or 0, [`WHEN_IDLE`], and [`ARMED`].
     killed: AtomicU8,
-    /// The task's waker is in `shown`, or was used.
-    armed: AtomicBool,
 }
 
-/// An address in 24 bytes. Idle sessions are many.
+/// Both addresses, in 42 bytes. Idle sessions are many.
 #[derive(Clone, Copy, Debug)]
-struct Packed {
-    ip: [u8; 16],
-    scope: u32,
-    port: u16,
-    is_v4: bool,
+struct Ends {
+    ips: [[u8; 16]; 2],
+    /// Of addresses that are valid on one link only: that is the same for both. Not aligned.
+    scope: [u8; 4],
+    ports: [u16; 2],
+    /// A bit for each.
+    v4: u8,
 }
 
-impl Packed {
-    fn new(addr: SocketAddr) -> Packed {
-        let (ip, scope) = match addr {
-            SocketAddr::V4(addr) => {
-                let mut ip = [0; 16];
-                ip[..4].copy_from_slice(&addr.ip().octets());
-                (ip, 0)
+impl Ends {
+    fn new(client: SocketAddr, local: SocketAddr) -> Ends {
+        let mut ends = Ends { ips: [[0; 16]; 2], scope: [0; 4], ports: [client.port(), local.port()], v4: 0 };
+        for (nth, addr) in [client, local].into_iter().enumerate() {
+            match addr {
+                SocketAddr::V4(addr) => {
+                    ends.ips[nth][..4].copy_from_slice(&addr.ip().octets());
+                    ends.v4 |= 1 << nth;
+                }
+                // The flow is of no use to anybody.
+                SocketAddr::V6(addr) => {
+                    ends.ips[nth] = addr.ip().octets();
+                    if addr.scope_id() != 0 {
+                        ends.scope = addr.scope_id().to_ne_bytes();
+                    }
+                }
             }
-            // The flow is of no use to anybody.
-            SocketAddr::V6(addr) => (addr.ip().octets(), addr.scope_id()),
-        };
-        Packed { ip, scope, port: addr.port(), is_v4: addr.is_ipv4() }
+        }
+        ends
     }
 
-    fn addr(self) -> SocketAddr {
-        match (self.is_v4, self.ip) {
-            (true, [a, b, c, d, ..]) => SocketAddr::from(([a, b, c, d], self.port)),
-            (false, ip) => SocketAddrV6::new(ip.into(), self.port, 0, self.scope).into(),
+    fn addr(&self, nth: usize) -> SocketAddr {
+        let port = self.ports[nth];
+        match (self.v4 & 1 << nth != 0, self.ips[nth]) {
+            (true, [a, b, c, d, ..]) => SocketAddr::from(([a, b, c, d], port)),
+            (false, ip) => {
+                let ip = Ipv6Addr::from(ip);
+                let scope = if ip.is_unicast_link_local() { self.scope } else { [0; 4] };
+                SocketAddrV6::new(ip, port, 0, u32::from_ne_bytes(scope)).into()
+            }
         }
     }
 }
@@ -121,17 +147,22 @@ impl Packed {
 impl Session {
     /// Whose.
     pub fn worker(&self) -> Worker {
-        Worker(usize::from(self.worker))
+        Worker(self.place as usize % WORKERS)
+    }
+
+    /// The frontend that accepted it.
+    pub fn frontend(&self) -> &Arc<Frontend> {
+        &self.frontend
     }
 
     /// Client address.
     pub fn client(&self) -> SocketAddr {
-        self.client.addr()
+        self.ends.addr(0)
     }
 
     /// Address it connected to.
     pub fn local(&self) -> SocketAddr {
-        self.local.addr()
+        self.ends.addr(1)
     }
 
     /// When it was accepted.
@@ -142,22 +173,31 @@ impl Session {
     /// How far it is.
     pub fn progress(&self) -> Progress {
         let shown = self.shown.lock();
-        match shown.progress.phase {
+        match self.phase() {
             Phase::Request => Progress::default(),
-            _ => shown.progress.clone(),
+            phase => Progress {
+                backend: shown.backend.as_ref().map(|backend| backend.name().clone()),
+                server: shown.server.clone(),
+                phase,
+            },
         }
     }
 
+    /// What it is busy with.
+    pub fn phase(&self) -> Phase {
+        Phase::of(self.phase.load(Acquire))
+    }
+
     /// Notes how far it is; the proxy's, once per step.
-    pub fn note(&self, backend: Option<&Arc<str>>, server: Option<&Arc<Server>>, phase: Phase) {
-        let progress = &mut self.shown.lock().progress;
-        progress.phase = phase;
+    pub fn note(&self, backend: Option<&Arc<Backend>>, server: Option<&Arc<Server>>, phase: Phase) {
         // The next request mostly goes the same way: counts of references that all workers share are
         // left alone then.
         if phase != Phase::Request {
-            point(&mut progress.backend, backend);
-            point(&mut progress.server, server);
+            let mut shown = self.shown.lock();
+            point(&mut shown.backend, backend);
+            point(&mut shown.server, server);
         }
+        self.phase.store(phase as u8, Release);
     }
 
     /// Asks it to end (`shutdown session`), and wakes it.
@@ -167,7 +207,7 @@ impl Session {
 
     /// Asks it to end, and wakes it. The first reason stays.
     pub fn kill_because(&self, why: Kill) {
-        let first = |killed: u8| (killed & !WHEN_IDLE == 0).then_some(killed | why as u8);
+        let first = |killed: u8| (killed & KILL == 0).then_some(killed | why as u8);
         let _ = self.killed.fetch_update(Release, Relaxed, first);
         let waker = self.shown.lock().waker.take();
         if let Some(waker) = waker {
@@ -194,9 +234,9 @@ impl Session {
     /// Whether it has been asked to end; otherwise the waker is called when it is. A session is one
     /// task: the waker of the first call stays.
     pub fn poll_killed(&self, waker: &Waker) -> bool {
-        if !self.armed.load(Relaxed) {
+        if self.killed.load(Relaxed) & ARMED == 0 {
             self.shown.lock().waker = Some(waker.clone());
-            self.armed.store(true, Relaxed);
+            self.killed.fetch_or(ARMED, Relaxed);
         }
         self.killed().is_some()
     }
@@ -211,7 +251,7 @@ impl Session {
 
     /// Why it has been asked to end.
     pub fn killed(&self) -> Option<Kill> {
-        match self.killed.load(Acquire) & !WHEN_IDLE {
+        match self.killed.load(Acquire) & KILL {
             0 => None,
             1 => Some(Kill::Admin),
             _ => Some(Kill::Down),
@@ -219,7 +259,7 @@ impl Session {
     }
 }
 
-fn point<T: ?Sized>(held: &mut Option<Arc<T>>, to: Option<&Arc<T>>) {
+fn point<T>(held: &mut Option<Arc<T>>, to: Option<&Arc<T>>) {
     let same = match (&*held, to) {
         (Some(held), Some(to)) => Arc::ptr_eq(held, to),
         (held, to) => held.is_none() && to.is_none(),
@@ -229,12 +269,15 @@ fn point<T: ?Sized>(held: &mut Option<Arc<T>>, to: Option<&Arc<T>>) {
     }
 }
 
+/// Workers that a place can tell apart.
+const WORKERS: usize = 256;
+
 type Shard = Padded<Mutex<Slab<Arc<Session>>>>;
 
 /// The sessions of all workers.
 #[derive(Debug)]
 pub struct Sessions {
-    shards: Arc<[Shard]>,
+    shards: Box<[Shard]>,
 }
 
 impl Sessions {
@@ -242,34 +285,35 @@ impl Sessions {
         Sessions { shards: (0..workers.max(1)).map(|_| Padded::default()).collect() }
     }
 
-    /// Enters a session until the entry is dropped.
+    /// Enters a session; whoever does must have it [`leave`](Sessions::leave).
     pub fn enter(
         &self,
         worker: Worker,
         client: SocketAddr,
         local: SocketAddr,
-        frontend: Arc<str>,
+        frontend: Arc<Frontend>,
         accepted: Now,
-    ) -> Entry {
+    ) -> Arc<Session> {
         let mut list = self.shards[worker.0].lock();
         let place = list.vacant_entry();
         let session = Arc::new(Session {
-            // A worker never has as many.
-            key: place.key() as u32,
-            // Of which there are 256 at most.
-            worker: worker.0 as u16,
-            client: Packed::new(client),
-            local: Packed::new(local),
+            // A worker never has as many: each is of a descriptor.
+            place: (place.key() * WORKERS + worker.0 % WORKERS) as u32,
+            ends: Ends::new(client, local),
             frontend,
             mono_ns: accepted.mono.as_nanos() as u64,
             unix_us: accepted.unix_us,
             shown: Mutex::default(),
+            phase: AtomicU8::new(Phase::Request as u8),
             killed: AtomicU8::new(0),
-            armed: AtomicBool::new(false),
         });
         place.insert(session.clone());
-        drop(list);
-        Entry { shards: self.shards.clone(), session }
+        session
+    }
+
+    /// Removes a session that was entered.
+    pub fn leave(&self, session: &Session) {
+        self.shards[session.worker().0].lock().try_remove(session.place as usize / WORKERS);
     }
 
     /// All sessions, oldest first.
@@ -285,33 +329,12 @@ impl Sessions {
     /// Asks every session on the server to end; returns how many.
     pub fn kill_on(&self, server: &Arc<Server>, why: Kill) -> usize {
         let on_it = |s: &Arc<Session>| {
-            let progress = &s.shown.lock().progress;
-            progress.phase != Phase::Request
-                && progress.server.as_ref().is_some_and(|held| Arc::ptr_eq(held, server))
+            let shown = s.shown.lock();
+            s.phase() != Phase::Request && shown.server.as_ref().is_some_and(|held| Arc::ptr_eq(held, server))
         };
         let sessions: Vec<_> = self.all().into_iter().filter(on_it).collect();
         sessions.iter().for_each(|s| s.kill_because(why));
         sessions.len()
-    }
-}
-
-/// A session's entry in the list; dropping it removes the session.
-#[derive(Debug)]
-pub struct Entry {
-    shards: Arc<[Shard]>,
-    session: Arc<Session>,
-}
-
-impl Entry {
-    /// The session.
-    pub fn session(&self) -> &Arc<Session> {
-        &self.session
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        self.shards[self.session.worker().0].lock().remove(self.session.key as usize);
     }
 }
 
@@ -321,15 +344,27 @@ mod tests {
 
     #[test]
     fn addresses_are_packed_without_loss() {
-        for text in ["192.0.2.1:80", "[2001:db8::1]:443", "[fe80::1%3]:1", "0.0.0.0:0", "[::]:65535"] {
-            let addr: SocketAddr = text.parse().unwrap();
-            assert_eq!(Packed::new(addr).addr(), addr, "{text}");
+        let texts = ["192.0.2.1:80", "[2001:db8::1]:443", "[fe80::1%3]:1", "0.0.0.0:0", "[::]:65535"];
+        let addrs: Vec<SocketAddr> = texts.iter().map(|text| text.parse().unwrap()).collect();
+        for (client, local) in
+            addrs.iter().flat_map(|client| addrs.iter().map(move |local| (*client, *local)))
+        {
+            let ends = Ends::new(client, local);
+            assert_eq!((ends.addr(0), ends.addr(1)), (client, local));
         }
     }
 
-    /// With its two counts of references it takes 160 bytes, a size that allocators have.
+    #[test]
+    fn phases_are_kept() {
+        use Phase::*;
+        for phase in [Request, Queue, Connect, Response, Data, Tunnel] {
+            assert_eq!(Phase::of(phase as u8), phase);
+        }
+    }
+
+    /// With its two counts of references it takes 128 bytes, a size that allocators have.
     #[test]
     fn a_session_is_small() {
-        assert!(size_of::<Session>() <= 144, "{} bytes", size_of::<Session>());
+        assert!(size_of::<Session>() <= 112, "{} bytes", size_of::<Session>());
     }
 }

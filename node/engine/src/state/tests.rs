@@ -207,43 +207,42 @@ fn maxconn_counts_connections_of_frontend_and_process() {
     front.maxconn = Some(2);
     let state = state(front.clone());
     let frontend = state.plan().frontend("b").unwrap().clone();
-    let held = [frontend.enter().unwrap(), frontend.enter().unwrap()];
-    assert!(frontend.enter().is_none());
+    assert!(frontend.enter() && frontend.enter());
+    assert!(!frontend.enter());
     assert_eq!((frontend.status_text(), frontend.conns_max()), ("FULL", 2));
     front.maxconn = Some(3);
     let _ = state.load(config(front), at(1));
-    assert!(frontend.enter().is_some());
-    drop(held);
+    assert!(frontend.enter());
+    (0..3).for_each(|_| frontend.leave());
     assert_eq!(frontend.conns(), 0);
 
     state.process().set_maxconn(1);
-    let place = state.process().enter();
-    assert!(place.is_some() && state.process().enter().is_none());
-    drop(place);
-    assert!(state.process().enter().is_some());
+    assert!(state.process().enter() && !state.process().enter());
+    state.process().leave();
+    assert!(state.process().enter());
 }
 
 #[test]
 fn sessions_are_listed_and_told_to_end() {
-    let mut section = webservers(&[1]);
-    Arc::make_mut(&mut section.servers[0]).options.shutdown_sessions_on_down = true;
-    let state = state(section);
+    let mut with_server = webservers(&[1]);
+    Arc::make_mut(&mut with_server.servers[0]).options.shutdown_sessions_on_down = true;
+    let state = state(with_server);
     let client = "127.0.0.1:1".parse().unwrap();
-    let name: Arc<str> = "f".into();
-    let first = state.sessions().enter(Worker(1), client, client, name.clone(), at(1));
-    let second = state.sessions().enter(Worker(0), client, client, name, at(2));
+    let frontend = Arc::new(Frontend::new(Arc::new(section(Balance::RoundRobin, Vec::new())), 1, 1));
+    let first = state.sessions().enter(Worker(1), client, client, frontend.clone(), at(1));
+    let second = state.sessions().enter(Worker(0), client, client, frontend, at(2));
     let s1 = get(&state, "s1");
-    second.session().note(Some(&"b".into()), Some(&s1), sessions::Phase::Data);
+    second.note(Some(&backend(&state)), Some(&s1), sessions::Phase::Data);
     assert_eq!(state.sessions().all().len(), 2);
     let waker = std::task::Waker::noop();
-    assert!(!second.session().poll_killed(waker));
+    assert!(!second.poll_killed(waker));
     let mut registry = Registry::new();
     set(&mut registry, &s1, Change::Admin(Admin::Maint));
     let _ = state.reconcile(&registry, at(3));
-    assert!(second.session().poll_killed(waker) && !first.session().poll_killed(waker));
-    assert_eq!(second.session().killed(), Some(Kill::Down));
-    drop(first);
-    assert_eq!(state.sessions().all().len(), 1);
+    assert!(second.poll_killed(waker) && !first.poll_killed(waker));
+    assert_eq!(second.killed(), Some(Kill::Down));
+    state.sessions().leave(&first);
+    assert!(Arc::ptr_eq(&state.sessions().all()[0], &second) && state.sessions().all().len() == 1);
 }
 
 #[test]

@@ -11,20 +11,20 @@ use crate::session::Session;
 /// Keeps a refused request; `position` is where it is wrong.
 pub(crate) fn request(session: &Session, front: &Front, position: usize) {
     let error = CapturedError {
-        client: Some(front.src()),
+        client: Some(session.src()),
         other: None,
         server: None,
         ..captured(session, position, front.buf.bytes())
     };
-    *session.frontend.last_error.lock() = Some(error);
+    *session.frontend().last_error.lock() = Some(error);
 }
 
 /// Keeps a refused response of the server that has this place.
 pub(crate) fn response(session: &Session, from: Option<&Slot>, position: usize, bytes: &[u8]) {
     let Some(slot) = from else { return };
-    let (frontend, server) = (&session.frontend, slot.server());
+    let (frontend, server) = (session.frontend(), slot.server());
     let error = CapturedError {
-        client: Some(session.entry.session().client()),
+        client: Some(session.entry.client()),
         other: Some((frontend.name().clone(), frontend.id())),
         server: Some((server.name().clone(), server.id())),
         ..captured(session, position, bytes)

@@ -257,8 +257,8 @@ impl<'a> Exchange<'a> {
                 Poll::Pending => break,
             }
         }
-        if self.session.entry.session().poll_killed(cx.waker()) {
-            return Poll::Ready(Err(stop(self.session.entry.session().kill_cause(), Phase::Headers)));
+        if self.session.entry.poll_killed(cx.waker()) {
+            return Poll::Ready(Err(stop(self.session.entry.kill_cause(), Phase::Headers)));
         }
         if self.up.done {
             match front.poll_left(cx) {
@@ -331,8 +331,8 @@ impl<'a> Exchange<'a> {
             }
         };
         self.conduit.rest();
-        if self.session.entry.session().poll_killed(cx.waker()) {
-            return Poll::Ready(Err(stop(self.session.entry.session().kill_cause(), Phase::Data)));
+        if self.session.entry.poll_killed(cx.waker()) {
+            return Poll::Ready(Err(stop(self.session.entry.kill_cause(), Phase::Data)));
         }
         if (self.up.done || self.up.broken) && front.poll_left(cx) == Poll::Ready(Gone::Reset) {
             return Poll::Ready(Err(stop(Cause::ClientAbort, Phase::Data)));

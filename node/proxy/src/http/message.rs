@@ -1,6 +1,7 @@
 //! Working memory of a request, and what is changed in heads on their way through.
 
 use std::cell::RefCell;
+use std::net::IpAddr;
 
 use phalanx_config::{ConnectionMode, ForwardFor};
 use phalanx_engine::h1::{Edits, Head, Persistence, RequestFraming};
@@ -8,7 +9,6 @@ use phalanx_engine::log;
 use phalanx_engine::time::Now;
 
 use crate::buffer::Text;
-use crate::front::Front;
 
 /// Parsed heads and edits, used again by the thread's next request.
 #[derive(Debug, Default)]
@@ -17,6 +17,8 @@ pub(crate) struct Scratch {
     pub(crate) response: Head,
     /// When the first byte of the request came.
     pub(crate) began: Now,
+    /// Bytes of it that came so far, while it is not complete.
+    pub(crate) seen: u32,
     pub(crate) edits: Edits,
     /// Heads that rules have changed; empty as long as none has.
     pub(crate) request_text: Vec<u8>,
@@ -32,7 +34,7 @@ impl Scratch {
     /// From the thread's pool, for a request whose first byte comes now.
     pub(crate) fn begin(now: Now) -> Box<Scratch> {
         let mut scratch = POOL.with_borrow_mut(Vec::pop).unwrap_or_default();
-        scratch.began = now;
+        (scratch.began, scratch.seen) = (now, 0);
         scratch.request.clear();
         scratch.request_text.clear();
         scratch.response_text.clear();
@@ -132,8 +134,7 @@ fn drop_doubles(buf: &[u8], head: &Head, edits: &mut Edits) {
 }
 
 /// `option forwardfor`.
-pub(crate) fn forward_for(option: &ForwardFor, buf: &[u8], head: &Head, front: &Front, edits: &mut Edits) {
-    let ip = front.src().ip();
+pub(crate) fn forward_for(option: &ForwardFor, buf: &[u8], head: &Head, ip: IpAddr, edits: &mut Edits) {
     if option.except.is_some_and(|(net, len)| in_network(ip, net, len)) {
         return;
     }

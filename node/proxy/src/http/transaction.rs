@@ -2,8 +2,9 @@
 
 mod rules;
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::ops::RangeInclusive;
+use std::pin::pin;
 use std::sync::Arc;
 
 use phalanx_config::{Balance, ConnectionMode, CookieMode, VarScope};
@@ -177,7 +178,18 @@ pub(crate) fn run<'a>(
         own_answer: None,
     };
     async move {
-        let next = transaction.serve().await;
+        let next = {
+            let mut begun = false;
+            let mut serving = pin!(transaction.serve());
+            poll_fn(|cx| {
+                // Its first turn is that in which the request came.
+                if std::mem::replace(&mut begun, true) {
+                    session.worker.turn();
+                }
+                serving.as_mut().poll(cx)
+            })
+            .await
+        };
         transaction.scratch.give();
         next
     }
@@ -187,7 +199,7 @@ impl<'a> Transaction<'a> {
     async fn serve(&mut self) -> Next {
         let worker = self.session.worker.id;
         let process = self.session.worker.shared.state.process();
-        self.session.frontend.counters().count_request(worker, self.received);
+        self.session.frontend().counters().count_request(worker, self.received);
         process.counters().count_request(worker, self.received);
         for tracked in self.session.memory.all_tracked() {
             tracked.http_req(self.received);
@@ -265,7 +277,7 @@ impl<'a> Transaction<'a> {
         if self.method != Method::Head {
             text.extend_from_slice(&page.body);
         }
-        bump(&self.session.frontend.counters().shard(worker.id).intercepted, 1);
+        bump(&self.session.frontend().counters().shard(worker.id).intercepted, 1);
         self.status = Some(page.status);
         self.answered_by = Some(STATS);
         self.end = End::new(Cause::Local, Phase::Request);
@@ -285,10 +297,10 @@ impl<'a> Transaction<'a> {
         let global = &self.plan.config.global;
         let ways = Splicing::of(global, &self.proxy.config, config);
         let mut up = Upload::new(head, Flow::new(self.framing.body), base, Conduit::new(ways.0, global));
-        let mut reuse = Reuse::of(config.http_reuse, self.first, session.entry.session());
+        let mut reuse = Reuse::of(config.http_reuse, self.first, &session.entry);
         let owner = reuse.owner();
         loop {
-            let entry = session.entry.session();
+            let entry = &session.entry;
             let towards = Towards { worker, session: entry, backend, config, reuse };
             let mut established = establish(&towards, self.front, &mut self.dispatch)
                 .await
@@ -376,7 +388,7 @@ impl<'a> Transaction<'a> {
         }
         let option = plan.config.forwardfor.as_ref().or(self.proxy.config.forwardfor.as_ref());
         if let Some(option) = option {
-            message::forward_for(option, buf, head, self.front, edits);
+            message::forward_for(option, buf, head, self.session.src().ip(), edits);
         }
         message::edit_request(buf, head, &self.framing, mode, edits);
         let mut text = Text::take();
@@ -391,8 +403,8 @@ impl<'a> Transaction<'a> {
         let now = self.dispatch.connected.unwrap_or(self.received);
         server.counters().count_session(worker.id, now);
         server.counters().count_request(worker.id, now);
-        let entry = self.session.entry.session();
-        entry.note(Some(backend.name()), Some(server), sessions::Phase::Response);
+        let entry = &self.session.entry;
+        entry.note(Some(backend), Some(server), sessions::Phase::Response);
         if !plan.stick_rules.is_empty() && !server.options().non_stick {
             let at = Context { now, ..self.context(plan) };
             session_rules::stick_store(plan, &at, server);
@@ -586,8 +598,8 @@ impl<'a> Transaction<'a> {
         let mut up = Pipe::new(ahead, self.front.eof, Conduit::new(ways.0, global));
         let mut down = Pipe::new(reply, false, Conduit::new(ways.1, global));
         let limits = tunnel::Limits::new(&self.proxy.config.timeouts, &plan.config.timeouts);
-        let entry = self.session.entry.session();
-        entry.note(self.back.map(|b| b.1.name()), self.dispatch.server.as_ref(), sessions::Phase::Tunnel);
+        let entry = &self.session.entry;
+        entry.note(self.back.map(|b| b.1), self.dispatch.server.as_ref(), sessions::Phase::Tunnel);
         let Ok(client) = self.front.stream.watch() else {
             self.end = End::new(Cause::Resource, Phase::Data);
             return;
@@ -620,7 +632,7 @@ impl<'a> Transaction<'a> {
             Some(_) if end.cause == Cause::ClientAbort && end.phase != Phase::Headers => Next::Close,
             Some(status) => {
                 if status == 400 {
-                    bump(&self.session.frontend.counters().shard(worker).ereq, 1);
+                    bump(&self.session.frontend().counters().shard(worker).ereq, 1);
                 }
                 self.reply(status).await
             }
@@ -684,8 +696,8 @@ impl<'a> Transaction<'a> {
     fn log(&self, timers: Timers, bytes: u64, asap: bool) {
         report::log(&Report {
             session: self.session,
-            client: self.front.src(),
-            destination: self.front.dst(),
+            client: self.session.src(),
+            destination: self.session.dst(),
             config: &self.proxy.config,
             backend: self.back.map(|b| b.1),
             dispatch: &self.dispatch,
@@ -788,5 +800,5 @@ fn keeps(session: &Session, plan: &View, framing: &RequestFraming, mode: Connect
     framing.persistence == Persistence::KeepAlive
         && mode != ConnectionMode::Close
         && !state.process().is_stopping()
-        && session.worker.still_has(&session.frontend, plan)
+        && session.worker.still_has(session.frontend(), plan)
 }

@@ -270,6 +270,31 @@ fn a_head_larger_than_the_buffer_is_refused() {
     assert!(read_all(&mut client).starts_with("HTTP/1.1 400 "));
 }
 
+/// An upload makes the buffer larger; heads are held to its first size all the same.
+#[test]
+fn a_head_after_a_large_upload_is_held_to_the_same_limit() {
+    const UPLOAD: usize = 1 << 20;
+    let server = serve(|mut stream, _| {
+        while let Some(head) = read_head(&mut stream) {
+            let length = if head.starts_with("POST") { UPLOAD } else { 0 };
+            stream.read_exact(&mut vec![0; length]).unwrap();
+            send(&mut stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+    });
+    let plane = Plane::start(listen(Mode::Http, &[server]));
+    for (length, status) in [(16_000, 200), (16_400, 400), (100_000, 400)] {
+        let mut client = plane.client();
+        send(&mut client, &format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {UPLOAD}\r\n\r\n"));
+        client.write_all(&vec![b'x'; UPLOAD]).unwrap();
+        assert_eq!(response(&mut client).1, "ok");
+        // Part of it may be refused before all has been sent.
+        let long = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(length));
+        let _ = client.write_all(long.as_bytes());
+        let head = read_until(&mut client, "\r\n\r\n");
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{length}: {head}");
+    }
+}
+
 #[test]
 fn a_slow_request_gets_408_and_an_idle_connection_nothing() {
     let mut proxy = listen(Mode::Http, &[web("s1")]);

@@ -36,7 +36,7 @@ impl<'a> Transaction<'a> {
     fn surroundings<'c>(&'c self, proxy: &'c ProxyPlan) -> Context<'c> {
         let backend = self.back.map(|back| back.1);
         let around = Around { session: self.session, plan: self.plan, front: self.proxy, proxy, backend };
-        let mut at = around.context(self.front, self.received);
+        let mut at = around.context(self.received);
         at.memory = &self.memory;
         at.first = self.first;
         at.waited = self.waited;
@@ -145,7 +145,7 @@ impl<'a> Transaction<'a> {
     async fn answer_locally(&mut self, reply: Reply) -> Next {
         self.end = End::new(Cause::Local, Phase::Request);
         let worker = self.session.worker.id;
-        bump(&self.session.frontend.counters().shard(worker).intercepted, 1);
+        bump(&self.session.frontend().counters().shard(worker).intercepted, 1);
         self.send_reply(reply).await
     }
 
