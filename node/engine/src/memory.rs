@@ -7,6 +7,7 @@ use std::cell::{OnceCell, RefCell};
 use std::net::IpAddr;
 
 use phalanx_config::{VarScope, Variable};
+use smallvec::SmallVec;
 
 use crate::sample::Value;
 use crate::stick::Tracked;
@@ -18,7 +19,7 @@ pub struct Memory(OnceCell<Box<Inner>>);
 #[derive(Default)]
 struct Inner {
     counters: [OnceCell<Tracked>; 3],
-    variables: RefCell<Vec<(Variable, Stored)>>,
+    variables: RefCell<SmallVec<[(Variable, Stored); 1]>>,
 }
 
 /// Most bytes that the variables of one session or request take, as a bound of what a client can make
@@ -71,13 +72,13 @@ impl Memory {
     }
 
     /// Sets a variable; silently not when the session has no room left for it, as in HAProxy.
-    pub fn set(&self, name: &Variable, value: &Value<'_>) {
+    pub fn set(&self, name: &Variable, value: Value<'_>) {
         let stored = match value {
-            Value::Bool(is) => Stored::Bool(*is),
-            Value::Int(n) => Stored::Int(*n),
-            Value::Ip(ip) => Stored::Ip(*ip),
-            Value::Str(text) => Stored::Str(text[..].into()),
-            Value::Bin(bytes) => Stored::Bin(bytes[..].into()),
+            Value::Bool(is) => Stored::Bool(is),
+            Value::Int(n) => Stored::Int(n),
+            Value::Ip(ip) => Stored::Ip(ip),
+            Value::Str(text) => Stored::Str(text.into()),
+            Value::Bin(bytes) => Stored::Bin(bytes.into()),
         };
         let mut variables = self.inner().variables.borrow_mut();
         let others: usize = variables.iter().filter(|(other, _)| other != name).map(|(_, v)| v.len()).sum();
@@ -93,7 +94,7 @@ impl Memory {
     /// Forgets a variable.
     pub fn unset(&self, name: &Variable) {
         if let Some(inner) = self.0.get() {
-            inner.variables.borrow_mut().retain(|(other, _)| other != name);
+            inner.variables.borrow_mut().retain(|(other, _)| *other != *name);
         }
     }
 
@@ -129,10 +130,10 @@ mod tests {
         let name = |name: &str| Variable { scope: VarScope::Txn, name: name.into() };
         let memory = Memory::default();
         assert_eq!(memory.variable(&name("a")), None);
-        memory.set(&name("a"), &Value::Int(1));
-        memory.set(&name("a"), &Value::Str(b"x"[..].into()));
+        memory.set(&name("a"), Value::Int(1));
+        memory.set(&name("a"), Value::Str(b"x"[..].into()));
         assert_eq!(memory.variable(&name("a")), Some(Value::Str(b"x"[..].into())));
-        memory.set(&name("b"), &Value::Str(vec![b'x'; MAX_BYTES].into()));
+        memory.set(&name("b"), Value::Str(vec![b'x'; MAX_BYTES].into()));
         assert_eq!(memory.variable(&name("b")), None, "no room");
         memory.end(VarScope::Req);
         assert!(memory.variable(&name("a")).is_some());

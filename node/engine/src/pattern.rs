@@ -6,14 +6,18 @@
 //! [`State`](crate::state::State) owns the sets and calls [`Sets::load`] and [`Sets::follow`].
 
 mod entry;
+mod few;
 mod index;
 mod keys;
+mod near;
 mod queue;
 mod sharded;
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
@@ -24,6 +28,7 @@ use phalanx_config::pattern::Method;
 pub use self::entry::Entry;
 use self::index::Index;
 use self::keys::Exact;
+pub use self::near::{keep_near, let_go};
 pub use self::queue::{Asked, Edit, Queue};
 use self::sharded::Sharded;
 use crate::chunked::Chunked;
@@ -47,10 +52,33 @@ pub enum Input<'a> {
 pub struct Matcher {
     method: Method,
     ignore_case: bool,
+    /// No other matcher of this process has it.
+    number: u64,
     index: ArcSwap<Index>,
+    /// Grows after every change of `index`.
+    version: AtomicU64,
 }
 
 impl Matcher {
+    fn new(method: Method, ignore_case: bool, index: Index) -> Matcher {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let (index, version) = (ArcSwap::from_pointee(index), AtomicU64::new(0));
+        Matcher { method, ignore_case, number: NUMBER.fetch_add(1, Relaxed), index, version }
+    }
+
+    fn replace(&self, index: Index) {
+        self.index.store(Arc::new(index));
+        self.version.fetch_add(1, Release);
+    }
+
+    /// Calls `with` with the index as it is.
+    fn look<R>(&self, with: impl FnOnce(&Index) -> R) -> R {
+        // Read before the index is: that may then be a later one, which the next look replaces.
+        let version = self.version.load(Acquire);
+        near::look(self.number, version, || self.index.load_full(), with)
+            .unwrap_or_else(|with| with(&self.index.load()))
+    }
+
     /// How it compares.
     pub fn method(&self) -> Method {
         self.method
@@ -76,14 +104,14 @@ impl Matcher {
                 Input::Text(text) => number(text).is_some_and(|n| n != 0),
                 Input::Ip(_) => false,
             },
-            _ => self.find(input, |_| ()).is_some(),
+            _ => self.look(|index| index.says(input).unwrap_or_else(|| self.find_in(index, input).is_some())),
         }
     }
 
     /// What `with` makes of the entry that the sample matches; of several the finest in a tree, else
     /// the first.
     pub fn find<R>(&self, input: &Input<'_>, with: impl FnOnce(&Entry) -> R) -> Option<R> {
-        self.find_in(&self.index.load(), input).map(|entry| with(entry))
+        self.look(|index| self.find_in(index, input).map(|entry| with(entry)))
     }
 
     /// The value of the expression that the text matches, with `\0` to `\9` replaced by what its groups
@@ -260,7 +288,7 @@ impl PatternSet {
             return matcher.clone();
         }
         let index = inner.index(method, ignore_case, self.seed);
-        let matcher = Arc::new(Matcher { method, ignore_case, index: ArcSwap::from_pointee(index) });
+        let matcher = Arc::new(Matcher::new(method, ignore_case, index));
         inner.matchers.push(matcher.clone());
         matcher
     }
@@ -303,12 +331,13 @@ impl Inner {
     fn index(&self, method: Method, ignore_case: bool, seed: u64) -> Index {
         let mut index = Index::new(method, ignore_case, seed, self.entries.len());
         self.entries.iter().for_each(|(_, entry)| index.insert(entry));
+        index.settle();
         index
     }
 
     fn index_all(&self, seed: u64) {
         for matcher in &self.matchers {
-            matcher.index.store(Arc::new(self.index(matcher.method, matcher.ignore_case, seed)));
+            matcher.replace(self.index(matcher.method, matcher.ignore_case, seed));
         }
     }
 
@@ -341,7 +370,8 @@ impl Inner {
             for (entry, added) in &changes {
                 if *added { index.insert(entry) } else { index.remove(entry) }
             }
-            matcher.index.store(Arc::new(index));
+            index.settle();
+            matcher.replace(index);
         }
     }
 

@@ -57,15 +57,15 @@ pub fn next<'r>(rules: &'r [Rule], cursor: &mut Cursor, proxy: &ProxyPlan, at: &
             Action::SetVar(name, source) => {
                 let memory = at.memory_of(name);
                 match source {
-                    ValueFrom::Int(n) => memory.set(name, &Value::Int(*n)),
+                    ValueFrom::Int(n) => memory.set(name, Value::Int(*n)),
                     ValueFrom::Expr(expr) => match evaluate(expr, at) {
-                        Some(value) => memory.set(name, &value),
+                        Some(value) => memory.set(name, value),
                         None => memory.unset(name),
                     },
                     ValueFrom::Format(format) => {
                         let mut text = Vec::new();
                         sample::render(format, at, &mut text);
-                        memory.set(name, &Value::Str(text.into()));
+                        memory.set(name, Value::Str(text.into()));
                     }
                 }
             }

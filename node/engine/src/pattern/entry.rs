@@ -13,9 +13,39 @@ pub struct Entry {
     /// Its number in this process, never given twice: the reference that commands may use.
     serial: u64,
     /// Key and value in one piece.
-    text: Box<str>,
+    text: Text,
     key_len: u32,
     has_value: bool,
+}
+
+/// Short ones lie in the entry itself: who looks one up has its cache line already.
+#[derive(Debug)]
+enum Text {
+    Short(u8, [u8; SHORT]),
+    Long(Box<[u8]>),
+}
+
+/// Most host names and paths with what maps say of them; the entry is then 64 bytes.
+const SHORT: usize = 38;
+
+impl Text {
+    fn new(text: &[u8]) -> Text {
+        let mut short = [0; SHORT];
+        match short.get_mut(..text.len()) {
+            Some(place) => {
+                place.copy_from_slice(text);
+                Text::Short(text.len() as u8, short)
+            }
+            None => Text::Long(text.into()),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Text::Short(len, bytes) => bytes.get(..usize::from(*len)).unwrap_or(bytes),
+            Text::Long(bytes) => bytes,
+        }
+    }
 }
 
 static SERIAL: AtomicU64 = AtomicU64::new(0x1000);
@@ -28,7 +58,7 @@ impl Entry {
         Arc::new(Entry {
             order,
             serial: SERIAL.fetch_add(1, Relaxed),
-            text: text.into(),
+            text: Text::new(text.as_bytes()),
             // Lines of the configuration, of files and of the Runtime API are far shorter.
             key_len: u32::try_from(key.len()).unwrap_or(u32::MAX),
             has_value: value.is_some(),
@@ -37,12 +67,23 @@ impl Entry {
 
     /// The pattern.
     pub fn key(&self) -> &str {
-        self.text.get(..self.key_len as usize).unwrap_or(&self.text)
+        std::str::from_utf8(self.key_bytes()).unwrap_or_default()
+    }
+
+    /// The pattern's bytes, for who looks often.
+    pub fn key_bytes(&self) -> &[u8] {
+        let text = self.text.bytes();
+        text.get(..self.key_len as usize).unwrap_or(text)
     }
 
     /// What a map gives for it.
     pub fn value(&self) -> Option<&str> {
-        if self.has_value { self.text.get(self.key_len as usize..) } else { None }
+        std::str::from_utf8(self.value_bytes()?).ok()
+    }
+
+    /// The bytes of what a map gives for it, for who looks often.
+    pub fn value_bytes(&self) -> Option<&[u8]> {
+        if self.has_value { self.text.bytes().get(self.key_len as usize..) } else { None }
     }
 
     /// The value as a number.
@@ -114,6 +155,22 @@ impl Slot {
                 }
                 true
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_says_what_it_was_given_however_long() {
+        assert_eq!(size_of::<Entry>(), 64);
+        for len in [0, 1, SHORT - 4, SHORT - 3, SHORT - 2, 300] {
+            let key = "é".repeat(len / 2);
+            let entry = Entry::new(1, &key, Some("ü1"));
+            assert_eq!((entry.key(), entry.value()), (&*key, Some("ü1")));
+            assert_eq!(Entry::new(1, &key, None).value(), None);
         }
     }
 }

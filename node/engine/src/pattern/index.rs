@@ -10,8 +10,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use phalanx_config::pattern::{self, Method, Pattern, prefix4, prefix6};
+use smallvec::SmallVec;
 
+use super::Input;
 use super::entry::{Entry, Slot};
+use super::few::Few;
 use super::keys::{Bytes, Exact, Folded, Net4, Net6, Number};
 use super::sharded::{Keyed, Sharded};
 use crate::chunked::Chunked;
@@ -35,6 +38,8 @@ pub(super) struct Index {
     lengths6: Lengths,
     /// What is tried one after the other.
     list: Chunked<u64, (Tried, Arc<Entry>)>,
+    /// All of it, where that is little: enough to say whether anything matches.
+    few: Option<Few>,
 }
 
 /// A pattern that can't be hashed.
@@ -83,6 +88,30 @@ impl Index {
             lengths: Lengths::new(),
             lengths6: Lengths::new(),
             list: Chunked::default(),
+            few: None,
+        }
+    }
+
+    /// After entries were taken in or out, and before anybody looks.
+    pub(super) fn settle(&mut self) {
+        self.few = match self.method {
+            Method::Str | Method::Beg | Method::End if self.ignore_case => {
+                Few::texts(self.folded.keys(), self.folded.all_keys())
+            }
+            Method::Str | Method::Beg | Method::End => Few::texts(self.exact.keys(), self.exact.all_keys()),
+            Method::Ip if self.nets6.keys() == 0 && self.list.is_empty() => {
+                Few::nets(self.nets4.keys(), self.nets4.all_keys())
+            }
+            _ => None,
+        };
+    }
+
+    /// Whether an entry matches, if that can be said without finding it.
+    pub(super) fn says(&self, input: &Input<'_>) -> Option<bool> {
+        match (self.few.as_ref()?, *input) {
+            (Few::Texts(few), Input::Text(text)) => Some(few.matches(self.method, self.ignore_case, text)),
+            (Few::Nets(few), Input::Ip(IpAddr::V4(addr))) => Some(few.matches(addr)),
+            _ => None,
         }
     }
 
@@ -184,7 +213,11 @@ impl Index {
             Method::Bin => first(self.bytes.find(text)),
             Method::Dir | Method::Dom if self.ignore_case => self.word(&text.to_ascii_lowercase()),
             Method::Dir | Method::Dom => self.word(text),
-            Method::Sub if self.ignore_case => self.part(&text.to_ascii_lowercase()),
+            Method::Sub if self.ignore_case => {
+                let mut lower = SmallVec::<[u8; 256]>::from_slice(text);
+                lower.make_ascii_lowercase();
+                self.part(&lower)
+            }
             Method::Sub => self.part(text),
             Method::Reg => self.regex(text).map(|(_, entry)| entry),
             Method::Found | Method::Bool | Method::Int | Method::Ip | Method::Len => None,

@@ -33,11 +33,11 @@ impl Keyed for Exact {
     type Ask<'a> = &'a [u8];
 
     fn ask<'a>((): &'a (), first: &'a Entry) -> &'a [u8] {
-        first.key().as_bytes()
+        first.key_bytes()
     }
 
     fn hash(ask: &[u8], seed: u64) -> u64 {
-        hash::bytes(seed, ask)
+        hash::text(seed, ask)
     }
 
     fn same(a: &[u8], b: &[u8]) -> bool {
@@ -50,7 +50,7 @@ impl Keyed for Folded {
     type Ask<'a> = &'a [u8];
 
     fn ask<'a>((): &'a (), first: &'a Entry) -> &'a [u8] {
-        first.key().as_bytes()
+        first.key_bytes()
     }
 
     fn hash(ask: &[u8], seed: u64) -> u64 {
@@ -59,9 +59,9 @@ impl Keyed for Folded {
             Some(lower) => {
                 lower.copy_from_slice(ask);
                 lower.make_ascii_lowercase();
-                hash::bytes(seed, lower)
+                hash::text(seed, lower)
             }
-            None => hash::bytes(seed, &ask.to_ascii_lowercase()),
+            None => hash::text(seed, &ask.to_ascii_lowercase()),
         }
     }
 
@@ -79,7 +79,7 @@ impl Keyed for Bytes {
     }
 
     fn hash(ask: &[u8], seed: u64) -> u64 {
-        hash::bytes(seed, ask)
+        hash::text(seed, ask)
     }
 
     fn same(a: &[u8], b: &[u8]) -> bool {

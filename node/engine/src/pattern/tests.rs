@@ -237,6 +237,10 @@ fn command(rng: &mut SmallRng, set: &PatternSet) -> PatternCommand {
 #[test]
 fn sets_follow_commands_and_files() {
     for seed in 0..40 {
+        // As a worker, which holds what it looked into, or as another thread.
+        if seed == 20 {
+            keep_near();
+        }
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut registry = Registry::new();
         let file = |rng: &mut SmallRng| {
@@ -280,6 +284,11 @@ fn sets_follow_commands_and_files() {
                     let want = naive(&entries, matcher.method, matcher.ignore_case, &input);
                     let got = matcher.find(&input, Entry::order);
                     assert_eq!(got, want, "seed {seed} step {step} {matcher:?} {text}");
+                    assert_eq!(matcher.matches(&input), want.is_some(), "seed {seed} step {step} {text}");
+                    if let Ok(addr) = text.parse().map(Input::Ip) {
+                        let is = matcher.find(&addr, |_| ()).is_some();
+                        assert_eq!(matcher.matches(&addr), is, "seed {seed} step {step} {text}");
+                    }
                 }
             }
             let fresh = PatternSet::new(said.clone(), !seed);
@@ -304,4 +313,24 @@ fn a_reference_names_one_entry_of_several() {
     set.follow(registry.patterns());
     let left: Vec<_> = set.entries().iter().map(|(_, e)| e.value().unwrap().to_owned()).collect();
     assert_eq!(left, ["1", "3"]);
+}
+
+#[test]
+fn who_keeps_an_index_sees_changes_and_can_let_go() {
+    keep_near();
+    let set = PatternSet::new(source(&[("k", Some("1"))]), 7);
+    let matcher = set.matcher(Method::Str, false);
+    let is = |key: &str| matcher.matches(&Input::Text(key.as_bytes()));
+    assert!(is("k") && !is("l"));
+    let held = Arc::downgrade(&matcher.index.load_full());
+    set.load(&source(&[("l", Some("1"))]), Registry::new().patterns());
+    assert_eq!(held.strong_count(), 1, "until the next look");
+    assert!(is("l") && !is("k"));
+    assert_eq!(held.strong_count(), 0);
+    let inside = matcher.find(&Input::Text(b"l"), |_| is("l"));
+    assert_eq!(inside, Some(true), "a look from within a look");
+    let held = Arc::downgrade(&matcher.index.load_full());
+    let_go();
+    assert_eq!(held.strong_count(), 1, "only the matcher");
+    assert!(is("l"));
 }

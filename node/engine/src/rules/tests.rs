@@ -100,7 +100,7 @@ impl Node {
 /// What an expression gives as text.
 fn eval(text: &str) -> Option<String> {
     let node = Node::new(&format!(" http-request set-var(txn.v) {text}"));
-    node.memory.set(&variable("k"), &Value::Int(4));
+    node.memory.set(&variable("k"), Value::Int(4));
     node.with(|front, at| {
         let Action::SetVar(_, ValueFrom::Expr(expr)) = &front.config.rules.http_request[0].action else {
             panic!("{text}");

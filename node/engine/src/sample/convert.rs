@@ -31,8 +31,8 @@ pub(super) fn all<'a>(
 fn one<'a>(converter: &'a Converter, value: Value<'a>, at: &Context<'a>) -> Option<Value<'a>> {
     use Converter::*;
     Some(match converter {
-        Lower => text(value, <[u8]>::make_ascii_lowercase),
-        Upper => text(value, <[u8]>::make_ascii_uppercase),
+        Lower => text(value, u8::is_ascii_uppercase, <[u8]>::make_ascii_lowercase),
+        Upper => text(value, u8::is_ascii_lowercase, <[u8]>::make_ascii_uppercase),
         Length => Value::Int(value.into_bytes().len() as i64),
         Ltrim(set) => cut(value.into_text(), |t| &t[t.iter().take_while(|b| set.contains(b)).count()..]),
         Rtrim(set) => {
@@ -105,7 +105,7 @@ fn one<'a>(converter: &'a Converter, value: Value<'a>, at: &Context<'a>) -> Opti
         }
         Time(format, offset, local) => time(value.to_int()?.checked_add(*offset)?, format, *local)?,
         SetVar(name) => {
-            at.memory_of(name).set(name, &value);
+            at.memory_of(name).set(name, value.clone());
             value
         }
         UnsetVar(name) => {
@@ -123,10 +123,13 @@ fn one<'a>(converter: &'a Converter, value: Value<'a>, at: &Context<'a>) -> Opti
     })
 }
 
-fn text<'a>(value: Value<'a>, change: fn(&mut [u8])) -> Value<'a> {
-    let mut text = value.into_text().into_owned();
-    change(&mut text);
-    Value::owned(text)
+/// A text changed where it has bytes that are `wrong`: most have none.
+fn text<'a>(value: Value<'a>, wrong: impl Fn(&u8) -> bool, change: fn(&mut [u8])) -> Value<'a> {
+    let mut text = value.into_text();
+    if text.iter().any(wrong) {
+        change(text.to_mut());
+    }
+    Value::Str(text)
 }
 
 /// A part of a text that is always there.
@@ -337,10 +340,10 @@ fn look_up<'a>(map: &'a Map, value: &Value<'a>, at: &Context<'a>) -> Option<Valu
     };
     let found = at.world?.plan.matcher(usage).and_then(|matcher| match usage.output {
         Some(Output::Regm) => matcher.expand(&input).map(Value::owned),
-        Some(Output::Key) => matcher.find(&input, |entry| Some(Value::owned(entry.key().into())))?,
+        Some(Output::Key) => matcher.find(&input, |entry| Some(Value::owned(entry.key_bytes().into())))?,
         Some(Output::Int) => matcher.find(&input, |entry| entry.int().map(Value::Int))?,
         Some(Output::Ip) => matcher.find(&input, |entry| entry.ip().map(Value::Ip))?,
-        Some(Output::Str) | None => matcher.find(&input, |entry| of(entry.value()?.as_bytes()))?,
+        Some(Output::Str) | None => matcher.find(&input, |entry| of(entry.value_bytes()?))?,
     });
     found.or_else(|| of(map.default.as_ref()?.as_bytes()))
 }
