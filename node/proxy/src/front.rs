@@ -64,6 +64,11 @@ impl Front {
         }
     }
 
+    /// Whether the client has sent more, of which the event loop may not have told yet.
+    pub(crate) fn has_more(&mut self) -> bool {
+        !self.buf.is_empty() || self.stream.try_fill(&mut self.buf).is_ok_and(|n| n > 0)
+    }
+
     /// Ready when the client closes or fails; what it sends meanwhile is kept, up to a buffer full.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
         while !self.eof && !self.buf.is_full() {

@@ -216,7 +216,7 @@ impl Client {
             let Some(now) = current.index(self.session.frontend().name()) else { return false };
             (self.plan, self.index) = (current, now as u32);
         }
-        !worker.shared.state.process().is_stopping() || !self.front.buf.is_empty()
+        !worker.shared.state.process().is_stopping() || self.front.has_more()
     }
 
     /// Tells it what was wrong, if anything was, and closes.
@@ -268,8 +268,11 @@ fn poll_more(
         return Poll::Ready(Err(Ended::Client));
     }
     let entry = &session.entry;
-    if entry.poll_killed(cx.waker()) || (!first && front.buf.is_empty() && entry.ends_when_idle()) {
+    if entry.poll_killed(cx.waker()) {
         return Poll::Ready(Err(Ended::Killed));
+    }
+    if !first && front.buf.is_empty() && entry.ends_when_idle() {
+        return Poll::Ready(if front.has_more() { Ok(()) } else { Err(Ended::Killed) });
     }
     front.deadline.poll(cx).map(|()| Err(Ended::Timeout))
 }
