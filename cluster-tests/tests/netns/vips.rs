@@ -270,6 +270,35 @@ fn how_long_connections_may_go_on_after_a_move_is_said_and_a_reload_changes_it()
 }
 
 #[test]
+fn a_link_that_goes_down_is_left_at_once() {
+    const ROUNDS: usize = 9;
+    if !nix::unistd::geteuid().is_root() || Command::new("ip").arg("-V").output().is_err() {
+        eprintln!("not run: it needs root and the program 'ip'");
+        return;
+    }
+    let space = Namespace::new("down");
+    let config = CONFIG.replace("    user nobody\n    group nogroup\n    chroot DIR/jail\n", "");
+    let _node = inside(&space.0, || Node::start(&config, "DIR/sock"));
+    let mut took: Vec<Duration> = (0..ROUNDS)
+        .map(|_| {
+            until("the address is there", SOON, || space.has_vip());
+            ip(&["-n", &space.0, "link", "set", "eth0", "down"]);
+            let began = Instant::now();
+            while space.has_vip() {
+                assert!(began.elapsed() < SOON, "it is never taken off");
+            }
+            let took = began.elapsed();
+            ip(&["-n", &space.0, "link", "set", "eth0", "up"]);
+            took
+        })
+        .collect();
+    took.sort_unstable();
+    println!("from the loss of the link until the address is off: {took:?}");
+    // The kernel says so: a look every 100 ms alone would find it after 50 ms more often than not.
+    assert!(took[ROUNDS / 2] < Duration::from_millis(45), "{took:?}");
+}
+
+#[test]
 fn health_port_and_exec_follow_the_lease_and_maintenance_keeps_them_off() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();

@@ -1,10 +1,11 @@
 //! A compact netlink: building messages, sending them, reading acknowledgements.
 //!
 //! Only what floating IPs need ([`route`]: addresses and links; [`nft`]: the kernel-enforced lease;
-//! [`diag`]: the connections of an address).
+//! [`diag`]: the connections of an address; [`news`]: what happens to links and addresses).
 //! Every request is answered by an acknowledgement and waits at most [`PATIENCE`] for it.
 
 pub mod diag;
+pub mod news;
 pub mod nft;
 pub mod route;
 
@@ -37,8 +38,13 @@ struct Netlink {
 
 impl Netlink {
     fn open(protocol: SockProtocol) -> io::Result<Netlink> {
+        Netlink::open_with(protocol, 0)
+    }
+
+    /// With what the kernel tells by itself to these groups.
+    fn open_with(protocol: SockProtocol, groups: u32) -> io::Result<Netlink> {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(PATIENCE.as_secs() as i64, 0))?;
         Ok(Netlink { fd, sequence: 0 })
     }
@@ -53,12 +59,16 @@ impl Netlink {
         Ok(())
     }
 
+    fn receive(&self, buf: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self.fd.as_raw_fd(), buf, MsgFlags::empty())?)
+    }
+
     /// Reads answers until `last` is acknowledged, or one from `first` on failed. Other messages that
     /// answer them go to `each`.
     fn answers(&self, first: u32, last: u32, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
         let mut buf = vec![0u8; 32 * 1024];
         loop {
-            let n = recv(self.fd.as_raw_fd(), &mut buf, MsgFlags::empty())?;
+            let n = self.receive(&mut buf)?;
             let mut rest = &buf[..n];
             while rest.len() >= HEADER {
                 let length = u32::from_ne_bytes(array(&rest[0..4])) as usize;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use phalanx_sys::neighbour;
 use phalanx_sys::netlink::diag::connections;
+use phalanx_sys::netlink::news::{Feed, News};
 use phalanx_sys::netlink::nft::Nft;
 use phalanx_sys::netlink::nft::pass::Passing;
 use phalanx_sys::netlink::route::Route;
@@ -75,12 +76,37 @@ fn a_vip_lives_and_dies_in_the_kernel() {
         }
         let far = Far::new();
         for (vip, prefix) in [("10.9.0.77", 32), ("2001:db8:9::77", 128)] {
+            news(&far, vip.parse().unwrap(), prefix);
             addresses_and_announcements(&far, vip.parse().unwrap(), prefix);
             kernel_lease(&far, vip.parse().unwrap(), prefix);
             passing_on(&far, vip.parse().unwrap(), prefix);
         }
     });
     worker.join().unwrap();
+}
+
+/// What the kernel tells is there when it was asked for nothing.
+fn news(far: &Far, vip: IpAddr, prefix: u8) {
+    let mut feed = Feed::open().unwrap();
+    let mut tells = |what: &str, expected: News, act: &dyn Fn()| {
+        act();
+        let mut told = false;
+        until(what, || {
+            feed.wait(|news| told |= news == expected).unwrap();
+            told
+        });
+    };
+    let mut route = Route::open().unwrap();
+    let link = route.link("near").unwrap();
+    route.add_address(link.index, vip, prefix, None).unwrap();
+    tells("an address that is put there", News::Added(vip), &|| ());
+    route.remove_address(link.index, vip, prefix).unwrap();
+    tells("an address that is taken off", News::Removed(vip), &|| ());
+    tells("a carrier that goes", News::Link("near".into()), &|| _ = far.run("ip link set far down"));
+    tells("a carrier that comes", News::Link("near".into()), &|| _ = far.run("ip link set far up"));
+    // It loses its addresses of IPv6 with the link.
+    far.run("ip -6 addr replace 2001:db8:9::2/64 dev far nodad");
+    until("carrier", || route.link("near").unwrap().running);
 }
 
 fn addresses_and_announcements(far: &Far, vip: IpAddr, prefix: u8) {

@@ -259,6 +259,8 @@ pub(super) struct Arp {
     noticed: Vec<String>,
     /// It has moved, but connections go on here: in the name of this address.
     kept: Option<(Link, IpAddr)>,
+    /// The kernel may let connections of it go on that it has no more.
+    drains: bool,
     /// Which connections are this node's.
     mine: Mine,
     /// Where packets of others are passed on.
@@ -319,6 +321,7 @@ impl Arp {
             held: None,
             noticed: Vec::new(),
             kept: None,
+            drains: false,
             mine: Mine::new(addr),
             placed: Placed::default(),
             parked: None,
@@ -338,6 +341,15 @@ impl Arp {
             Some((link, at)) if boottime() < *at + SEEN => Ok(link.clone()),
             _ => self.link(),
         }
+    }
+
+    /// Not asked of the kernel for nothing: at a failure each of its answers is time without the address.
+    fn end_drain(&mut self) -> Result<(), String> {
+        if self.drains {
+            self.kernel.end_drain(self.addr)?;
+            self.drains = false;
+        }
+        Ok(())
     }
 
     /// Passes nothing on any more.
@@ -490,7 +502,7 @@ impl Driver for Arp {
     fn acquired(&mut self) {
         self.parked = None;
         if self.kept.take().is_some()
-            && let Err(why) = self.kernel.end_drain(self.addr)
+            && let Err(why) = self.end_drain()
         {
             warn!("address {} on {}: drains for another {KEPT:?}: {why}", self.addr, self.interface);
         }
@@ -523,7 +535,7 @@ impl Driver for Arp {
         (self.held, self.kept, self.parked) = (None, None, None);
         // Silence first, then the address. What is passed on to others comes last: it would be answered with
         // resets here.
-        let silenced = self.kernel.drop_hold(self.addr).and(self.kernel.end_drain(self.addr));
+        let silenced = self.kernel.drop_hold(self.addr).and(self.end_drain());
         take_off(&self.interface, self.addr, self.prefix)?;
         self.end_pass();
         silenced
@@ -539,6 +551,7 @@ impl Driver for Arp {
         let link = self.seen_link()?;
         let Some(own) = self.own_address(&link)? else { return Ok(false) };
         self.shut()?;
+        self.drains = true;
         if self.kernel.drain(self.addr, own)?.is_none() {
             return Ok(false);
         }

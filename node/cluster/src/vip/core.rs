@@ -17,6 +17,7 @@ use phalanx_engine::membership::Adopted;
 use phalanx_engine::registry::Members;
 use phalanx_engine::time::Now;
 use phalanx_sys::clock;
+use phalanx_sys::netlink::news::{Feed, News};
 use phalanx_wire::cluster as pb;
 use phalanx_wire::cluster::lease_message::Kind;
 use tokio::sync::{mpsc, watch};
@@ -216,9 +217,44 @@ impl Shared {
         for (i, (hands, driver)) in hands.into_iter().zip(drivers).enumerate() {
             super::hands::start(shared.clone(), i, hands, driver, (guardian.clone(), announcer.clone()))?;
         }
+        if shared.core.lock().vips.iter().any(|one| matches!(one.settings.announce, Announce::Arp { .. })) {
+            let heeds = shared.clone();
+            thread("vip-links", move || heeds.heed_news())?;
+        }
         let clock = shared.clone();
         thread("vip-clock", move || clock.keep_time())?;
         Ok(shared)
+    }
+
+    /// Heeds what the kernel tells of links and addresses; what it does not tell is seen a little later.
+    fn heed_news(&self) {
+        let mut feed = match Feed::open() {
+            Ok(feed) => feed,
+            Err(error) => return warn!("floating IPs: links are only looked at now and then: {error}"),
+        };
+        while !self.stopping.load(Ordering::Acquire) {
+            if let Err(error) = feed.wait(|news| self.heed(&news)) {
+                return warn!("floating IPs: links are only looked at now and then: {error}");
+            }
+        }
+    }
+
+    fn heed(&self, news: &News) {
+        for one in &self.core.lock().vips {
+            let Announce::Arp { interface } = &one.settings.announce else { continue };
+            let concerns = match news {
+                News::Link(name) => name == interface,
+                // Whoever has it renews it all the time.
+                News::Added(addr) => {
+                    *addr == one.settings.addr && one.announced.is_none() && one.drains.is_none()
+                }
+                News::Removed(addr) => *addr == one.settings.addr,
+                News::Lost => true,
+            };
+            if concerns {
+                one.hands.push(Task::Look);
+            }
+        }
     }
 
     pub(super) fn settings(&self) -> Arc<Settings> {

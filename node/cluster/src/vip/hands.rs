@@ -20,7 +20,7 @@ use super::drain::{Kept, Paths, Reach};
 use super::guardian::{Guardian, Hold, Place};
 use super::{Announcer, VipSettings};
 
-/// How often a driver looks at what it needs.
+/// How often a driver looks at what it needs, beside what the kernel tells by itself.
 const INSPECT_EVERY: Duration = Duration::from_millis(100);
 
 /// How often connections that are kept, and those passed on, are looked after.
@@ -43,6 +43,8 @@ const RETRY: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Task {
     Do(Job),
+    /// Something has happened to its interface or to its address.
+    Look,
     /// It is about to be moved away.
     Prepare,
     /// What others keep has changed.
@@ -180,6 +182,7 @@ impl Hands {
         let same = |task: &Task| match task {
             Task::Do(Job::Renew { .. }) => 1,
             Task::PassOn => 2,
+            Task::Look => 3,
             _ => 0,
         };
         if same(&task) != 0 && tasks.0.back().is_some_and(|last| same(last) == same(&task)) {
@@ -306,6 +309,7 @@ impl Worker {
                     self.prepare();
                 }
                 Some(Task::PassOn) => self.pass_on(),
+                Some(Task::Look) => self.look_again(),
                 Some(Task::Quit) => break,
                 None => {}
             }
@@ -344,6 +348,14 @@ impl Worker {
         }
         missing.extend(self.unready.iter().cloned());
         self.shared.set_missing(self.index, missing);
+    }
+
+    /// Something has happened to the interface: what is not there any more is put back, or left to others.
+    fn look_again(&mut self) {
+        self.inspect();
+        if let Some((ballot, until)) = self.shared.held_until(self.index) {
+            self.carry_out(Job::Renew { ballot, until });
+        }
     }
 
     fn tell_noticed(&mut self) {
