@@ -328,7 +328,7 @@ impl Vips {
             asked_by: me,
         };
         let mut client = LeaseClient::with_interceptor(channel, stamp);
-        let wait = core::answer_deadline(self.0.timing);
+        let wait = core::moves::answer_deadline(self.0.timing);
         match tokio::time::timeout(wait, client.r#move(request)).await {
             Ok(Ok(reply)) => {
                 let reply = reply.into_inner();

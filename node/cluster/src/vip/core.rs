@@ -2,10 +2,13 @@
 //!
 //! Everything under the lock is computation and queueing; nothing there blocks.
 
+pub(super) mod moves;
+mod status;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
@@ -27,10 +30,7 @@ use super::drain::{Kept, Others, Paths, Reach};
 use super::guardian::Guardian;
 use super::hands::{Driver, Hands, Task};
 use super::wire::Names;
-use super::{
-    Announce, Announcer, Draining, Move, MoveError, NodeFitness, Notice, Options, VipSettings, VipStatus,
-    arp, exec, health,
-};
+use super::{Announce, Announcer, Move, NodeFitness, Notice, Options, VipSettings, arp, exec, health};
 use crate::{Node, Settings};
 
 /// Moves remembered per VIP, and things noticed.
@@ -38,22 +38,6 @@ const MOVES: usize = 16;
 
 /// A step of the wall clock that is worth a word; slewing stays below.
 const STEP: Duration = Duration::from_millis(500);
-
-/// How long a planned move may take, beside its preparation.
-fn move_deadline(timing: Timing) -> Duration {
-    3 * timing.lease + Duration::from_millis(500)
-}
-
-/// How long a holder that is to move a VIP away may prepare for that; after it, it moves all the same.
-const PREPARE_WITHIN: Duration = Duration::from_secs(5);
-
-/// How long the holder may take to answer who asks it to move a VIP away.
-pub(super) fn answer_deadline(timing: Timing) -> Duration {
-    PREPARE_WITHIN + move_deadline(timing) + Duration::from_millis(500)
-}
-
-/// How often what is waited for is looked at.
-const POLL: Duration = Duration::from_millis(5);
 
 pub(super) struct Shared {
     /// Of this node, with the members as its nodes.
@@ -642,7 +626,7 @@ impl Shared {
 
     /// Tells all peers how fit this node is.
     fn tell_fitness(&self, core: &mut Core) {
-        let message = fitness(core);
+        let message = status::fitness(core);
         for links in core.links.values_mut() {
             for link in links {
                 let _ = link.queue.try_send(message.clone());
@@ -664,7 +648,7 @@ impl Shared {
             lease_us: self.timing.lease.as_micros() as u64,
         };
         let _ = queue.try_send(pb::LeaseMessage { kind: Some(Kind::Hello(hello)) });
-        let _ = queue.try_send(fitness(&core));
+        let _ = queue.try_send(status::fitness(&core));
         let links = core.links.entry(node).or_default();
         links.push(Link { id, outbound, queue });
         // Ours last: it is the one that sends small messages at once.
@@ -758,222 +742,6 @@ impl Shared {
     pub(super) fn settings_of(&self, i: usize) -> VipSettings {
         self.core.lock().vips[i].settings.clone()
     }
-
-    /// Name of the node that holds a VIP.
-    pub(super) fn holder_of(&self, vip: &str) -> Result<Option<String>, MoveError> {
-        let core = self.core.lock();
-        let Some(one) = core.vips.iter().find(|one| one.settings.name == vip) else {
-            let known: Vec<_> = core.vips.iter().map(|one| one.settings.name.as_str()).collect();
-            return Err(MoveError(format!("no vip '{vip}', expects one of: {}", known.join(", "))));
-        };
-        let names = self.names.load();
-        Ok(one.lease.view(now()).holder.map(|id| names.name(id).to_owned()))
-    }
-
-    /// Moves a VIP that this node holds.
-    pub(super) async fn move_here(
-        &self,
-        vip: &str,
-        to: Option<&str>,
-        asked_by: &str,
-    ) -> Result<(String, Epoch), MoveError> {
-        let i = self.index(vip).ok_or_else(|| MoveError(format!("no vip '{vip}'")))?;
-        let (target, epoch) = {
-            let core = self.core.lock();
-            let target = self.target(&core.vips[i], to)?;
-            (target, core.vips[i].lease.view(now()).epoch.unwrap_or_default())
-        };
-        info!("vip '{vip}': planned move to {}, asked by {asked_by}", self.names.load().name(target));
-        self.prepare(i).await;
-        self.decide(i, |lease, now| lease.resign(Some(target), now))
-            .map_err(|why| MoveError(format!("vip '{vip}': {why}")))?;
-        let deadline = Instant::now() + move_deadline(self.timing);
-        while Instant::now() < deadline {
-            let view = self.core.lock().vips[i].lease.view(now());
-            if let (Some(holder), Some(new)) = (view.holder, view.epoch)
-                && new > epoch
-            {
-                return Ok((self.names.load().name(holder).to_owned(), new));
-            }
-            tokio::time::sleep(POLL).await;
-        }
-        Err(MoveError(format!("vip '{vip}': let go, but no node has taken it yet; see show vip")))
-    }
-
-    /// Gets the hands ready for moving VIP `i` away, which is held and renewed meanwhile.
-    async fn prepare(&self, i: usize) {
-        {
-            let one = &mut self.core.lock().vips[i];
-            one.preparing = true;
-            one.hands.push(Task::Prepare);
-        }
-        let deadline = Instant::now() + PREPARE_WITHIN;
-        while self.core.lock().vips[i].preparing && Instant::now() < deadline {
-            tokio::time::sleep(POLL).await;
-        }
-    }
-
-    /// The hands are ready for moving VIP `i` away.
-    pub(super) fn prepared(&self, i: usize) {
-        self.core.lock().vips[i].preparing = false;
-    }
-
-    fn target(&self, one: &One, to: Option<&str>) -> Result<NodeId, MoveError> {
-        let vip = &one.settings.name;
-        let names = self.names();
-        let fitness: BTreeMap<NodeId, NodeFitness> =
-            names.ids().into_iter().zip(self.fitness_of(one)).collect();
-        let eligible = |id: NodeId| fitness.get(&id).is_some_and(|f| f.eligible);
-        if let Some(to) = to {
-            let id = names.id(to).ok_or_else(|| {
-                MoveError(format!("no node '{to}', expects one of: {}", names.all().join(", ")))
-            })?;
-            if Some(id) == names.me() {
-                return Err(MoveError(format!("vip '{vip}' is already on node '{to}'")));
-            }
-            if !eligible(id) {
-                let reasons = fitness.get(&id).map(|f| f.reasons.join(", ")).unwrap_or_default();
-                return Err(MoveError(format!("node '{to}' is not eligible for vip '{vip}': {reasons}")));
-            }
-            return Ok(id);
-        }
-        let me = names.me();
-        // The next in line, and round again.
-        let mut ids: Vec<NodeId> = fitness.keys().copied().filter(|id| Some(*id) != me).collect();
-        let after_me = ids.partition_point(|id| Some(*id) < me);
-        ids.rotate_left(after_me);
-        ids.into_iter().find(|id| eligible(*id)).ok_or_else(|| {
-            let settings = self.settings();
-            let others = fitness.values().filter(|f| f.node != settings.node);
-            let why: Vec<_> = others.map(|f| format!("{}: {}", f.node, f.reasons.join(", "))).collect();
-            MoveError(format!("no other node is eligible for vip '{vip}' ({})", why.join("; ")))
-        })
-    }
-
-    fn fitness_of(&self, one: &One) -> Vec<NodeFitness> {
-        let names = self.names.load();
-        let fitness = names.ids().into_iter().map(|id| {
-            if Some(id) == names.me() {
-                return own_fitness(one, names.name(id).to_owned());
-            }
-            one.fitness.get(&id).cloned().unwrap_or_else(|| NodeFitness {
-                node: names.name(id).to_owned(),
-                eligible: false,
-                reasons: vec!["not connected".into()],
-            })
-        });
-        fitness.collect()
-    }
-
-    pub(super) fn status(&self) -> Vec<VipStatus> {
-        let core = self.core.lock();
-        let now = now();
-        let status = core.vips.iter().map(|one| {
-            let view = one.lease.view(now);
-            VipStatus {
-                name: one.settings.name.clone(),
-                addr: one.settings.addr,
-                prefix: one.settings.prefix,
-                announce: one.settings.announce.name(),
-                holder: view.holder.map(|id| self.names.load().name(id).to_owned()),
-                epoch: view.epoch.unwrap_or_default().0,
-                left: view.left,
-                kept: one.kept,
-                draining: self.draining(one, now.mono),
-                nodes: self.fitness_of(one),
-                moves: one.moves.iter().cloned().collect(),
-                notices: one.notices.iter().cloned().collect(),
-                waiting: core.waiting.clone(),
-            }
-        });
-        status.collect()
-    }
-
-    fn draining(&self, one: &One, now: Duration) -> Vec<Draining> {
-        let names = self.names.load();
-        let own = one.drains.and_then(|kept| Some((names.me()?, kept)));
-        let mut all: Vec<_> = own.into_iter().chain(one.others.iter(now)).collect();
-        all.sort_by_key(|(_, kept)| kept.epoch);
-        let draining = all.into_iter().map(|(id, kept)| Draining {
-            node: names.name(id).to_owned(),
-            epoch: kept.epoch.0,
-            connections: kept.connections,
-        });
-        draining.collect()
-    }
-
-    /// The process stops: VIP by VIP, what this node holds goes to another, as at a planned move. Comes
-    /// back when it is off this node. `prepared`: when another holds it; what nobody else can take is given up.
-    pub(super) async fn depart(&self, prepared: bool) {
-        let count = {
-            let mut core = self.core.lock();
-            core.departing = true;
-            (0..core.vips.len()).for_each(|i| self.refit(&mut core, i));
-            core.vips.len()
-        };
-        futures_util::future::join_all((0..count).map(|i| self.depart_from(i, prepared))).await;
-    }
-
-    async fn depart_from(&self, i: usize, prepared: bool) {
-        let holding = || self.core.lock().vips[i].lease.held_until();
-        let target = || self.target(&self.core.lock().vips[i], None);
-        let Some((ballot, _)) = holding() else { return };
-        let name = self.settings_of(i).name;
-        if prepared && target().is_ok() {
-            self.prepare(i).await;
-        }
-        let by_another = match target() {
-            Ok(to) => {
-                info!("vip '{name}': planned move to {}, for the node stops", self.names.load().name(to));
-                // It may have been lost meanwhile.
-                let _ = self.decide(i, |lease, now| lease.resign(Some(to), now));
-                prepared
-            }
-            // It is given up a moment later.
-            Err(_) if !prepared => return,
-            Err(MoveError(why)) => {
-                info!("vip '{name}': given up, for the node stops: {why}");
-                self.decide(i, Lease::stop);
-                false
-            }
-        };
-        let deadline = Instant::now() + move_deadline(self.timing);
-        let moved = || {
-            let core = self.core.lock();
-            let view = core.vips[i].lease.view(now());
-            let elsewhere = view.holder.is_some() && view.epoch > Some(ballot.epoch());
-            if by_another { elsewhere } else { !core.vips[i].lease.is_withdrawing() }
-        };
-        while !moved() && Instant::now() < deadline {
-            tokio::time::sleep(POLL).await;
-        }
-    }
-
-    /// Comes back when no connection of what was moved away goes on here, or at the deadline.
-    pub(super) async fn drained(&self, deadline: Instant) {
-        let drains = || self.core.lock().vips.iter().any(|one| one.drains.is_some());
-        while drains() && Instant::now() < deadline {
-            tokio::time::sleep(10 * POLL).await;
-        }
-    }
-
-    pub(super) fn stop(&self, deadline: Instant) {
-        let hands: Vec<Arc<Hands>> = {
-            let mut core = self.core.lock();
-            self.stopping.store(true, Ordering::Release);
-            let now = now();
-            for i in 0..core.vips.len() {
-                core.vips[i].lease.stop(now);
-                self.carry_out(&mut core, i, now);
-                core.vips[i].hands.push(Task::Quit);
-            }
-            self.wake.notify_all();
-            core.vips.iter().map(|one| one.hands.clone()).collect()
-        };
-        for hands in hands {
-            hands.wait_finished(deadline);
-        }
-    }
 }
 
 fn note(one: &mut One, now: Now, text: String) {
@@ -993,27 +761,6 @@ fn stepped(before: Now, after: Now) -> Option<String> {
         false => (shown + went, "back"),
     };
     (step > STEP).then(|| format!("{way} by {:.1} s", step.as_secs_f64()))
-}
-
-fn own_fitness(one: &One, node: String) -> NodeFitness {
-    let fit = one.lease.fit();
-    NodeFitness { node, eligible: *fit == Fit::Yes, reasons: fit.reasons().to_vec() }
-}
-
-fn fitness(core: &Core) -> pb::LeaseMessage {
-    let vips = core.vips.iter().map(|one| {
-        let own = own_fitness(one, String::new());
-        pb::VipFitness {
-            vip: one.settings.name.clone(),
-            eligible: own.eligible,
-            reasons: own.reasons,
-            kept: one.drains.map(|k| pb::Kept { epoch: k.epoch.0, connections: k.connections }),
-            via: one.reach.map(|r| r.via.to_string()).unwrap_or_default(),
-            mac: one.reach.map(|r| r.mac.to_vec().into()).unwrap_or_default(),
-            announced: one.announced.unwrap_or_default().0,
-        }
-    });
-    pb::LeaseMessage { kind: Some(Kind::Fitness(pb::Fitness { vips: vips.collect() })) }
 }
 
 /// By the best stream that has room; else it is lost, as the protocol allows.
