@@ -123,7 +123,7 @@ fn renewals_go_on_while_thousands_of_connections_are_told_of() {
                 longest.lock()
             );
             over.store(1, Relaxed);
-            assert!(own >= 3 && renewed >= 3, "{own} {renewed}");
+            assert!(own >= 1 && renewed >= 3, "{own} {renewed}");
         });
         // From here on what is not its own is lost or passed on: so it must know all that are.
         assert!(listed("settling4").contains(VIP) && listed("closed4").contains(VIP));
