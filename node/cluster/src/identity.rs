@@ -36,6 +36,7 @@ const KEY_CLUSTER: &str = "phalanx-cluster";
 const KEY_FROM: &str = "phalanx-from";
 const KEY_TO: &str = "phalanx-to";
 const KEY_INCARNATION: &str = "phalanx-incarnation";
+const KEY_MEMBERS: &str = "phalanx-members";
 
 /// Strangers whose last problem is remembered, so that it is reported once.
 const STRANGERS: usize = 64;
@@ -63,14 +64,32 @@ pub struct Caller {
     pub id: u64,
     /// The run of its process.
     pub incarnation: u64,
+    /// It is no member by the list of this node, and has a later one.
+    pub newer: bool,
 }
 
 impl Caller {
     /// Who sent `request`.
     ///
     /// # Errors
-    /// An internal error if it did not pass the guard.
+    /// It is no member that this node knows of; an internal error if it did not pass the guard.
     pub fn of<T>(request: &Request<T>) -> Result<Caller, Status> {
+        let caller = Caller::of_log(request)?;
+        match caller.newer {
+            true => Err(Status::failed_precondition(format!(
+                "the list of members here is older than that of node '{}', and takes nothing from it but the log",
+                caller.node
+            ))),
+            false => Ok(caller),
+        }
+    }
+
+    /// As [`Caller::of`], for the log: the members that bring this node up to date may have joined
+    /// after all that it knows, be it a new node that is at the log's beginning, or one that was away.
+    ///
+    /// # Errors
+    /// An internal error if it did not pass the guard.
+    pub(crate) fn of_log<T>(request: &Request<T>) -> Result<Caller, Status> {
         request.extensions().get().cloned().ok_or_else(|| Status::internal("the call has no caller"))
     }
 }
@@ -93,6 +112,7 @@ fn versions((oldest, newest): (u32, u32)) -> String {
 pub struct Stamp {
     fixed: Arc<MetadataMap>,
     cluster_id: Arc<AtomicU64>,
+    members: Arc<AtomicU64>,
 }
 
 impl Stamp {
@@ -112,7 +132,8 @@ impl Stamp {
                 value.parse().map_err(|_| format!("name '{value}' may only contain printable ASCII"))?;
             map.insert(key, value);
         }
-        Ok(Stamp { fixed: Arc::new(map), cluster_id: settings.cluster_id.clone() })
+        let (cluster_id, members) = (settings.cluster_id.clone(), settings.members.clone());
+        Ok(Stamp { fixed: Arc::new(map), cluster_id, members })
     }
 }
 
@@ -126,6 +147,8 @@ impl Interceptor for Stamp {
         let id = self.cluster_id.load(Ordering::Relaxed);
         if id != 0 {
             request.metadata_mut().insert(KEY_CLUSTER_ID, MetadataValue::from(id));
+            let members = self.members.load(Ordering::Relaxed);
+            request.metadata_mut().insert(KEY_MEMBERS, MetadataValue::from(members));
         }
         Ok(request)
     }
@@ -154,6 +177,7 @@ struct Gate {
     spoken: (u32, u32),
     callers: ArcSwap<Callers>,
     cluster_id: Arc<AtomicU64>,
+    members: Arc<AtomicU64>,
     tls: Option<Tls>,
     /// The last problem of each caller, by the name it gave.
     problems: Mutex<BTreeMap<String, String>>,
@@ -177,6 +201,7 @@ impl Guard {
             spoken: spoken(settings),
             callers: ArcSwap::default(),
             cluster_id: settings.cluster_id.clone(),
+            members: settings.members.clone(),
             tls: settings.tls.clone(),
             problems: Mutex::default(),
             runs: Mutex::default(),
@@ -270,8 +295,13 @@ impl Gate {
         }
         self.check_id(metadata)?;
         let callers = self.callers.load();
+        let mut newer = false;
         let (node, addr) = match callers.nodes.get(from) {
             Some((node, addr)) => (node.clone(), addr.clone()),
+            None if callers.agreed && self.is_newer(metadata) => {
+                newer = true;
+                (Arc::from(from), String::new())
+            }
             None if callers.agreed => {
                 return Err(Problem::Misfit(format!(
                     "node '{from}' is no member of cluster '{}'; 'cluster join {from} ADDR:PORT' on a member \
@@ -284,7 +314,16 @@ impl Gate {
         let incarnation = text(metadata, KEY_INCARNATION).and_then(|i| i.parse().ok());
         let incarnation =
             incarnation.ok_or_else(|| Problem::Stranger(format!("{KEY_INCARNATION} is not a number")))?;
-        Ok((Caller { id: node_id(&node), node, incarnation }, addr))
+        Ok((Caller { id: node_id(&node), node, incarnation, newer }, addr))
+    }
+
+    /// Whether a node of this cluster has a later list of members than this one.
+    fn is_newer(&self, metadata: &MetadataMap) -> bool {
+        let number = |key| text(metadata, key).and_then(|number| number.parse::<u64>().ok());
+        let here = self.cluster_id.load(Ordering::Relaxed);
+        here != 0
+            && number(KEY_CLUSTER_ID) == Some(here)
+            && number(KEY_MEMBERS).is_some_and(|theirs| theirs > self.members.load(Ordering::Relaxed))
     }
 
     /// Two clusters of one name must not mix.
@@ -363,6 +402,7 @@ mod tests {
             vip_lease: None,
             pretends: None,
             cluster_id: Arc::default(),
+            members: Arc::default(),
         }
     }
 
@@ -381,7 +421,7 @@ mod tests {
     fn a_node_of_the_cluster_is_let_through_by_name() {
         let request = call(Some(Stamp::new(&settings("prod", "n2"), "n1").unwrap())).unwrap();
         let caller = Caller::of(&request).unwrap();
-        assert_eq!(caller, Caller { node: "n2".into(), id: node_id("n2"), incarnation: 5 });
+        assert_eq!(caller, Caller { node: "n2".into(), id: node_id("n2"), incarnation: 5, newer: false });
     }
 
     #[test]
@@ -425,6 +465,28 @@ mod tests {
         theirs.cluster_id.store(2, Ordering::Relaxed);
         let text = call(&theirs).unwrap_err();
         assert!(text.message().starts_with("this is another cluster of the name 'prod'"), "{text}");
+    }
+
+    #[test]
+    fn a_member_that_came_after_all_this_node_knows_brings_the_log_and_nothing_else() {
+        let (ours, theirs) = (settings("prod", "n1"), settings("prod", "n7"));
+        let mut guard = Guard::new(&ours);
+        guard.follow(&ours.nodes, true);
+        let mut call = |id: u64, members: u64| {
+            theirs.cluster_id.store(id, Ordering::Relaxed);
+            theirs.members.store(members, Ordering::Relaxed);
+            guard.call(Stamp::new(&theirs, "n1").unwrap().call(Request::new(())).unwrap())
+        };
+        ours.members.store(4, Ordering::Relaxed);
+        assert!(call(9, 5).is_err(), "this node does not know its cluster");
+        ours.cluster_id.store(9, Ordering::Relaxed);
+        let request = call(9, 5).unwrap();
+        assert!(Caller::of_log(&request).unwrap().newer);
+        let text = Caller::of(&request).unwrap_err();
+        assert!(text.message().contains("older than that of node 'n7'"), "{text}");
+        for (id, members) in [(9, 4), (9, 3), (0, 5), (8, 5)] {
+            assert!(call(id, members).is_err(), "cluster {id}, members {members}");
+        }
     }
 
     #[test]

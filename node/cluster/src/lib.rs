@@ -75,6 +75,8 @@ pub struct Settings {
     pub join: bool,
     /// What tells the cluster from another of its name; 0 until it is known.
     pub cluster_id: Arc<AtomicU64>,
+    /// Version of the list of members that this node has; 0 until it has one.
+    pub members: Arc<AtomicU64>,
 }
 
 /// A `node` line.

@@ -202,6 +202,7 @@ impl Roster {
             (state.members.clone(), state.allowed)
         };
         settings.cluster_id.store(members.cluster_id(), Ordering::Relaxed);
+        settings.members.store(members.version(), Ordering::Relaxed);
         let nodes = nodes_of(&members, settings);
         guard.follow(&nodes, members.founded());
         peers.follow(settings, &nodes);

@@ -645,6 +645,7 @@ pub(super) fn settings(config: &Config, node: &str, incarnation: u64) -> Option<
         vip_lease: cluster.vip_lease,
         pretends: None,
         cluster_id: Arc::default(),
+        members: Arc::default(),
     })
 }
 

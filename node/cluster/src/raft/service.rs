@@ -40,7 +40,7 @@ impl Service {
 
     /// The request for a vote, if this node's vote counts.
     async fn may_vote(&self, request: Request<Payload>) -> Result<VoteRequest<Types>, Status> {
-        let candidate = Caller::of(&request)?.id;
+        let candidate = Caller::of_log(&request)?.id;
         let Payload { data, standing } = request.into_inner();
         let vote: VoteRequest<Types> = decode(&data).map_err(malformed)?;
         let last = vote.last_log_id.map(|id| End { term: id.leader_id.term, next: id.index + 1 });

@@ -96,6 +96,7 @@ impl Nodes {
             vip_lease: None,
             pretends: None,
             cluster_id: Arc::default(),
+            members: Arc::default(),
         });
         Nodes { settings: settings.collect(), all: nodes, dirs, running: (0..count).map(|_| None).collect() }
     }
@@ -190,7 +191,12 @@ impl Nodes {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
         self.settings[i].incarnation = since.as_micros() as u64;
         let data_dir = self.dirs[dir].path().to_owned();
-        let settings = Settings { data_dir, cluster_id: Arc::default(), ..self.settings[i].clone() };
+        let settings = Settings {
+            data_dir,
+            cluster_id: Arc::default(),
+            members: Arc::default(),
+            ..self.settings[i].clone()
+        };
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let told = Arc::new(Mutex::new(BTreeSet::new()));
         let deadline = Instant::now() + Duration::from_secs(10);

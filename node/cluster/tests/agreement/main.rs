@@ -180,6 +180,41 @@ fn nodes_join_leave_and_are_replaced_one_by_one() {
 }
 
 #[test]
+fn members_that_a_node_has_never_heard_of_bring_it_up_to_date() {
+    let mut nodes = Nodes::new(6);
+    nodes.list_first(&[0, 1, 2], 3);
+    for i in 0..3 {
+        nodes.start(i);
+    }
+    nodes.wait_for_leader(&[0, 1, 2]);
+    nodes.propose_until(0, "a", SOON);
+    eventually(SOON, "the cluster is founded", || (0..3).all(|i| nodes.status(i).cluster_id != 0));
+    // While one is away, all others are replaced.
+    nodes.kill(2);
+    for i in [3, 4] {
+        nodes.start(i);
+        let text = nodes.join(0, i, false, None).unwrap();
+        assert!(text.contains("is a member after"), "{text}");
+    }
+    for (at, i) in [(1, 0), (3, 1)] {
+        let text = nodes.leave(at, i).unwrap();
+        assert!(text.contains("has left after"), "{text}");
+        nodes.kill(i);
+    }
+    nodes.wait_for_leader(&[3, 4]);
+    nodes.propose_until(3, "b", SOON);
+    nodes.start(2);
+    eventually(SOON, "the one that was away has everything", || {
+        nodes.servers(2).is_superset(&names(["a", "b"])) && nodes.voters(2) == 3
+    });
+    // And a new one, whose log begins with members that are all gone.
+    nodes.start(5);
+    let text = nodes.join(2, 5, false, None).unwrap();
+    assert!(text.ends_with("4 nodes vote."), "{text}");
+    eventually(SOON, "the new one has everything", || nodes.servers(5).is_superset(&names(["a", "b"])));
+}
+
+#[test]
 fn nodes_of_versions_that_overlap_work_together_while_they_are_upgraded() {
     let mut nodes = Nodes::new(3);
     nodes.start_all();
