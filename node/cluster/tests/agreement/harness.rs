@@ -101,6 +101,18 @@ impl Nodes {
         Nodes { settings: settings.collect(), all: nodes, dirs, running: (0..count).map(|_| None).collect() }
     }
 
+    /// The first three of `count` are a cluster, with the server "a"; the others may join it.
+    pub(crate) fn founded(count: usize) -> Nodes {
+        let mut nodes = Nodes::new(count);
+        let three = [0, 1, 2];
+        nodes.list_first(&three, 3);
+        three.iter().for_each(|i| nodes.start(*i));
+        nodes.wait_for_leader(&three);
+        nodes.propose_until(0, "a", SOON);
+        eventually(SOON, "the cluster is founded", || three.iter().all(|i| nodes.status(*i).cluster_id != 0));
+        nodes
+    }
+
     pub(crate) fn rename_cluster(&mut self, i: usize, name: &str) {
         self.settings[i].name = name.into();
     }

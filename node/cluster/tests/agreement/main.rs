@@ -130,15 +130,7 @@ fn a_retried_command_takes_effect_once_while_leaders_die() {
 
 #[test]
 fn nodes_join_leave_and_are_replaced_one_by_one() {
-    let mut nodes = Nodes::new(5);
-    nodes.list_first(&[0, 1, 2], 3);
-    for i in 0..3 {
-        nodes.start(i);
-    }
-    nodes.wait_for_leader(&[0, 1, 2]);
-    nodes.propose_until(0, "a", SOON);
-
-    eventually(SOON, "the cluster is founded", || (0..3).all(|i| nodes.status(i).cluster_id != 0));
+    let mut nodes = Nodes::founded(5);
     // A new node names a member or two, and founds nothing by itself.
     nodes.start(3);
     let text = nodes.join(1, 3, false, None).unwrap();
@@ -181,14 +173,7 @@ fn nodes_join_leave_and_are_replaced_one_by_one() {
 
 #[test]
 fn members_that_a_node_has_never_heard_of_bring_it_up_to_date() {
-    let mut nodes = Nodes::new(6);
-    nodes.list_first(&[0, 1, 2], 3);
-    for i in 0..3 {
-        nodes.start(i);
-    }
-    nodes.wait_for_leader(&[0, 1, 2]);
-    nodes.propose_until(0, "a", SOON);
-    eventually(SOON, "the cluster is founded", || (0..3).all(|i| nodes.status(i).cluster_id != 0));
+    let mut nodes = Nodes::founded(6);
     // While one is away, all others are replaced.
     nodes.kill(2);
     for i in [3, 4] {
@@ -480,14 +465,7 @@ fn seed() -> u64 {
 /// Three nodes, of which one is dead and being replaced, and another loses its disk at some moment of
 /// that: of the three that voted one is left that knows anything.
 fn a_member_is_wiped_while_another_is_replaced(moment: Duration, leads: bool) {
-    let mut nodes = Nodes::new(4);
-    nodes.list_first(&[0, 1, 2], 3);
-    for i in 0..3 {
-        nodes.start(i);
-    }
-    nodes.wait_for_leader(&[0, 1, 2]);
-    nodes.propose_until(0, "a", SOON);
-    eventually(SOON, "the cluster is founded", || (0..3).all(|i| nodes.status(i).cluster_id != 0));
+    let mut nodes = Nodes::founded(4);
     nodes.kill(2);
     nodes.start(3);
     let leader = nodes.wait_for_leader(&[0, 1]);

@@ -175,29 +175,33 @@ fn ssl(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
 }
 
 fn vip_lease(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
-    if parser.cluster().vip_lease.is_some() {
-        return Err(args.named(0, ": is given already"));
-    }
-    let time = value::time(args.text(0), value::Unit::Milliseconds, "the time")
-        .map_err(|err| args.named(0, format!(": {err}")))?;
-    if !VIP_LEASE.contains(&time) {
-        return Err(args.named(0, format!(": must be between 60ms and 10s, but got '{}'", args.text(0))));
-    }
-    parser.cluster().vip_lease = Some(time);
+    let given = parser.cluster().vip_lease.is_some();
+    parser.cluster().vip_lease = Some(time_within(args, given, &VIP_LEASE, "60ms and 10s")?);
     Ok(())
 }
 
 fn vip_drain(parser: &mut Parser<'_>, args: &Args<'_>) -> Result<(), Fault> {
-    if parser.cluster().vip_drain.is_some() {
+    let given = parser.cluster().vip_drain.is_some();
+    parser.cluster().vip_drain = Some(time_within(args, given, &VIP_DRAIN, "1s and 7d")?);
+    Ok(())
+}
+
+/// The time of a keyword that may stand once; `borders` are those of `range` in words.
+fn time_within(
+    args: &Args<'_>,
+    given: bool,
+    range: &RangeInclusive<Duration>,
+    borders: &str,
+) -> Result<Duration, Fault> {
+    if given {
         return Err(args.named(0, ": is given already"));
     }
     let time = value::time(args.text(0), value::Unit::Milliseconds, "the time")
         .map_err(|err| args.named(0, format!(": {err}")))?;
-    if !VIP_DRAIN.contains(&time) {
-        return Err(args.named(0, format!(": must be between 1s and 7d, but got '{}'", args.text(0))));
+    if !range.contains(&time) {
+        return Err(args.named(0, format!(": must be between {borders}, but got '{}'", args.text(0))));
     }
-    parser.cluster().vip_drain = Some(time);
-    Ok(())
+    Ok(time)
 }
 
 const VIP_OPTIONS: [&str; 5] = ["interface", "announce", "prefer", "on-quorum-loss", "exec-timeout"];
