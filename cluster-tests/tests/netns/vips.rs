@@ -221,15 +221,21 @@ fn what_is_done_to_an_address_by_hand_is_noticed_and_put_right() {
     netns.all_eligible("web");
 }
 
-#[test]
-fn an_interface_that_is_deleted_takes_the_address_along_and_brings_it_back() {
+/// A node in a namespace of its own, that keeps its rights; `None` where there are no namespaces.
+fn alone(name: &str) -> Option<(Namespace, Node)> {
     if !nix::unistd::geteuid().is_root() || Command::new("ip").arg("-V").output().is_err() {
         eprintln!("not run: it needs root and the program 'ip'");
-        return;
+        return None;
     }
-    let space = Namespace::new("del");
+    let space = Namespace::new(name);
     let config = CONFIG.replace("    user nobody\n    group nogroup\n    chroot DIR/jail\n", "");
     let node = inside(&space.0, || Node::start(&config, "DIR/sock"));
+    Some((space, node))
+}
+
+#[test]
+fn an_interface_that_is_deleted_takes_the_address_along_and_brings_it_back() {
+    let Some((space, node)) = alone("del") else { return };
     until("the address is there", SOON, || space.has_vip());
     ip(&["-n", &space.0, "link", "del", "eth0"]);
     until("it says why it holds nothing", SOON, || {
@@ -272,13 +278,7 @@ fn how_long_connections_may_go_on_after_a_move_is_said_and_a_reload_changes_it()
 #[test]
 fn a_link_that_goes_down_is_left_at_once() {
     const ROUNDS: usize = 9;
-    if !nix::unistd::geteuid().is_root() || Command::new("ip").arg("-V").output().is_err() {
-        eprintln!("not run: it needs root and the program 'ip'");
-        return;
-    }
-    let space = Namespace::new("down");
-    let config = CONFIG.replace("    user nobody\n    group nogroup\n    chroot DIR/jail\n", "");
-    let _node = inside(&space.0, || Node::start(&config, "DIR/sock"));
+    let Some((space, _node)) = alone("down") else { return };
     let mut took: Vec<Duration> = (0..ROUNDS)
         .map(|_| {
             until("the address is there", SOON, || space.has_vip());
