@@ -250,19 +250,14 @@ impl Conduit {
         }
     }
 
-    /// Sends what is in the pipe; only while it is not empty. `more` = others follow.
-    pub(crate) fn poll_drain(
-        &mut self,
-        cx: &mut Context<'_>,
-        to: &TcpStream,
-        more: bool,
-    ) -> Poll<io::Result<usize>> {
+    /// Sends what is in the pipe; only while it is not empty.
+    pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<usize>> {
         let Some(pipe) = self.lease.as_mut().and_then(|lease| lease.0.as_mut()) else {
             return Poll::Ready(Ok(0));
         };
         loop {
             ready!(to.poll_write_ready(cx))?;
-            return match to.try_io(Interest::WRITABLE, || pipe.drain(to, more)) {
+            return match to.try_io(Interest::WRITABLE, || pipe.drain(to)) {
                 Ok(n) => {
                     self.bytes += n as u64;
                     Poll::Ready(Ok(n))

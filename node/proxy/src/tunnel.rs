@@ -132,7 +132,7 @@ impl Pipe {
             let sent = if self.conduit.is_empty() {
                 poll_write(to, cx, &[], self.buf.bytes(), self.eof)
             } else {
-                self.conduit.poll_drain(cx, to, false)
+                self.conduit.poll_drain(cx, to)
             };
             match sent {
                 Poll::Ready(Ok(n)) => {

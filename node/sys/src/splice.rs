@@ -60,10 +60,10 @@ impl Pipe {
         if !self.is_empty() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let mut moved = splice(from, &self.writer, most, 0);
+        let mut moved = splice(from, &self.writer, most);
         if is_nothing(&moved) && is_more(from)? {
             // It may have come just now.
-            moved = splice(from, &self.writer, most, 0);
+            moved = splice(from, &self.writer, most);
             if is_nothing(&moved) {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
@@ -72,17 +72,16 @@ impl Pipe {
         Ok(self.len)
     }
 
-    /// Moves bytes from the pipe, which must not be empty, to a socket; `more` = others follow at once, so
-    /// that a part of a segment may wait for them.
+    /// Moves bytes from the pipe, which must not be empty, to a socket. Nothing waits for what may follow
+    /// (`SPLICE_F_MORE`): the sender may take its time for that.
     ///
     /// # Errors
     /// What `splice` said: `WouldBlock` when the socket takes no more.
-    pub fn drain(&mut self, to: &impl AsFd, more: bool) -> io::Result<usize> {
+    pub fn drain(&mut self, to: &impl AsFd) -> io::Result<usize> {
         if self.is_empty() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let flags = if more { libc::SPLICE_F_MORE } else { 0 };
-        let moved = splice(&self.reader, to, self.len, flags)?;
+        let moved = splice(&self.reader, to, self.len)?;
         self.len -= moved.min(self.len);
         Ok(moved)
     }
@@ -105,9 +104,9 @@ fn is_more(socket: &impl AsFd) -> io::Result<bool> {
     }
 }
 
-fn splice(from: &impl AsFd, to: &impl AsFd, most: usize, flags: libc::c_uint) -> io::Result<usize> {
+fn splice(from: &impl AsFd, to: &impl AsFd, most: usize) -> io::Result<usize> {
     let (from, to) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd());
-    let flags = flags | libc::SPLICE_F_NONBLOCK | libc::SPLICE_F_MOVE;
+    let flags = libc::SPLICE_F_NONBLOCK | libc::SPLICE_F_MOVE;
     // SAFETY: both descriptors are open for the whole call, and no offsets are given.
     let moved = unsafe { libc::splice(from, std::ptr::null_mut(), to, std::ptr::null_mut(), most, flags) };
     usize::try_from(moved).map_err(|_| io::Error::last_os_error())
@@ -140,10 +139,10 @@ mod tests {
         }
         assert_eq!((got, pipe.len()), (4, 4));
         assert_eq!(pipe.fill(&from, 4).unwrap_err().kind(), io::ErrorKind::InvalidInput, "not empty");
-        assert_eq!(pipe.drain(&to, false).unwrap(), 4);
-        assert_eq!(pipe.drain(&to, false).unwrap_err().kind(), io::ErrorKind::InvalidInput, "empty");
+        assert_eq!(pipe.drain(&to).unwrap(), 4);
+        assert_eq!(pipe.drain(&to).unwrap_err().kind(), io::ErrorKind::InvalidInput, "empty");
         assert_eq!(pipe.fill(&from, 100).unwrap(), 1);
-        assert_eq!(pipe.drain(&to, true).unwrap(), 1);
+        assert_eq!(pipe.drain(&to).unwrap(), 1);
         drop(client);
         from.set_nonblocking(false).unwrap();
         assert_eq!(pipe.fill(&from, 100).unwrap(), 0, "closed");
@@ -167,7 +166,7 @@ mod tests {
             };
             client.write_all(&[1; 100]).unwrap();
             assert_eq!(fill(&mut pipe), Ok(100));
-            assert_eq!(pipe.drain(&to, false).unwrap(), 100);
+            assert_eq!(pipe.drain(&to).unwrap(), 100);
             socket2::SockRef::from(&client).send_out_of_band(&[2]).unwrap();
             client.write_all(&[3; 100]).unwrap();
             if close {
@@ -178,6 +177,18 @@ mod tests {
             assert_eq!((&from).read(&mut rest).unwrap(), 100, "{close}");
             assert_eq!(rest[..100], [3; 100]);
         }
+    }
+
+    #[test]
+    fn what_was_drained_arrives_before_anything_follows() {
+        let ((mut client, from), (to, mut server)) = (pair(), pair());
+        let mut pipe = Pipe::new(None).unwrap();
+        client.write_all(&[1; 1000]).unwrap();
+        assert_eq!(pipe.fill(&from, 1 << 20).unwrap(), 1000);
+        assert_eq!(pipe.drain(&to).unwrap(), 1000);
+        // The kernel would hold a part of a segment back for 200 ms (`SPLICE_F_MORE`).
+        server.set_read_timeout(Some(std::time::Duration::from_millis(150))).unwrap();
+        server.read_exact(&mut [0; 1000]).unwrap();
     }
 
     #[test]
@@ -192,7 +203,7 @@ mod tests {
             if pipe.is_empty() {
                 let _ = pipe.fill(&from, 1 << 16);
             }
-            match pipe.drain(&to, false) {
+            match pipe.drain(&to) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 _ => {}
             }

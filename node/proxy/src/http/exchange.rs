@@ -114,8 +114,7 @@ impl Upload {
                 Ok(Filled::End) | Err(_) => return Poll::Ready(Err(Lost::Client)),
             }
         }
-        let more = left > self.conduit.len() as u64;
-        let sent = ready!(self.conduit.poll_drain(cx, server, more)).map_err(|_| Lost::Server)?;
+        let sent = ready!(self.conduit.poll_drain(cx, server)).map_err(|_| Lost::Server)?;
         self.flow.sent(sent);
         Poll::Ready(Ok(Some(sent)))
     }
@@ -357,9 +356,8 @@ impl<'a> Exchange<'a> {
                 }
             }
             if !self.conduit.is_empty() {
-                let more = coming.is_some_and(|left| left > self.conduit.len() as u64);
                 let sent = match front.stream.watch() {
-                    Ok(client) => ready!(self.conduit.poll_drain(cx, client, more)),
+                    Ok(client) => ready!(self.conduit.poll_drain(cx, client)),
                     Err(e) => Err(e),
                 };
                 let sent = sent.map_err(|_| {
