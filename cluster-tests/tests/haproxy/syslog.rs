@@ -89,9 +89,10 @@ fn received(side: &mut Side, extra: &str) -> Vec<Vec<String>> {
             stream.read_to_end(&mut Vec::new()).is_ok()
         })
     });
-    // The request is logged after its client has seen the end.
-    sockets[0].set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout can be set");
-    sockets[0].peek_from(&mut [0; 65536]).expect("the request is logged");
+    // The request is logged after its client has seen the end, target by target.
+    let last = &sockets[TARGETS.len() - 1];
+    last.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout can be set");
+    last.peek_from(&mut [0; 65536]).expect("the request is logged");
     for command in ["disable server be/s3", "enable server be/s3", "set server be/s1 state drain"] {
         cluster_tests::api(&side.socket(), command);
     }

@@ -148,19 +148,23 @@ impl Raft {
         check_new(&node)?;
         let began = Instant::now();
         let name = node.name.clone();
-        let joins = self.registry().members().get(&name).is_some_and(|m| {
-            m.stage == Stage::Joining
-                && m.addr == node.addr
-                && m.witness == node.witness
-                && m.replaces == replaces
-        });
+        let joins = || {
+            self.registry().members().get(&name).is_some_and(|m| {
+                m.stage == Stage::Joining
+                    && m.addr == node.addr
+                    && m.witness == node.witness
+                    && m.replaces == replaces
+            })
+        };
         // Asked again, it is waited for.
-        if !joins {
+        if !joins() {
             if let Some(old) = &replaces {
                 self.may_leave(old, Some(&name))?;
             }
             let witness = node.witness;
-            self.command(MemberCommand::Join { node, replaces: replaces.clone() }).await?;
+            let command = MemberCommand::Join { node: node.clone(), replaces: replaces.clone() };
+            // It may have been asked before, by a command that this node had not carried out yet.
+            self.command(command).await.or_else(|why| if joins() { Ok(()) } else { Err(why) })?;
             info!(
                 "cluster {}: node '{name}' is to join{}",
                 self.0.settings.name,
@@ -189,10 +193,14 @@ impl Raft {
         if self.registry().members().founded() && self.registry().members().get(name).is_none() {
             return Err(self.registry().members().unknown(name));
         }
-        let leaves = self.registry().members().get(name).is_some_and(|m| m.stage == Stage::Leaving);
-        if !leaves {
+        let stage = || self.registry().members().get(name).map(|m| m.stage);
+        if stage() != Some(Stage::Leaving) {
             self.may_leave(name, None)?;
-            self.command(MemberCommand::Leave { name: name.to_owned() }).await?;
+            let asked = self.command(MemberCommand::Leave { name: name.to_owned() }).await;
+            // As for one that joins.
+            if !matches!(stage(), None | Some(Stage::Leaving)) || !self.registry().members().founded() {
+                asked?;
+            }
         }
         self.wait_for(&format!("node '{name}' leaves"), began, patience, |m| m.get(name).is_none()).await?;
         let members = self.registry().members().voters().count();

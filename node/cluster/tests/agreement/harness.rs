@@ -273,13 +273,13 @@ impl Nodes {
         });
     }
 
-    /// Many, some hundred at once, each as often as it takes.
+    /// Many, some at once, each as often as it takes.
     pub(crate) fn propose_many(&self, i: usize, count: usize, command: impl Fn(usize) -> Command) {
         let node = self.node(i);
         node.runtime.block_on(async {
             let mut left = (0..count).peekable();
             while left.peek().is_some() {
-                let some = left.by_ref().take(250).map(|i| {
+                let some = left.by_ref().take(50).map(|i| {
                     let (cluster, command) = (node.cluster.clone(), command(i));
                     tokio::spawn(async move {
                         let deadline = Instant::now() + SOON;
