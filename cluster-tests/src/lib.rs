@@ -32,7 +32,7 @@ pub use dns::{Dns, Zone};
 pub use http::{Client, Response, get};
 pub use load::{Load, Outcome, summary};
 pub use node::{Demo, Node, api, line, try_api};
-pub use wait::{eventually, seed, until};
+pub use wait::{EndOnDrop, eventually, seed, until};
 
 /// Kills a process that a test started.
 pub fn kill(pid: u32, signal: nix::sys::signal::Signal) {

@@ -1,5 +1,6 @@
 //! Waiting for something to become true, with a deadline; and the seed of what is random.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Polls `probe` until it gives a value.
@@ -33,4 +34,14 @@ pub fn seed() -> u64 {
     };
     println!("SEED={seed}");
     seed
+}
+
+/// Tells the threads of a scope to end, also when what it is the end of panics: the scope waits for them.
+#[must_use]
+pub struct EndOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use cluster_tests::{Base, Client, Demo, Load, Node, Signal, line, summary, until};
+use cluster_tests::{Base, Client, Demo, EndOnDrop, Load, Node, Signal, line, summary, until};
 
 use crate::configurations::{CHAT, WEB, connect, connect_first, moved, web_servers};
 
@@ -137,6 +137,7 @@ fn nothing_is_refused_or_cut_under_load() {
             }
             done
         });
+        let end = EndOnDrop(&stop);
         let mut rounds = 0..;
         while rounds.start < 6 || kept.elapsed() < Duration::from_secs(3) {
             let round = rounds.next().unwrap_or_default();
@@ -147,7 +148,7 @@ fn nothing_is_refused_or_cut_under_load() {
                 cluster_tests::api(&api, "show servers state webservers").contains(" s3 ") == has_s3
             });
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(end);
         fresh.join().unwrap()
     });
     let outcomes = kept.finish();

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use cluster_tests::{Cluster, Signal, get, kill, until};
+use cluster_tests::{Cluster, EndOnDrop, Signal, get, kill, until};
 
 fn stuck_to(cluster: &Cluster, node: &str, user: &str) -> String {
     let response = get(&cluster.at(node, 8082), "/", &[("X-User", user)]).unwrap();
@@ -167,12 +167,12 @@ fn a_node_told_to_end_under_load_takes_no_count_with_it() {
                     }
                 });
             }
+            let _end = EndOnDrop(&ended);
             let before = answered.load(Relaxed);
             until("requests are answered", Duration::from_secs(10), || answered.load(Relaxed) > before + 100);
             kill(pid, Signal::SIGTERM);
             let gone = || cluster.status().node(victim).pid != Some(pid);
             until("it ends", Duration::from_secs(10), gone);
-            ended.store(true, Relaxed);
         });
         let certain = answered.load(Relaxed)..=sent.load(Relaxed);
         for node in ["n1", "n2", "n3"].into_iter().filter(|n| *n != victim) {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cluster_tests::{Client, eventually, try_api, until};
+use cluster_tests::{Client, EndOnDrop, eventually, try_api, until};
 
 use super::{Netns, forget_neighbours, forwarded_by, inside};
 
@@ -64,37 +64,30 @@ fn replaced_without_overlap(disturb: &[&str], undisturb: &[&str]) {
             })
             .collect();
         let address = scope.spawn(|| inside(&client, || watch_address(&client, &vip, &stop)));
-        // Whatever fails in the story must stop the watchers, or the scope would never end.
-        let story = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let with = |words: &[&str]| {
-                words
-                    .iter()
-                    .map(|w| if *w == "NODE" { first.clone() } else { (*w).to_owned() })
-                    .collect::<Vec<_>>()
-            };
-            let run =
-                |words: Vec<String>| cluster.must(&words.iter().map(String::as_str).collect::<Vec<_>>());
-            thread::sleep(Duration::from_millis(500));
-            run(with(disturb));
-            let next = eventually("another holds it", Duration::from_secs(10), || {
-                cluster.status().holder().filter(|h| *h != first).map(str::to_owned)
-            });
-            // Long enough for a second holder to show itself, before the end of the disturbance and after.
-            thread::sleep(Duration::from_secs(2));
-            run(with(undisturb));
-            thread::sleep(Duration::from_secs(2));
-            until("it stays", Duration::from_secs(5), || cluster.status().holder() == Some(&next));
-            next
-        }));
-        stop.store(true, Ordering::Relaxed);
+        let end = EndOnDrop(&stop);
+        let with = |words: &[&str]| {
+            words
+                .iter()
+                .map(|w| if *w == "NODE" { first.clone() } else { (*w).to_owned() })
+                .collect::<Vec<_>>()
+        };
+        let run = |words: Vec<String>| cluster.must(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        thread::sleep(Duration::from_millis(500));
+        run(with(disturb));
+        let next = eventually("another holds it", Duration::from_secs(10), || {
+            cluster.status().holder().filter(|h| *h != first).map(str::to_owned)
+        });
+        // Long enough for a second holder to show itself, before the end of the disturbance and after.
+        thread::sleep(Duration::from_secs(2));
+        run(with(undisturb));
+        thread::sleep(Duration::from_secs(2));
+        until("it stays", Duration::from_secs(5), || cluster.status().holder() == Some(&next));
+        drop(end);
         let mut claims = Claims::new();
         for watcher in watchers {
             claims.extend(watcher.join().unwrap());
         }
         let seen = address.join().unwrap();
-        if let Err(panic) = story {
-            std::panic::resume_unwind(panic);
-        }
         (claims, seen)
     });
 
