@@ -96,10 +96,10 @@ impl Settings {
         self.vip_lease.map_or_else(Timing::default, Timing::of)
     }
 
-    /// How long a configuration must have been seen before the next. Not less than by default: while
+    /// How long a configuration must have been seen before the next. Not less than by any default: while
     /// `vip-lease` is being made shorter, some nodes still have the longer one.
     pub(crate) fn settle_wait(&self) -> Duration {
-        self.timing().start_wait.max(Timing::default().start_wait)
+        self.timing().start_wait.max(Timing::of(Timing::FORMER_DEFAULT).start_wait)
     }
 
     /// The line of this node.

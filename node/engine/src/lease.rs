@@ -41,8 +41,10 @@ mod hold_tests;
 mod message;
 #[cfg(test)]
 mod simulation;
+mod tenure;
 #[cfg(test)]
 mod tests;
+mod timing;
 pub mod watch;
 
 use std::collections::VecDeque;
@@ -57,59 +59,10 @@ pub use self::group::{Group, Voter};
 use self::hold::Kept;
 pub use self::hold::QuorumLoss;
 pub use self::message::{Ballot, Epoch, Message, NodeId, Refusal};
+use self::tenure::{Role, Tenure};
+pub use self::timing::Timing;
 use crate::planted::{self, Fault};
 use crate::time::Now;
-
-/// Times of the protocol; the same on all nodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
-    /// What an acceptor grants, and the longest that it would.
-    pub lease: Duration,
-    /// What the holder leaves unused, for the drift of clocks and the time that withdrawing takes.
-    pub guard: Duration,
-    /// Between two proposals of the holder.
-    pub renew: Duration,
-    /// How long after its start a node does not vote.
-    pub start_wait: Duration,
-    /// How long a candidacy may take.
-    pub attempt: Duration,
-    /// Between the candidacies of nodes of different rank.
-    pub step: Duration,
-    /// First chance of the preferred node, or of the target of a planned move.
-    pub head_start: Duration,
-}
-
-impl Timing {
-    /// Default term: long enough for a machine that now and then does not run us for 150 ms.
-    pub const DEFAULT_LEASE: Duration = Duration::from_millis(400);
-
-    /// All times from the term. The range is [`phalanx_config::model::VIP_LEASE`]: safety holds for every
-    /// term, a shorter one would just not be renewed in time. The guard of an eighth covers clocks that are 6 % apart.
-    pub fn of(lease: Duration) -> Timing {
-        Timing {
-            lease,
-            guard: lease / 8,
-            renew: lease / 4,
-            start_wait: lease + lease / 8,
-            attempt: lease / 3,
-            step: lease / 40,
-            head_start: lease / 2,
-        }
-    }
-}
-
-impl Timing {
-    /// The same times for a node whose earlier run may have granted for as long as `earlier`.
-    pub fn after(self, earlier: Duration) -> Timing {
-        Timing { start_wait: self.start_wait.max(Timing::of(earlier).start_wait), ..self }
-    }
-}
-
-impl Default for Timing {
-    fn default() -> Timing {
-        Timing::of(Timing::DEFAULT_LEASE)
-    }
-}
 
 /// Whether this node is fit to hold the VIP.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -241,57 +194,6 @@ pub struct Lease {
     kept: Option<Kept>,
 }
 
-#[derive(Debug)]
-enum Role {
-    Idle,
-    /// Asking whether a majority would grant.
-    Preparing {
-        ballot: Ballot,
-        since: Duration,
-        promised: Vec<bool>,
-        refused: Vec<bool>,
-    },
-    /// Asking for grants, and once a majority has given them, holding.
-    Tenure(Tenure),
-    /// The driver is taking the address away.
-    Withdrawing {
-        ballot: Ballot,
-        to: Option<NodeId>,
-    },
-}
-
-#[derive(Debug)]
-struct Tenure {
-    ballot: Ballot,
-    since: Duration,
-    /// Rounds sent whose acknowledgement still counts, with the time before sending.
-    rounds: VecDeque<(u64, Duration)>,
-    /// For every node, when the newest round that it acknowledged was sent.
-    acked: Vec<Option<Duration>>,
-    /// Acknowledgements of earlier rounds belong to another configuration.
-    counts_from: u64,
-    refused: Vec<bool>,
-    /// `None` until the first majority.
-    until: Option<Duration>,
-}
-
-impl Tenure {
-    fn last_sent(&self) -> Option<(u64, Duration)> {
-        self.rounds.back().copied()
-    }
-
-    fn round(&self, number: u64) -> Option<&(u64, Duration)> {
-        self.rounds.iter().find(|(round, _)| *round == number)
-    }
-
-    /// When the newest round that a majority has acknowledged was sent.
-    fn majority_sent(&self, majority: usize) -> Option<Duration> {
-        let mut sent: Vec<Duration> = self.acked.iter().flatten().copied().collect();
-        sent.sort_unstable_by(|a, b| b.cmp(a));
-        sent.get(majority - 1).copied()
-    }
-}
-
 /// Why a VIP is, or last was, without a holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Free {
@@ -307,9 +209,6 @@ pub enum Free {
         to: Option<NodeId>,
     },
 }
-
-/// Rounds remembered: more than fit into a term.
-const ROUNDS: usize = 16;
 
 impl Lease {
     /// A machine that starts now: it votes only after the start wait.
@@ -373,6 +272,7 @@ impl Lease {
         self.tick_kept(now);
         match &self.role {
             Role::Preparing { since, .. } if now.mono >= *since + self.timing.attempt => self.back_off(now),
+            Role::Preparing { again: Some(at), .. } if now.mono >= *at => self.prepare_again(now),
             Role::Tenure(t) if t.until.is_none() && now.mono >= t.since + self.timing.attempt => {
                 self.abandon(now)
             }
@@ -393,7 +293,10 @@ impl Lease {
     pub fn deadline(&self, now: Now) -> Duration {
         let own = match &self.role {
             Role::Idle => self.candidacy.map(|at| at.max(self.not_before)),
-            Role::Preparing { since, .. } => Some(*since + self.timing.attempt),
+            Role::Preparing { since, again, .. } => {
+                let end = *since + self.timing.attempt;
+                Some(again.map_or(end, |at| at.min(end)))
+            }
             Role::Tenure(t) => {
                 let renewal = t.last_sent().map_or(now.mono, |(_, at)| at + self.timing.renew);
                 let end = t.until.map(|until| self.decided_at(until));
@@ -634,129 +537,6 @@ impl Lease {
         let rank = ((mine + nodes - after % nodes) % nodes) as u32;
         let jitter = self.timing.step.mul_f64(self.rng.random_range(0.0..0.5));
         head_start + self.timing.step * rank + jitter
-    }
-
-    fn prepare(&mut self, now: Now) {
-        self.candidacy = None;
-        if !planted::is(Fault::ReuseBallot) || self.counter == 0 {
-            self.counter = (self.counter + 1).max(now.unix_us / 1000);
-        }
-        let ballot =
-            Ballot { counter: self.counter, node: self.group.me, incarnation: self.group.incarnation };
-        let promised = vec![false; self.group.len()];
-        self.role = Role::Preparing { ballot, since: now.mono, refused: promised.clone(), promised };
-        self.broadcast(Message::Prepare { ballot, config: self.group.config }, now);
-    }
-
-    fn promised(&mut self, from: NodeId, about: Ballot, now: Now) {
-        let majority = self.group.majority();
-        let Some(place) = self.group.place(from) else { return };
-        let Role::Preparing { ballot, since, promised, .. } = &mut self.role else { return };
-        if *ballot != about {
-            return;
-        }
-        promised[place] = true;
-        if promised.iter().filter(|&&yes| yes).count() >= majority {
-            self.role = Role::Tenure(Tenure {
-                ballot: about,
-                since: *since,
-                rounds: VecDeque::with_capacity(ROUNDS),
-                acked: vec![None; self.group.len()],
-                counts_from: 0,
-                refused: vec![false; self.group.len()],
-                until: None,
-            });
-            self.propose(now);
-        }
-    }
-
-    fn propose(&mut self, now: Now) {
-        let Role::Tenure(tenure) = &mut self.role else { return };
-        let round = tenure.last_sent().map_or(1, |(round, _)| round + 1);
-        if tenure.rounds.len() == ROUNDS {
-            tenure.rounds.pop_front();
-        }
-        // The lease is counted from here: before anything has left this node.
-        tenure.rounds.push_back((round, now.mono));
-        let (ballot, held) = (tenure.ballot, tenure.until.is_some());
-        let config = self.group.config;
-        self.broadcast(Message::Propose { ballot, config, round, term: self.timing.lease, held }, now);
-    }
-
-    fn accepted(&mut self, from: NodeId, about: Ballot, round: u64, now: Now) {
-        let majority = self.group.majority();
-        let Some(place) = self.group.place(from) else { return };
-        let Role::Tenure(tenure) = &mut self.role else { return };
-        if tenure.ballot != about || round < tenure.counts_from {
-            return;
-        }
-        let round = if planted::is(Fault::AnyRound) { tenure.rounds.back() } else { tenure.round(round) };
-        let Some(&(_, sent)) = round else { return };
-        let sent = if planted::is(Fault::CountFromReceipt) { now.mono } else { sent };
-        let slot = &mut tenure.acked[place];
-        *slot = (*slot).max(Some(sent));
-        let Some(sent) = tenure.majority_sent(majority) else { return };
-        let guard = if planted::is(Fault::IgnoreGuard) { Duration::ZERO } else { self.timing.guard };
-        let until = sent + self.timing.lease.saturating_sub(guard);
-        if until <= now.mono || tenure.until.is_some_and(|old| old >= until) {
-            return;
-        }
-        let ballot = tenure.ballot;
-        let first = tenure.until.replace(until).is_none();
-        if first {
-            (self.known, self.kept) = (None, None);
-            self.outputs.push_back(Output::Acquired { ballot, until });
-            // Tell the others at once that it has a holder.
-            self.propose(now);
-        } else {
-            tenure.refused.fill(false);
-            self.outputs.push_back(Output::Renewed { ballot, until });
-        }
-    }
-
-    fn refused(&mut self, from: NodeId, about: Ballot, why: Refusal, now: Now) {
-        let hopeless = self.group.len() - self.group.majority() + 1;
-        let Some(place) = self.group.place(from) else { return };
-        let refused = match &mut self.role {
-            Role::Preparing { ballot, refused, .. } if *ballot == about => refused,
-            Role::Tenure(t) if t.ballot == about && t.until.is_none() => &mut t.refused,
-            Role::Tenure(t) if t.ballot == about => {
-                // Those that have just started know nothing; the others say that this node is not to hold it.
-                t.refused[place] |= !matches!(why, Refusal::Starting { .. });
-                return;
-            }
-            _ => return,
-        };
-        refused[place] = true;
-        if refused.iter().filter(|&&no| no).count() < hopeless {
-            return;
-        }
-        self.abandon(now);
-        if let Refusal::Held { by, left } = why
-            && by.node != self.group.me
-            && !self.acceptor.is_retired(by)
-        {
-            // Cut: a peer cannot keep us from being a candidate by claiming a long lease.
-            self.learn(by, now.mono + left.min(self.timing.lease));
-        }
-    }
-
-    /// Gives a candidacy up, and tries again a random while later.
-    fn back_off(&mut self, now: Now) {
-        self.role = Role::Idle;
-        let wait = self.timing.attempt.mul_f64(self.rng.random_range(0.1..0.7));
-        self.candidacy = Some(now.mono + wait);
-    }
-
-    /// Gives a candidacy up that may have grants already: hands them back.
-    fn abandon(&mut self, now: Now) {
-        let ballot = match &self.role {
-            Role::Tenure(t) if t.until.is_none() => t.ballot,
-            Role::Preparing { ballot, .. } => *ballot,
-            _ => return,
-        };
-        self.back_off(now);
-        self.broadcast(Message::Release { ballot, to: None }, now);
     }
 
     /// Votes, and answers.

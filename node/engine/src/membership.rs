@@ -37,8 +37,8 @@ pub trait View {
     fn adopted(&self, node: &str) -> Option<Adopted>;
     /// Whether it has all of the log but what is just being written.
     fn caught_up(&self, node: &str) -> bool;
-    /// What it still has to give up, as long as it is given time for that: floating IPs, places on
-    /// servers.
+    /// What it still has to give up, as long as it is given time for that: floating IPs and their connections,
+    /// places on servers.
     fn keeps(&self, node: &str) -> Option<&'static str>;
     /// The voters of raft's membership; `None` while two sets count.
     fn voters(&self) -> Option<BTreeSet<String>>;

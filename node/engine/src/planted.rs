@@ -48,6 +48,10 @@ pub(crate) enum Fault {
     CountFromReceipt,
     /// The holder uses the guard up.
     IgnoreGuard,
+    /// An acceptor grants for longer than it would wait after a restart.
+    GrantTooLong,
+    /// A node that restarts with a shorter term waits for that one only.
+    ForgetTerm,
     /// An acknowledgement of an earlier round counts for the last one.
     AnyRound,
     /// A majority is one less.

@@ -595,7 +595,7 @@ impl Shared {
     /// nodes which differ are safe, but they may not get a majority from each other.
     fn heed_term(&self, from: NodeId, lease_us: u64) {
         let term = match lease_us {
-            0 => Timing::DEFAULT_LEASE,
+            0 => Timing::FORMER_DEFAULT,
             us => Duration::from_micros(us),
         };
         let mut core = self.core.lock();

@@ -15,14 +15,14 @@ const FILE: &str = "vip-lease";
 const FILE_NEW: &str = "vip-lease.new";
 
 /// Writes this run's term down and returns that of the run before. A node without the file may have
-/// run an earlier program, which had the default. Without a directory (in tests) there was no earlier run.
+/// run an earlier program, which had another default. Without a directory (in tests) there was no earlier run.
 pub(super) fn remember(dir: &Path, lease: Duration) -> Duration {
     if dir.as_os_str().is_empty() {
         return lease;
     }
     let path = dir.join(FILE);
     let before = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
-    let before = before.map_or(Timing::DEFAULT_LEASE, Duration::from_micros);
+    let before = before.map_or(Timing::FORMER_DEFAULT, Duration::from_micros);
     if before != lease
         && let Err(error) = store(dir, lease)
     {
@@ -50,14 +50,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_term_of_the_run_before_is_known_and_without_one_the_default() {
+    fn the_term_of_the_run_before_is_known_and_without_one_the_former_default() {
         let dir = tempfile::tempdir().unwrap();
         let ms = Duration::from_millis;
-        assert_eq!(remember(dir.path(), ms(2000)), Timing::DEFAULT_LEASE);
+        assert_eq!(remember(dir.path(), ms(2000)), Timing::FORMER_DEFAULT);
         assert_eq!(remember(dir.path(), ms(80)), ms(2000));
         assert_eq!(remember(dir.path(), ms(80)), ms(80));
         fs::write(dir.path().join(FILE), "junk").unwrap();
-        assert_eq!(remember(dir.path(), ms(80)), Timing::DEFAULT_LEASE);
+        assert_eq!(remember(dir.path(), ms(80)), Timing::FORMER_DEFAULT);
         assert_eq!(Timing::of(ms(80)).after(ms(2000)).start_wait, ms(2250));
         assert_eq!(Timing::of(ms(80)).after(ms(60)).start_wait, ms(90));
     }

@@ -237,7 +237,7 @@ fn a_node_with_another_lease_than_most_leaves_vips_to_them() {
     let ms = Duration::from_millis;
     let timings = [Timing::default(), Timing::default(), Timing::of(ms(80))];
     let group = Group::with(&[("web", Some("n3"))], &[], None, timings);
-    let reason = "'vip-lease' is 80ms here, 400ms on n1, 400ms on n2";
+    let reason = "'vip-lease' is 80ms here, 350ms on n1, 350ms on n2";
     until("n1 to hear why n3 stays away", || group.vips(0).status()[0].nodes[2].reasons == [reason]);
     until("n1 and n2 to be eligible", || {
         let status = &group.vips(1).status()[0];

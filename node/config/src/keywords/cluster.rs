@@ -54,7 +54,7 @@ pub(crate) const KEYWORDS: &[Keyword] = &[
         "<time>",
         CLUSTER,
         Arity::Exact(1),
-        "How long a holder of a VIP that falls silent keeps it, 60ms to 10s; default 400ms. The same on all nodes.",
+        "How long a holder of a VIP that falls silent keeps it, 60ms to 10s; default 350ms. The same on all nodes.",
         vip_lease,
     ),
     Keyword::new(

@@ -127,17 +127,13 @@ fn a_process_that_slept_over_the_end_of_its_lease_keeps_nothing() {
 fn keeping_is_safe_wherever_there_is_a_quorum_in_a_bad_world() {
     let mut kept = 0;
     for seed in 0..400 {
-        let world = World {
-            on_quorum_loss: QuorumLoss::Hold,
-            loss: 0,
-            delay_us: 500,
-            drift: 5,
-            length_us: 20 * SECOND,
-            ..World::bad(seed)
-        };
+        let bad = World::bad_of(Timing::DEFAULT_LEASE, seed);
+        let (delay_us, length_us, starting) = (bad.us(500), bad.us(20 * SECOND), bad.us(1_200_000));
+        let on_quorum_loss = QuorumLoss::Hold;
+        let world = World { on_quorum_loss, loss: 0, delay_us, drift: 5, length_us, ..bad };
         let mut s = Simulation::new(world, seed);
         // A node that it reaches may have just started, and not vote yet.
-        walk(&mut s, 20 * SECOND, 1_200_000);
+        walk(&mut s, length_us, starting);
         kept += s.owned.iter().filter(|o| o.kept.is_some()).count();
     }
     assert!(kept > 200, "too little was kept to test anything: {kept}");

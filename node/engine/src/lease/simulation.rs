@@ -4,6 +4,10 @@
 //! guardians stop, pause and restart, together or alone; hosts go; the group is cut in two, nodes are cut
 //! off, in one direction or both; nodes fall behind and are taken out of service; wall clocks step.
 //!
+//! What is wrong with a world is in proportion to its term: delays, stalls, lengths of faults and what every
+//! act takes are written as for a term of [`TERM`], and stretched. So the power of the simulation does not
+//! hang on which term is the default. Only what the kernel adds of its own is as it is ([`place`]).
+//!
 //! Ownership is recorded in true time where it happens, in the kernel of each node ([`place`]): while the
 //! address is there and the kernel lets its traffic through, whatever became of who put it there.
 //!
@@ -21,6 +25,19 @@ use super::hands::Job;
 use super::*;
 use crate::membership::{Adopted, View as MembersView, settled};
 use crate::registry::{Command, MemberCommand, Members, NewMember, Registry, Reply};
+
+/// For which the times of a world are written down.
+const TERM: Duration = Duration::from_millis(400);
+
+/// Terms of bad worlds: the default, the shortest and the longest, and between; in long ones, what is planted
+/// is not hidden by the margin that the kernel gets.
+const TERMS: [Duration; 5] = [
+    Timing::DEFAULT_LEASE,
+    Duration::from_secs(2),
+    Timing::DEFAULT_LEASE,
+    Duration::from_secs(10),
+    Duration::from_millis(60),
+];
 
 /// How members change.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +70,8 @@ pub(super) struct World {
     pub(super) witness: Option<usize>,
     pub(super) prefer: Option<usize>,
     pub(super) timing: Timing,
+    /// The other term of nodes, from one of their starts to the next.
+    pub(super) other: Option<Duration>,
     /// Lost and doubled messages, in 1/1000.
     pub(super) loss: u32,
     pub(super) double: u32,
@@ -84,6 +103,7 @@ impl World {
             witness: None,
             prefer: None,
             timing: Timing::default(),
+            other: None,
             loss: 0,
             double: 0,
             delay_us: 2_000,
@@ -100,47 +120,76 @@ impl World {
         }
     }
 
+    /// So many microseconds, written for a term of [`TERM`], as long as they are in this world.
+    pub(super) fn us(&self, us: u64) -> u64 {
+        stretched(self.timing.lease, us)
+    }
+
     /// A world whose badness is drawn from the seed.
     pub(super) fn bad(seed: u64) -> World {
+        World::bad_of(TERMS[seed as usize % TERMS.len()], seed)
+    }
+
+    /// Such a world with this term.
+    pub(super) fn bad_of(lease: Duration, seed: u64) -> World {
+        let us = |us| stretched(lease, us);
         let mut rng = SmallRng::seed_from_u64(seed ^ 0xbad);
         let nodes = rng.random_range(1..=5);
         World {
             nodes,
             witness: (nodes > 2 && rng.random_bool(0.3)).then(|| rng.random_range(0..nodes)),
             prefer: rng.random_bool(0.5).then(|| rng.random_range(0..nodes)),
-            timing: Timing::default(),
+            timing: Timing::of(lease),
+            other: None,
             loss: [0, 20, 100, 300][rng.random_range(0..4)],
             double: [0, 50, 300][rng.random_range(0..3)],
-            delay_us: [500, 5_000, 20_000, 20_000, 60_000, 200_000][rng.random_range(0..6)],
+            delay_us: us([500, 5_000, 20_000, 20_000, 60_000, 200_000][rng.random_range(0..6)]),
             slow: [50, 4][rng.random_range(0..2)],
-            drift: [0, 5, 30][rng.random_range(0..3)],
-            fault_us: [200_000, 700_000, 3_000_000][rng.random_range(0..3)],
+            // The guard of an eighth is for 6 % each way.
+            drift: [0, 5, 30, 60][rng.random_range(0..4)],
+            fault_us: us([200_000, 700_000, 3_000_000][rng.random_range(0..3)]),
             steps: rng.random_bool(0.2),
             flaky: true,
-            length_us: 30_000_000,
-            calm_us: 10_000_000,
+            length_us: us(30_000_000),
+            calm_us: us(10_000_000),
             changes: None,
             founders: nodes,
             on_quorum_loss: QuorumLoss::Release,
         }
     }
 
+    /// A bad world whose answers come late, and whose clocks differ as much as they may.
+    pub(super) fn late(seed: u64) -> World {
+        let bad = World::bad(seed);
+        let (delay_us, fault_us) = (bad.us(60_000), bad.us(700_000));
+        World { nodes: 3, founders: 3, witness: None, loss: 0, delay_us, slow: 4, drift: 60, fault_us, ..bad }
+    }
+
+    /// A bad world in which the term is being changed, node by node: each start of a node draws one of two.
+    pub(super) fn of_two_terms(seed: u64) -> World {
+        let bad = World::bad(seed);
+        let other = TERMS[(seed as usize / TERMS.len() + 1) % TERMS.len()];
+        // Majorities of nodes that agree are to come about, and to go.
+        World { other: Some(other), nodes: 3, founders: 3, witness: None, ..bad }
+    }
+
     /// A bad world whose members change.
     pub(super) fn changing(seed: u64, mutation: Option<Mutation>) -> World {
+        let bad = World::bad(seed);
         let mut rng = SmallRng::seed_from_u64(seed ^ 0xc4a6e);
-        let lag_us = [10_000, 400_000, 3_000_000][rng.random_range(0..3)];
-        let every_us = [30_000, 700_000][rng.random_range(0..2)];
+        let lag_us = bad.us([10_000, 400_000, 3_000_000][rng.random_range(0..3)]);
+        let every_us = bad.us([30_000, 700_000][rng.random_range(0..2)]);
         World {
             nodes: 7,
             founders: rng.random_range(1..=5),
             witness: rng.random_bool(0.3).then(|| rng.random_range(0..7)),
             loss: [0, 20, 100][rng.random_range(0..3)],
-            delay_us: [500, 5_000][rng.random_range(0..2)],
-            fault_us: [200_000, 700_000, 3_000_000][rng.random_range(0..3)],
+            delay_us: bad.us([500, 5_000][rng.random_range(0..2)]),
+            fault_us: bad.us([200_000, 700_000, 3_000_000][rng.random_range(0..3)]),
             // Where all voters are others than they were, only wall clocks make epochs rise.
             steps: false,
             changes: Some(Changes { every_us, lag_us, mutation }),
-            ..World::bad(seed)
+            ..bad
         }
     }
 }
@@ -149,6 +198,8 @@ impl World {
 struct Node {
     lease: Lease,
     place: Place,
+    /// Of this life.
+    term: Duration,
     rate: f64,
     skew_us: i64,
     /// Its worker lives, and is not stopped.
@@ -227,8 +278,11 @@ impl Simulation {
             .map(|i| {
                 let rate = 1.0 + if drift > 0.0 { rng.random_range(-drift..drift) } else { 0.0 };
                 let skew_us = rng.random_range(-50_000..50_000);
+                let term = draw_term(&world, &mut rng);
+                let (members, now) = (registry.members(), local(0, rate, skew_us));
                 Node {
-                    lease: machine(&world, registry.members(), i, 1, rng.random(), local(0, rate, skew_us)),
+                    lease: machine(&world, members, i, 1, (timing(&world, term), rng.random()), now),
+                    term,
                     rate,
                     skew_us,
                     place: Place::default(),
@@ -308,7 +362,7 @@ impl Simulation {
 
     pub(super) fn start(&mut self, node: usize) {
         self.note(node, "started");
-        let (now, seed) = (self.local(node), self.rng.random());
+        let (now, seed, term) = (self.local(node), self.rng.random(), draw_term(&self.world, &mut self.rng));
         let n = &mut self.nodes[node];
         n.incarnation += 1;
         n.up = true;
@@ -316,7 +370,13 @@ impl Simulation {
         if self.world.changes.is_some_and(|c| c.mutation == Some(Mutation::ForgetConfig)) {
             n.heard = 0;
         }
-        n.lease = machine(&self.world, &self.committed[n.heard], node, n.incarnation, seed, now);
+        let before = std::mem::replace(&mut n.term, term);
+        let mut timing = timing(&self.world, term);
+        if before != term {
+            timing = timing.after(before);
+        }
+        let members = &self.committed[n.heard];
+        n.lease = machine(&self.world, members, node, n.incarnation, (timing, seed), now);
         self.settle_in(node);
         self.drive(node, |lease, now| lease.set_fit(Fit::Yes, now));
         self.at(self.now_us, Event::Tick(node));
@@ -382,7 +442,9 @@ impl Simulation {
             return Err(("no witness", format!("a witness holds: {o:?}")));
         }
         let one_can = (0..self.nodes.len()).any(|node| Some(node) != self.world.witness);
-        if self.calm && self.world.changes.is_none() && one_can && self.owner().is_none() {
+        // Nodes of different terms may not get a majority from each other.
+        let settles = self.world.changes.is_none() && self.world.other.is_none() && one_can;
+        if self.calm && settles && self.owner().is_none() {
             return Err(("progress", "nobody owns it after all faults are over".to_owned()));
         }
         Ok(())
@@ -407,7 +469,7 @@ impl Simulation {
                 let n = &self.nodes[to];
                 if n.paused {
                     // It waits in the socket buffer.
-                    self.at(self.now_us + 20_000, Event::Deliver { to, from, slot });
+                    self.at(self.now_us + self.us(20_000), Event::Deliver { to, from, slot });
                 } else if n.up {
                     let message = self.messages[slot];
                     self.drive(to, |lease, now| lease.handle(NodeId(from as u8), message, now));
@@ -487,7 +549,7 @@ impl Simulation {
         let text = format!("is told: members are now {}", voters.join(" "));
         self.note(leader, &text);
         for node in 0..self.nodes.len() {
-            let lag = self.rng.random_range(1_000..changes.lag_us);
+            let lag = self.rng.random_range(self.us(1_000)..changes.lag_us);
             self.at(self.now_us + lag, Event::Hear(node));
         }
     }
@@ -513,7 +575,7 @@ impl Simulation {
     fn hear(&mut self, node: usize) {
         let n = &self.nodes[node];
         if !n.up || n.paused || self.side[node] || self.deaf[node] {
-            let later = self.now_us + self.rng.random_range(50_000..500_000);
+            let later = self.now_us + self.rng.random_range(self.us(50_000)..self.us(500_000));
             if n.heard + 1 < self.committed.len() {
                 self.at(later, Event::Hear(node));
             }
@@ -533,7 +595,7 @@ impl Simulation {
             return;
         }
         let node = self.rng.random_range(0..self.nodes.len());
-        let soon = self.now_us + self.rng.random_range(1_000..2_500_000);
+        let soon = self.now_us + self.while_us();
         let awake = self.nodes[node].up && !self.nodes[node].paused;
         match self.rng.random_range(0..12) {
             0 | 1 if self.nodes[node].up && !self.world.steps => {
@@ -541,7 +603,7 @@ impl Simulation {
                 match self.rng.random_range(0..6) {
                     0 => self.host_gone(node),
                     1 => self.kill_guardian(node),
-                    2 => self.stop_guardian(node, soon + 400_000),
+                    2 => self.stop_guardian(node, soon + self.us(400_000)),
                     _ => {}
                 }
                 self.at(soon, Event::Start(node));
@@ -550,7 +612,7 @@ impl Simulation {
                 self.note(node, "paused");
                 self.nodes[node].paused = true;
                 if self.rng.random_bool(0.4) {
-                    let until = self.now_us + self.rng.random_range(1_000..2_500_000);
+                    let until = self.now_us + self.while_us();
                     self.stop_guardian(node, until);
                 }
                 self.at(soon, Event::Resume(node));
@@ -601,7 +663,7 @@ impl Simulation {
         self.calm = true;
         self.heal();
         (self.world.loss, self.world.flaky) = (0, false);
-        self.world.delay_us = self.world.delay_us.min(5_000);
+        self.world.delay_us = self.world.delay_us.min(self.us(5_000));
         for node in 0..self.nodes.len() {
             if !self.nodes[node].up {
                 self.start(node);
@@ -610,6 +672,15 @@ impl Simulation {
             self.wake_guardians(node);
             self.drive(node, |lease, now| lease.set_fit(Fit::Yes, now));
         }
+    }
+
+    fn us(&self, us: u64) -> u64 {
+        self.world.us(us)
+    }
+
+    /// How long a fault lasts.
+    fn while_us(&mut self) -> u64 {
+        self.rng.random_range(self.us(1_000)..self.us(2_500_000))
     }
 
     fn next_fault(&mut self) {
@@ -655,7 +726,7 @@ impl Simulation {
         let copies = if self.rng.random_range(0..1000) < self.world.double { 2 } else { 1 };
         for _ in 0..copies {
             let slow = if self.rng.random_range(0..self.world.slow) == 0 { 20 } else { 1 };
-            let delay = self.rng.random_range(50..=self.world.delay_us * slow);
+            let delay = self.rng.random_range(self.us(50)..=self.world.delay_us * slow);
             let slot = self.messages.len();
             self.messages.push(message);
             self.at(self.now_us + delay, Event::Deliver { to, from, slot });
@@ -665,8 +736,9 @@ impl Simulation {
     fn next_tick(&mut self, node: usize) {
         let deadline = self.nodes[node].lease.deadline(self.local(node));
         // The machine is late by up to 3 ms, and never idle for more than 100.
-        let due = self.true_time(node, deadline).clamp(self.now_us + 500, self.now_us + 100_000);
-        let late = self.rng.random_range(0..3_000);
+        let (soonest, latest) = (self.now_us + self.us(500), self.now_us + self.us(100_000));
+        let due = self.true_time(node, deadline).clamp(soonest, latest);
+        let late = self.rng.random_range(0..self.us(3_000));
         self.at(due + late, Event::Tick(node));
     }
 
@@ -689,6 +761,10 @@ impl Simulation {
         let line = format!("{:>10.3} n{node} {what}", self.now_us as f64 / 1000.0);
         self.trace.push(line);
     }
+}
+
+fn stretched(lease: Duration, us: u64) -> u64 {
+    us * lease.as_micros() as u64 / TERM.as_micros() as u64
 }
 
 fn local(now_us: u64, rate: f64, skew_us: i64) -> Now {
@@ -722,8 +798,27 @@ fn group(world: &World, members: &Members, node: usize, incarnation: u64) -> Gro
     }
 }
 
-fn machine(world: &World, members: &Members, node: usize, incarnation: u64, seed: u64, now: Now) -> Lease {
-    let mut lease = Lease::new(group(world, members, node, incarnation), world.timing, seed, now);
+/// The term of a node's life.
+fn draw_term(world: &World, rng: &mut SmallRng) -> Duration {
+    match world.other {
+        Some(other) if rng.random() => other,
+        _ => world.timing.lease,
+    }
+}
+
+fn timing(world: &World, term: Duration) -> Timing {
+    if term == world.timing.lease { world.timing } else { Timing::of(term) }
+}
+
+fn machine(
+    world: &World,
+    members: &Members,
+    node: usize,
+    incarnation: u64,
+    (timing, seed): (Timing, u64),
+    now: Now,
+) -> Lease {
+    let mut lease = Lease::new(group(world, members, node, incarnation), timing, seed, now);
     lease.set_on_quorum_loss(world.on_quorum_loss);
     lease
 }

@@ -28,9 +28,11 @@ const SECOND: u64 = 1_000_000;
 fn never_two_holders_in_a_bad_world() {
     let (mut tenures, mut drained) = (0, 0);
     for seed in seeds() {
-        let s = run(World::bad(seed), seed);
-        tenures += s.owned.len();
-        drained += s.drained;
+        for world in [World::bad(seed), World::late(seed)] {
+            let s = run(world, seed);
+            tenures += s.owned.len();
+            drained += s.drained;
+        }
     }
     let count = seeds().count();
     assert!(count == 1 || drained > count / 4, "connections went on after a move too seldom: {drained}");
@@ -38,6 +40,16 @@ fn never_two_holders_in_a_bad_world() {
         count == 1 || tenures > 3 * count,
         "the faults moved the VIP too seldom to test anything: {tenures}"
     );
+}
+
+#[test]
+fn never_two_holders_while_the_term_changes_node_by_node() {
+    let mut tenures = 0;
+    for seed in seeds() {
+        tenures += run(World::of_two_terms(seed), seed).owned.len();
+    }
+    let count = seeds().count();
+    assert!(count == 1 || tenures > 2 * count, "the VIP moved too seldom to test anything: {tenures}");
 }
 
 #[test]
@@ -66,6 +78,8 @@ fn planted_faults_are_caught() {
         Fault::VoteForOld,
         Fault::CountFromReceipt,
         Fault::IgnoreGuard,
+        Fault::GrantTooLong,
+        Fault::ForgetTerm,
         Fault::AnyRound,
         Fault::MinorityIsEnough,
         Fault::OldVotersCount,
@@ -98,7 +112,11 @@ fn planted_faults_are_caught() {
         row(format!("{fault:?}"), &|seed| {
             with(fault, || {
                 restart_of_the_deciding_voter(World::calm(), seed).check()?;
+                let two_terms = World { other: Some(Duration::from_secs(2)), ..World::calm() };
+                restart_of_the_deciding_voter(two_terms, seed).check()?;
                 Simulation::new(World::bad(seed), seed).run().check()?;
+                Simulation::new(World::late(seed), seed).run().check()?;
+                Simulation::new(World::of_two_terms(seed), seed).run().check()?;
                 Simulation::new(World::changing(seed, None), seed).run().check()
             })
         });
@@ -182,8 +200,9 @@ fn a_restarted_voter_waits_and_the_simulation_sees_when_it_does_not() {
 #[test]
 fn the_simulation_catches_a_missing_guard() {
     let found = broken(|seed| {
-        let mut world = World { drift: 30, fault_us: 500_000, loss: 0, nodes: 3, ..World::bad(seed) };
-        (world.witness, world.prefer, world.delay_us) = (None, None, 500);
+        let mut world = World { drift: 30, loss: 0, nodes: 3, ..World::bad(seed) };
+        (world.witness, world.prefer) = (None, None);
+        (world.fault_us, world.delay_us) = (world.us(500_000), world.us(500));
         world.timing.guard = Duration::ZERO;
         world
     });
@@ -415,4 +434,42 @@ fn an_acceptor_leaves_older_configurations_behind() {
     assert_eq!(a.handle(propose(2), ms(3)), outdated(3));
     a.raise(2, ms(4));
     assert_eq!(a.floor(), (3, ms(2)), "it never goes back");
+}
+
+/// A holder is lost, and one voter's grant to it ends a little later than that of the candidate.
+#[test]
+fn a_voter_that_is_still_bound_is_asked_again_at_the_end_of_its_grant() {
+    let ms = Duration::from_millis;
+    let at = |t| Now { mono: t, unix_us: t.as_micros() as u64 };
+    let voters = (0..3).map(|i| Voter { id: NodeId(i), witness: false }).collect();
+    let group = Group { me: NodeId(1), incarnation: 1, config: 1, voters, prefer: None };
+    let mut lease = Lease::new(group, Timing::default(), 1, at(ms(0)));
+    lease.set_fit(Fit::Yes, at(ms(0)));
+    let ballot = Ballot { counter: 5, node: NodeId(0), incarnation: 1 };
+    let term = Timing::DEFAULT_LEASE;
+    let lost = Message::Propose { ballot, config: 1, round: 1, term, held: true };
+    lease.handle(NodeId(0), lost, at(ms(600)));
+    let mut now = ms(600);
+    let mut asks = |lease: &mut Lease| loop {
+        now = lease.deadline(at(now)).max(now);
+        lease.tick(at(now));
+        let out: Vec<Output> = std::iter::from_fn(|| lease.poll_output()).collect();
+        let asked = out.iter().find_map(|output| match output {
+            Output::Send { to: NodeId(2), message: Message::Prepare { ballot, .. } } => Some((now, *ballot)),
+            _ => None,
+        });
+        if let Some(asked) = asked {
+            return asked;
+        }
+        assert!(now < ms(5_000));
+    };
+    let (first, mine) = asks(&mut lease);
+    assert!(first >= ms(600) + term && first < ms(600) + term + ms(10), "{first:?}");
+    let why = Refusal::Held { by: ballot, left: ms(7) };
+    lease.handle(NodeId(2), Message::Refused { ballot: mine, why }, at(first));
+    assert_eq!(asks(&mut lease), (first + ms(7), mine), "and not at the end of the candidacy");
+    lease.handle(NodeId(2), Message::Promise { ballot: mine }, at(first + ms(8)));
+    let sent: Vec<Output> = std::iter::from_fn(|| lease.poll_output()).collect();
+    let proposes = |o: &Output| matches!(o, Output::Send { message: Message::Propose { .. }, .. });
+    assert!(sent.iter().any(proposes), "{sent:?}");
 }

@@ -12,8 +12,11 @@ use crate::lease::watch::Watch;
 /// The one VIP.
 const VIP: &str = "vip";
 
-/// Left out at the end of a lease, as the kernel's timers are late.
+/// Left out at the end of a lease, as the kernel's timers are late, for whatever term.
 const MARGIN: Duration = Duration::from_millis(12);
+
+/// How late, in microseconds.
+const LATE: u64 = 10_000;
 
 /// How often what drains is looked after, in microseconds.
 const TEND_EVERY: u64 = 500_000;
@@ -111,7 +114,7 @@ impl Simulation {
         n.place.act = Some(act);
         let life = n.incarnation;
         let slow = if self.unlucky(100) { 100 } else { 1 };
-        let takes = self.rng.random_range(20..3_000 * slow);
+        let takes = self.rng.random_range(self.us(20)..self.us(3_000 * slow));
         self.at(self.now_us + takes, Event::Act { node, life });
     }
 
@@ -122,7 +125,7 @@ impl Simulation {
             return;
         }
         if n.paused {
-            self.at(self.now_us + 7_000, Event::Act { node, life });
+            self.at(self.now_us + self.us(7_000), Event::Act { node, life });
             return;
         }
         let Some(act) = n.place.act.take() else { return };
@@ -181,7 +184,7 @@ impl Simulation {
 
     /// The kernel answers to the address until shortly before `until`.
     fn answer(&mut self, node: usize, ballot: Ballot, until: Duration) {
-        let late = self.rng.random_range(0..10_000);
+        let late = self.rng.random_range(0..LATE);
         let to = self.true_time(node, until - MARGIN) + late;
         let now_us = self.now_us;
         let kept = (self.nodes[node].place.kept == Some(ballot)).then_some(now_us);
@@ -283,14 +286,14 @@ impl Simulation {
         let number = place.guardian_count;
         let orders = place.held.into_iter().collect();
         place.guardians.push(Guardian { number, frozen: false, watch: Watch::default(), orders });
-        self.at(self.now_us + 1_000, Event::Guardian { node, guardian: number });
+        self.at(self.now_us + self.us(1_000), Event::Guardian { node, guardian: number });
     }
 
     fn order(&mut self, node: usize, order: Order) {
         if !self.has_guardian(node) {
             return;
         }
-        let delay = self.rng.random_range(10..1_500);
+        let delay = self.rng.random_range(self.us(10)..self.us(1_500));
         if let Some(guardian) = self.nodes[node].place.guardians.last_mut() {
             guardian.orders.push_back(order);
             let guardian = guardian.number;
@@ -375,8 +378,8 @@ impl Simulation {
             }
             self.nodes[node].place.guardians.retain(|g| g.number != number);
         } else if let Some(deadline) = deadline {
-            let late = self.rng.random_range(0..1_000);
-            let at = self.true_time(node, deadline).max(self.now_us + 500);
+            let late = self.rng.random_range(0..self.us(1_000));
+            let at = self.true_time(node, deadline).max(self.now_us + self.us(500));
             self.at(at + late, Event::Guardian { node, guardian: number });
         }
     }
