@@ -2,13 +2,13 @@
 //!
 //! Workers call [`Sink::send`], which never blocks: datagram sockets are per thread and
 //! non-blocking, the standard streams take whole lines through bounded buffers that a thread of
-//! their own writes out. What does not fit is dropped and counted.
+//! their own writes out. What does not fit is dropped and counted. A worker's lines to UDP receivers
+//! go out together at the end of its turn ([`Sink::gather`]).
 
 use std::cell::RefCell;
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,10 +16,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use phalanx_config::{Global, LogFraming, LogReceiver, LogTarget};
 use phalanx_engine::log::{Priority, Sender, frame};
+use tokio::sync::Notify;
 
 mod stream;
+mod udp;
 
 use stream::Stream;
+use udp::Receivers;
 
 /// Sends log lines; a clone sends to the same places.
 #[derive(Clone)]
@@ -41,9 +44,11 @@ struct Shared {
 struct Local {
     line: Vec<u8>,
     sender: Option<(u64, Arc<Sender>)>,
-    /// By receiver; those of the configuration in force.
-    udp: Vec<(SocketAddr, UdpSocket)>,
+    /// Those of the configuration in force.
+    udp: Receivers,
     unix: Option<UnixDatagram>,
+    /// Told of the first line that waits for the end of the turn.
+    gathering: Option<Rc<Notify>>,
 }
 
 static NEXT_GENERATION: AtomicU64 = AtomicU64::new(0);
@@ -86,13 +91,29 @@ impl Sink {
                 };
                 let priority = Priority { facility: target.facility, level: level.max(target.min_level) };
                 local.line.clear();
-                frame(target.format, &sender, priority, unix_us, target.len, message, &mut local.line);
-                if !self.shared.deliver(&target.to, local) {
-                    self.shared.dropped.fetch_add(1, Ordering::Relaxed);
-                }
+                let out = match target.to {
+                    LogReceiver::Udp(to) => local.udp.lines_to(to),
+                    _ => Some(&mut local.line),
+                };
+                let framed =
+                    out.map(|out| frame(target.format, &sender, priority, unix_us, target.len, message, out));
+                let lost = framed.map_or(1, |()| self.shared.deliver(&target.to, local));
+                self.shared.lost(lost);
             }
             local.sender = Some((generation, sender));
         });
+    }
+
+    /// From now on lines of this thread to UDP receivers wait until everything has run that was ready to run
+    /// when the first of them came, and go out together. Runs on the thread's event loop, as long as that does.
+    pub(crate) async fn gather(self) {
+        let first = Rc::new(Notify::new());
+        LOCAL.with_borrow_mut(|local| local.gathering = Some(first.clone()));
+        let gathering = Gathering(self.shared);
+        loop {
+            first.notified().await;
+            gathering.end_turn();
+        }
     }
 
     /// Lines that could not be sent since the start.
@@ -115,58 +136,48 @@ impl Shared {
         match local.sender.take() {
             Some((kept, sender)) if kept == generation => (kept, sender),
             _ => {
-                local.udp.clear();
+                self.lost(local.udp.clear());
                 (generation, self.sender.lock().clone())
             }
         }
     }
 
-    fn deliver(&self, to: &LogReceiver, local: &mut Local) -> bool {
-        match to {
-            LogReceiver::Udp(addr) => udp(local, *addr),
+    /// Delivers the line; how many could not be sent.
+    fn deliver(&self, to: &LogReceiver, local: &mut Local) -> u64 {
+        let sent = match to {
+            LogReceiver::Udp(addr) => return local.udp.end_line(*addr, local.gathering.as_deref()),
             LogReceiver::Unix(path) => unix(local, path),
             LogReceiver::Stdout => self.stdout.push(&local.line),
             LogReceiver::Stderr => self.stderr.push(&local.line),
+        };
+        u64::from(!sent)
+    }
+
+    fn lost(&self, lines: u64) {
+        if lines > 0 {
+            self.dropped.fetch_add(lines, Ordering::Relaxed);
         }
     }
 }
 
-/// Over a socket connected to each receiver: the kernel looks up the way once and not for each line.
-fn udp(local: &mut Local, to: SocketAddr) -> bool {
-    let found = local.udp.iter().position(|(at, _)| *at == to);
-    let index = match found {
-        Some(index) => index,
-        None => match connected(to) {
-            Ok(socket) => {
-                local.udp.push((to, socket));
-                local.udp.len() - 1
-            }
-            Err(_) => return false,
-        },
-    };
-    let socket = &local.udp[index].1;
-    match socket.send(&local.line) {
-        Ok(_) => true,
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => false,
-        // Nobody took the line before this one: that says nothing of this one.
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => socket.send(&local.line).is_ok(),
-        // The address or route that it was connected by may be gone.
-        Err(_) => {
-            local.udp.swap_remove(index);
-            found.is_some() && udp(local, to)
-        }
+/// The thread gathers lines as long as this is there.
+struct Gathering(Arc<Shared>);
+
+impl Gathering {
+    fn end_turn(&self) {
+        LOCAL.with_borrow_mut(|local| self.0.lost(local.udp.send()));
     }
 }
 
-fn connected(to: SocketAddr) -> io::Result<UdpSocket> {
-    let any = match to {
-        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-    };
-    let socket = UdpSocket::bind(any)?;
-    socket.set_nonblocking(true)?;
-    socket.connect(to)?;
-    Ok(socket)
+impl Drop for Gathering {
+    fn drop(&mut self) {
+        // The thread may be ending: what it still has to say it says at once.
+        let _ = LOCAL.try_with(|local| {
+            let mut local = local.borrow_mut();
+            local.gathering = None;
+            self.0.lost(local.udp.send());
+        });
+    }
 }
 
 fn unix(local: &mut Local, path: &Path) -> bool {
@@ -195,6 +206,8 @@ fn sender(global: &Global) -> Sender {
 mod tests {
     use super::*;
     use phalanx_engine::log::{ALERT, INFO, NOTICE, WARNING};
+
+    use std::net::UdpSocket;
 
     fn target(to: LogReceiver, level: u8) -> LogTarget {
         LogTarget { to, format: LogFraming::Local, len: 1024, facility: 16, level, min_level: 0 }
@@ -242,6 +255,35 @@ mod tests {
             sink.send(&targets, INFO, line.as_bytes());
             assert!(read(&socket).ends_with(&format!("{line}\n")));
         }
+    }
+
+    /// Equal ones are cut up by the kernel, and a shorter one after them.
+    #[tokio::test]
+    async fn lines_of_a_turn_go_out_together_and_in_order() {
+        let sink = Sink::new(&Global::default());
+        let (socket, to) = receiver();
+        let gathers = tokio::task::LocalSet::new();
+        let words = ["a", "b", "ccc", "ddd", "ee", "", "ffff", "gg", "hh", "hh", "i"];
+        let lines = || (0..20).flat_map(|_| words);
+        let all: Vec<String> = gathers
+            .run_until(async {
+                tokio::task::spawn_local(sink.clone().gather());
+                tokio::task::yield_now().await;
+                let targets = [target(to, 7)];
+                lines().for_each(|word| sink.send(&targets, INFO, word.as_bytes()));
+                socket.set_nonblocking(true).expect("a socket option");
+                let early = (0..).take_while(|_| socket.recv(&mut [0; 64]).is_ok()).count();
+                assert!(early < lines().count(), "nothing waited");
+                socket.set_nonblocking(false).expect("a socket option");
+                // The turn ends.
+                tokio::task::yield_now().await;
+                (early..lines().count()).map(|_| read(&socket)).collect()
+            })
+            .await;
+        let texts: Vec<&str> = all.iter().filter_map(|line| line.trim_end().split(']').nth(1)).collect();
+        let wanted: Vec<String> = lines().map(|word| format!(": {word}").trim_end().to_owned()).collect();
+        assert_eq!(texts, wanted[wanted.len() - texts.len()..]);
+        assert_eq!(sink.dropped(), 0);
     }
 
     #[test]

@@ -182,6 +182,7 @@ async fn serve(worker: Rc<Worker>, mut orders: mpsc::Receiver<Order>) {
     let mut listeners: HashMap<Key, Listener> = HashMap::new();
     tokio::task::spawn_local(crate::nursery::run());
     tokio::task::spawn_local(crate::deadline::run());
+    tokio::task::spawn_local(worker.shared.logs.clone().gather());
     let mut purge = interval(Duration::from_secs(1));
     purge.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

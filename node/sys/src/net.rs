@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
+use nix::sys::socket::{ControlMessage, MsgFlags};
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, TcpKeepalive, Type};
 
@@ -329,6 +330,19 @@ pub fn send(socket: impl AsFd, head: &[u8], body: &[u8], more: bool) -> io::Resu
     })
 }
 
+/// Sends datagrams of `size` bytes with one call over a connected UDP socket, the last one with what is left:
+/// they go through the kernel as one and are cut up at the end of the way (`UDP_SEGMENT`).
+///
+/// # Errors
+/// Those of `sendmsg(2)`, where also what does not fit into a packet, and ways that can't do it, are found out:
+/// nothing was sent then.
+pub fn send_cut(socket: &impl AsFd, bytes: &[u8], size: u16) -> io::Result<()> {
+    let cut = [ControlMessage::UdpGsoSegments(&size)];
+    let socket = socket.as_fd().as_raw_fd();
+    nix::sys::socket::sendmsg::<()>(socket, &[io::IoSlice::new(bytes)], &cut, MsgFlags::empty(), None)?;
+    Ok(())
+}
+
 /// Index of a network interface.
 ///
 /// # Errors
@@ -459,6 +473,20 @@ mod tests {
         taken.read_exact(&mut buf).unwrap();
         waiting.read_exact(&mut buf).unwrap();
         assert_eq!(accept(&listener).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn datagrams_are_cut_up_on_the_way() {
+        let [from, to] = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+        from.connect(to.local_addr().unwrap()).unwrap();
+        to.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        send_cut(&from, b"onetwoxyz!", 3).unwrap();
+        let read = [(); 4].map(|()| {
+            let mut buf = [0; 64];
+            let n = to.recv(&mut buf).unwrap();
+            buf[..n].to_vec()
+        });
+        assert_eq!(read, [&b"one"[..], b"two", b"xyz", b"!"]);
     }
 
     #[test]
