@@ -473,6 +473,7 @@ impl Raft {
             whole: self.0.log.proven(),
             gave_places_back: self.0.roster.has_given_back(),
             protocol: spoken(&self.0.settings).1,
+            drains: self.0.roster.drains() as u32,
         }
     }
 

@@ -105,6 +105,11 @@ impl Roster {
         self.0.vips.as_ref().map_or(0, Vips::held)
     }
 
+    /// How many it has moved away, whose connections go on here.
+    pub(crate) fn drains(&self) -> usize {
+        self.0.vips.as_ref().map_or(0, Vips::draining)
+    }
+
     /// Who may use how many places.
     pub(crate) fn desk(&self) -> &Arc<Desk> {
         &self.0.desk

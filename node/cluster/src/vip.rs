@@ -291,6 +291,11 @@ impl Vips {
         self.0.held()
     }
 
+    /// How many this node has moved away, whose connections go on here.
+    pub(crate) fn draining(&self) -> usize {
+        self.0.drained_from()
+    }
+
     /// Connections may go on for so long after a VIP has been moved away; counts for those that do now.
     pub fn set_drain(&self, limit: Duration) {
         self.0.set_drain(limit);

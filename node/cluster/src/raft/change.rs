@@ -296,6 +296,8 @@ impl View for Seen<'_> {
         let hello = self.hellos.get(node).filter(|_| !self.patience.contains(node))?;
         match hello {
             h if h.holds > 0 => Some("floating IPs"),
+            // The others pass packets on to members only.
+            h if h.drains > 0 => Some("connections of floating IPs"),
             // It may not even know yet that it leaves.
             h if !h.gave_places_back => Some("places on servers"),
             _ => None,

@@ -2,6 +2,7 @@
 //!
 //! Everything under the lock is computation and queueing; nothing there blocks.
 
+mod fitness;
 pub(super) mod moves;
 mod status;
 
@@ -14,7 +15,7 @@ use arc_swap::ArcSwap;
 use parking_lot::{Condvar, Mutex};
 use phalanx_engine::lease::hands::Job;
 use phalanx_engine::lease::{
-    Ballot, Epoch, Fit, Free, Group, Lease, Message, NodeId, Output, Reason, Timing, View, Voter,
+    Ballot, Epoch, Free, Group, Lease, Message, NodeId, Output, Reason, Timing, View, Voter,
 };
 use phalanx_engine::membership::Adopted;
 use phalanx_engine::registry::Members;
@@ -97,6 +98,8 @@ struct One {
     kept: bool,
     /// It is to be moved away, when the hands are ready for that.
     preparing: bool,
+    /// As this node is not to hold it any more; then at the latest.
+    parting: Option<Duration>,
 }
 
 struct Link {
@@ -161,6 +164,7 @@ impl Shared {
                 lease,
                 kept: false,
                 preparing: false,
+                parting: None,
                 notices: VecDeque::new(),
                 settings: vip,
                 hands: Arc::new(Hands::default()),
@@ -298,9 +302,15 @@ impl Shared {
         adopted.min_by_key(|a| (a.config, a.age)).unwrap_or_default()
     }
 
-    /// How many VIPs this node holds.
+    /// How many VIPs this node holds, or is taking off.
     pub(super) fn held(&self) -> usize {
-        self.core.lock().vips.iter().filter(|one| one.lease.held_until().is_some()).count()
+        let holds = |one: &&One| one.lease.held_until().is_some() || one.lease.is_withdrawing();
+        self.core.lock().vips.iter().filter(holds).count()
+    }
+
+    /// How many VIPs have moved away from here and have connections that go on.
+    pub(super) fn drained_from(&self) -> usize {
+        self.core.lock().vips.iter().filter(|one| one.drains.is_some()).count()
     }
 
     /// Lets time pass for the machines, at their deadlines.
@@ -319,6 +329,7 @@ impl Shared {
             for i in 0..core.vips.len() {
                 core.vips[i].lease.tick(now);
                 self.carry_out(&mut core, i, now);
+                self.part_at_last(&mut core, i, now);
             }
             if now.mono >= fitness_due {
                 self.tell_fitness(&mut core);
@@ -507,40 +518,6 @@ impl Shared {
         one.others.paths(epoch, drains, one.settings.addr, clock::boottime())
     }
 
-    /// A driver tells what is missing here.
-    pub(super) fn set_missing(&self, i: usize, missing: Vec<String>) {
-        let mut core = self.core.lock();
-        if core.vips[i].missing == missing {
-            return;
-        }
-        if !missing.is_empty() && !core.vips[i].lease.is_witness() {
-            let vip = &core.vips[i].settings;
-            warn!("vip '{}' {}: not eligible here: {}", vip.name, vip.addr, missing.join(", "));
-        }
-        core.vips[i].missing = missing;
-        self.refit(&mut core, i);
-    }
-
-    pub(super) fn set_behind(&self, reasons: Vec<String>) {
-        let mut core = self.core.lock();
-        if core.behind != reasons {
-            core.behind = reasons;
-            (0..core.vips.len()).for_each(|i| self.refit(&mut core, i));
-        }
-    }
-
-    pub(super) fn set_waiting(&self, why: Option<String>) {
-        self.core.lock().waiting = why;
-    }
-
-    pub(super) fn set_leaving(&self, on: bool) {
-        let mut core = self.core.lock();
-        if core.leaving != on {
-            core.leaving = on;
-            (0..core.vips.len()).for_each(|i| self.refit(&mut core, i));
-        }
-    }
-
     pub(super) fn set_drain(&self, limit: Duration) {
         self.core.lock().drain = limit;
     }
@@ -548,90 +525,6 @@ impl Shared {
     /// How long connections may go on here after a move.
     pub(super) fn drain(&self) -> Duration {
         self.core.lock().drain
-    }
-
-    pub(super) fn set_maintenance(&self, on: bool) {
-        let mut core = self.core.lock();
-        if core.maintenance != on {
-            core.maintenance = on;
-            (0..core.vips.len()).for_each(|i| self.refit(&mut core, i));
-        }
-    }
-
-    fn refit(&self, core: &mut Core, i: usize) {
-        if self.stopping.load(Ordering::Acquire) {
-            return;
-        }
-        let mut behind = core.behind.clone();
-        behind.extend(self.odd_term(core));
-        if core.departing {
-            behind.push("stopping".into());
-        }
-        let one = &mut core.vips[i];
-        let mut never = one.missing.clone();
-        let settings = self.settings.load();
-        if settings.this().is_some_and(|n| n.witness) {
-            never = vec!["witness".into()];
-        } else if one.lease.is_witness() {
-            never.push("no member".into());
-        } else if core.leaving {
-            never.push("leaves the cluster".into());
-        } else if core.maintenance {
-            never.push("maintenance".into());
-        }
-        let fit = match (never.is_empty(), behind.is_empty()) {
-            (false, _) => Fit::No(never),
-            (true, false) => Fit::Keep(behind),
-            (true, true) => Fit::Yes,
-        };
-        let now = now();
-        one.lease.set_fit(fit, now);
-        self.carry_out(core, i, now);
-        self.tell_fitness(core);
-        self.wake.notify_all();
-    }
-
-    /// A peer says for how long it asks for leases. Acceptors grant no longer than their own, so that
-    /// nodes which differ are safe, but they may not get a majority from each other.
-    fn heed_term(&self, from: NodeId, lease_us: u64) {
-        let term = match lease_us {
-            0 => Timing::FORMER_DEFAULT,
-            us => Duration::from_micros(us),
-        };
-        let mut core = self.core.lock();
-        if core.terms.insert(from, term) == Some(term) {
-            return;
-        }
-        if term != self.timing.lease {
-            warn!(
-                "leases: node '{}' has 'vip-lease' {term:?}, this node {:?}: it is to be the same on all nodes",
-                self.names.load().name(from),
-                self.timing.lease
-            );
-        }
-        (0..core.vips.len()).for_each(|i| self.refit(&mut core, i));
-    }
-
-    /// Why this node leaves VIPs to others: more of them have another `vip-lease` than have its own.
-    fn odd_term(&self, core: &Core) -> Option<String> {
-        let names = self.names.load();
-        let others: Vec<_> = core.terms.iter().filter(|(_, term)| **term != self.timing.lease).collect();
-        if others.len() <= core.terms.len() - others.len() + 1 {
-            return None;
-        }
-        let others: Vec<String> =
-            others.into_iter().map(|(id, term)| format!("{term:?} on {}", names.name(*id))).collect();
-        Some(format!("'vip-lease' is {:?} here, {}", self.timing.lease, others.join(", ")))
-    }
-
-    /// Tells all peers how fit this node is.
-    fn tell_fitness(&self, core: &mut Core) {
-        let message = status::fitness(core);
-        for links in core.links.values_mut() {
-            for link in links {
-                let _ = link.queue.try_send(message.clone());
-            }
-        }
     }
 
     /// Registers a stream to a peer; the answer is its number and what to say first.

@@ -18,7 +18,7 @@ fn move_deadline(timing: Timing) -> Duration {
 }
 
 /// How long a holder that is to move a VIP away may prepare for that; after it, it moves all the same.
-const PREPARE_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const PREPARE_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long the holder may take to answer who asks it to move a VIP away.
 pub(in crate::vip) fn answer_deadline(timing: Timing) -> Duration {
@@ -85,7 +85,12 @@ impl Shared {
 
     /// The hands are ready for moving VIP `i` away.
     pub(in crate::vip) fn prepared(&self, i: usize) {
-        self.core.lock().vips[i].preparing = false;
+        let mut core = self.core.lock();
+        core.vips[i].preparing = false;
+        if let Some(at) = &mut core.vips[i].parting {
+            *at = (*at).min(now().mono);
+            self.refit(&mut core, i);
+        }
     }
 
     fn target(&self, one: &One, to: Option<&str>) -> Result<NodeId, MoveError> {
