@@ -2,7 +2,9 @@
 //! a cloud, for instance.
 //!
 //! It runs beside the lease, which goes on being renewed; one at a time for each VIP; and in a process
-//! group of its own, which is killed when the time is over. What it is told stands in its environment:
+//! group of its own, which is killed when the time is over. However often a VIP comes and goes, there is
+//! one process for it, the last thing that happened is run last, and a node that is still giving it up does
+//! not take it again. What it is told stands in its environment:
 //!
 //! | variable | value |
 //! |---|---|
@@ -258,6 +260,43 @@ mod tests {
             std::fs::read_to_string(&log).unwrap(),
             "acquire web 192.0.2.1/24 c n1 7 this node holds it\nrelease web 192.0.2.1/24 c n1 7 planned move to n2\n"
         );
+    }
+
+    #[test]
+    fn a_vip_that_comes_and_goes_has_one_program_at_a_time_and_the_last_state_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, lock) = (dir.path().join("log"), dir.path().join("lock"));
+        // The lock ends with the process, however that ends.
+        let script = format!(
+            "exec 9>{lock}; flock -n 9 || echo two >> {log}
+             echo begin $PHALANX_ACTION $PHALANX_EPOCH >> {log}
+             sleep 0.0$((PHALANX_EPOCH % 5)) 9>&-
+             echo end $PHALANX_ACTION $PHALANX_EPOCH >> {log}",
+            lock = lock.display(),
+            log = log.display()
+        );
+        let mut exec = Exec::new(hook(dir.path(), &script));
+        let epochs = 1..=20;
+        for epoch in epochs.clone() {
+            exec.acquire(epoch, Duration::ZERO).unwrap();
+            std::thread::sleep(Duration::from_millis(epoch * 3 % 30));
+            // Now and then another tenure follows at once.
+            if epoch % 3 != 0 {
+                exec.release().unwrap();
+            }
+        }
+        ended(&mut exec).unwrap();
+        let said = std::fs::read_to_string(&log).unwrap();
+        let lines: Vec<&str> = said.lines().collect();
+        assert!(!lines.contains(&"two"), "{said}");
+        assert_eq!(lines.last(), Some(&"end release 20"), "{said}");
+        let epoch = |line: &&str| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap();
+        assert!(lines.is_sorted_by_key(epoch), "{said}");
+        // What is begun for a release comes to its end.
+        let begun = epochs.filter(|epoch| epoch % 3 != 0);
+        for epoch in begun {
+            assert!(lines.contains(&&*format!("end release {epoch}")), "{said}");
+        }
     }
 
     #[test]
