@@ -10,6 +10,7 @@ mod moves;
 mod partition;
 mod service;
 mod stops;
+mod systemd;
 mod vips;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
