@@ -16,8 +16,8 @@ mod sharded;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, fence};
 
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
@@ -57,18 +57,53 @@ pub struct Matcher {
     index: ArcSwap<Index>,
     /// Grows after every change of `index`.
     version: AtomicU64,
+    /// Somebody has made something of its [`Short`] patterns.
+    is_read: AtomicBool,
+}
+
+/// All patterns of a matcher that has few.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Short {
+    /// Whole texts, beginnings or ends.
+    Texts(Vec<Vec<u8>>),
+    /// Parts of texts; in lower case where case is ignored.
+    Parts(Vec<String>),
+    /// IPv4 networks with their masks.
+    Nets(Vec<(u32, u32)>),
+    /// Numbers, from and to.
+    Ranges(Vec<(i64, i64)>),
+}
+
+static SHORT_CHANGES: AtomicU64 = AtomicU64::new(0);
+
+/// Changes after every change of a matcher that was asked for its [`Short`] patterns.
+pub(crate) fn short_changes() -> u64 {
+    SHORT_CHANGES.load(Acquire)
 }
 
 impl Matcher {
     fn new(method: Method, ignore_case: bool, index: Index) -> Matcher {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let (index, version) = (ArcSwap::from_pointee(index), AtomicU64::new(0));
-        Matcher { method, ignore_case, number: NUMBER.fetch_add(1, Relaxed), index, version }
+        let (number, is_read) = (NUMBER.fetch_add(1, Relaxed), AtomicBool::new(false));
+        Matcher { method, ignore_case, number, index, version, is_read }
     }
 
     fn replace(&self, index: Index) {
         self.index.store(Arc::new(index));
         self.version.fetch_add(1, Release);
+        // With the fence of `short`: either who reads sees this index, or this sees that it reads.
+        fence(SeqCst);
+        if self.is_read.load(Relaxed) {
+            SHORT_CHANGES.fetch_add(1, Release);
+        }
+    }
+
+    /// All its patterns, if they are few; [`short_changes`] tells when they are others.
+    pub(crate) fn short(&self) -> Option<Short> {
+        self.is_read.store(true, Relaxed);
+        fence(SeqCst);
+        self.index.load().short()
     }
 
     /// Calls `with` with the index as it is.

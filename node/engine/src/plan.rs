@@ -12,6 +12,7 @@ use phalanx_config::model::{self, Config};
 use crate::backend::Backend;
 use crate::frontend::Frontend;
 use crate::pattern::{self, Matcher, PatternSet};
+use crate::rules::Guards;
 use crate::stick::{Table, Tables};
 
 /// A configuration, resolved.
@@ -46,6 +47,8 @@ pub struct ProxyPlan {
     pub table: Option<Arc<Table>>,
     /// `stick …` lines with their tables, in order.
     pub stick_rules: Vec<Stick>,
+    /// What the conditions of `http-request` rules look for.
+    pub(crate) guards: Guards,
 }
 
 /// A `stick` line with its table.
@@ -73,6 +76,7 @@ impl ProxyPlan {
             default_backend: None,
             table: tables.get(&config.name),
             stick_rules: config.stick_rules.iter().filter_map(stick).collect(),
+            guards: Guards::new(&config.rules.http_request, &config.acls),
             config,
         }
     }

@@ -6,6 +6,7 @@
 
 mod answer;
 mod edit;
+mod guard;
 mod reasons;
 #[cfg(test)]
 mod tests;
@@ -23,11 +24,16 @@ use crate::stick::Data;
 
 pub use self::answer::{Reply, answer, redirect};
 pub use self::edit::{Edit, prepare};
+pub(crate) use self::guard::Guards;
 pub use self::reasons::reason;
 
-/// Where in a set the caller stands.
+/// Where in a set the caller stands. It is for one walk over one set: what was found out on the way stays
+/// true until the caller has done what it was asked for.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Cursor(usize);
+pub struct Cursor {
+    at: usize,
+    seen: guard::Seen,
+}
 
 /// How a walk over a set went on.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,14 +48,26 @@ pub enum Step<'r> {
 
 /// Walks over a set up to what the caller must do.
 pub fn next<'r>(rules: &'r [Rule], cursor: &mut Cursor, proxy: &ProxyPlan, at: &Context<'_>) -> Step<'r> {
-    while let Some(rule) = rules.get(cursor.0) {
+    let world = at.world.filter(|_| std::ptr::eq(rules, &*proxy.config.rules.http_request));
+    let guards = world.map(|world| (&proxy.guards, world.plan));
+    while let Some(rule) = rules.get(cursor.at) {
+        if let Some((guards, plan)) = guards
+            && guards.rules_out(cursor.at, &mut cursor.seen, plan, at)
+        {
+            cursor.at += 1;
+            continue;
+        }
         match decide(rule.condition.as_ref(), proxy, at) {
-            Some(true) => cursor.0 += 1,
+            Some(true) => cursor.at += 1,
             Some(false) => {
-                cursor.0 += 1;
+                cursor.at += 1;
                 continue;
             }
-            None => return Step::Wait,
+            None => {
+                // There is more of the message when the walk goes on.
+                cursor.seen = guard::Seen::default();
+                return Step::Wait;
+            }
         }
         match &rule.action {
             Action::Track(track) => start_tracking(track, at),
@@ -71,7 +89,12 @@ pub fn next<'r>(rules: &'r [Rule], cursor: &mut Cursor, proxy: &ProxyPlan, at: &
             }
             Action::UnsetVar(name) => at.memory_of(name).unset(name),
             Action::Pattern(action) => edit_patterns(action, at),
-            action => return Step::Act(action),
+            action => {
+                if let Some((guards, _)) = guards {
+                    guards.after(action, &mut cursor.seen);
+                }
+                return Step::Act(action);
+            }
         }
     }
     Step::Done

@@ -65,6 +65,7 @@ struct Message {
     ends: (SocketAddr, SocketAddr),
     /// The head that rules change, kept for the next request as the proxy does.
     rewritten: Head,
+    room: Vec<u8>,
 }
 
 fn message() -> Message {
@@ -82,6 +83,7 @@ fn message() -> Message {
         changed: Vec::new(),
         ends: (SocketAddr::from(([192, 0, 2, 17], 51234)), SocketAddr::from(([198, 51, 100, 1], 80))),
         rewritten: Head::default(),
+        room: Vec::new(),
     };
     // Once, for the room.
     walk(&mut message);
@@ -121,7 +123,7 @@ fn walk(m: &mut Message) {
         };
         match rules::next(&proxy.config.rules.http_request, &mut cursor, proxy, &context) {
             Step::Act(action) => {
-                if let Some(edit) = rules::prepare(action, &context) {
+                if let Some(edit) = rules::prepare(action, &context, &mut m.room) {
                     edit.apply(&mut Rewrite::new(&m.text, head, &mut m.changed));
                 }
             }

@@ -46,30 +46,39 @@ impl Few {
 }
 
 impl Texts {
+    /// Them all.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = &*self.0;
+        std::iter::from_fn(move || {
+            let (&len, more) = rest.split_first()?;
+            let (pattern, others) = more.split_at_checked(usize::from(len))?;
+            rest = others;
+            Some(pattern)
+        })
+    }
+
     /// Whether one is the text, or its beginning, or its end.
     pub(super) fn matches(&self, method: Method, ignore_case: bool, text: &[u8]) -> bool {
-        let mut rest = &*self.0;
-        while let Some((&len, more)) = rest.split_first() {
-            let Some((pattern, others)) = more.split_at_checked(usize::from(len)) else { return false };
-            rest = others;
+        self.iter().any(|pattern| {
             let part = match method {
                 Method::Beg => text.get(..pattern.len()),
                 Method::End => text.len().checked_sub(pattern.len()).and_then(|from| text.get(from..)),
                 _ => Some(text),
             };
-            let same = |part: &[u8]| match ignore_case {
+            part.is_some_and(|part| match ignore_case {
                 true => part.eq_ignore_ascii_case(pattern),
                 false => part == pattern,
-            };
-            if part.is_some_and(same) {
-                return true;
-            }
-        }
-        false
+            })
+        })
     }
 }
 
 impl Nets {
+    /// Them all, with their masks.
+    pub(super) fn all(&self) -> &[(u32, u32)] {
+        &self.0
+    }
+
     /// Whether the address is in one.
     pub(super) fn matches(&self, addr: Ipv4Addr) -> bool {
         self.0.iter().any(|(net, mask)| addr.to_bits() & mask == *net)

@@ -12,12 +12,15 @@ use std::sync::Arc;
 use phalanx_config::pattern::{self, Method, Pattern, prefix4, prefix6};
 use smallvec::SmallVec;
 
-use super::Input;
 use super::entry::{Entry, Slot};
 use super::few::Few;
 use super::keys::{Bytes, Exact, Folded, Net4, Net6, Number};
 use super::sharded::{Keyed, Sharded};
+use super::{Input, Short};
 use crate::chunked::Chunked;
+
+/// Most parts or numbers that are few.
+const MOST_TRIED: usize = 32;
 
 /// Lengths that occur, with the number of keys that have them.
 type Lengths = BTreeMap<u32, u32>;
@@ -111,6 +114,33 @@ impl Index {
         match (self.few.as_ref()?, *input) {
             (Few::Texts(few), Input::Text(text)) => Some(few.matches(self.method, self.ignore_case, text)),
             (Few::Nets(few), Input::Ip(IpAddr::V4(addr))) => Some(few.matches(addr)),
+            _ => None,
+        }
+    }
+
+    /// All patterns, if they are few and can be compared without the rest of this.
+    pub(super) fn short(&self) -> Option<Short> {
+        match (&self.few, self.method) {
+            (Some(Few::Texts(few)), _) => Some(Short::Texts(few.iter().map(<[u8]>::to_vec).collect())),
+            (Some(Few::Nets(few)), _) => Some(Short::Nets(few.all().to_vec())),
+            (None, Method::Sub) if self.list.len() <= MOST_TRIED => {
+                let part = |tried: &Tried| match tried {
+                    Tried::Part(finder) => String::from_utf8(finder.needle().to_vec()).ok(),
+                    _ => None,
+                };
+                self.list.iter().map(|(_, (tried, _))| part(tried)).collect::<Option<_>>().map(Short::Parts)
+            }
+            (None, Method::Int) if self.list.len() + self.numbers.keys() <= MOST_TRIED => {
+                let range = |tried: &Tried| match tried {
+                    Tried::Range(from, to) => Some((*from, *to)),
+                    _ => None,
+                };
+                let ranges = self.list.iter().map(|(_, (tried, _))| range(tried));
+                ranges
+                    .chain(self.numbers.all_keys().map(|n| Some((n, n))))
+                    .collect::<Option<_>>()
+                    .map(Short::Ranges)
+            }
             _ => None,
         }
     }

@@ -1,7 +1,5 @@
 //! Actions that change a message.
 
-use std::borrow::Cow;
-
 use phalanx_config::{Action, FRAMING, Format, HeaderAction, HeaderEdit, NameMatch, Piece, Regex};
 
 use super::reasons::reason;
@@ -15,22 +13,23 @@ const USUAL: usize = 128;
 #[derive(Debug)]
 pub struct Edit<'r> {
     action: &'r Action,
-    text: Cow<'r, [u8]>,
+    text: &'r [u8],
 }
 
-/// Prepares a change; `None` = the action is none.
-pub fn prepare<'r>(action: &'r Action, at: &Context<'_>) -> Option<Edit<'r>> {
+/// Prepares a change, with `room` for what is put in; `None` = the action is none.
+pub fn prepare<'r>(action: &'r Action, at: &Context<'_>, room: &'r mut Vec<u8>) -> Option<Edit<'r>> {
     let text = match (format(action), action) {
         (Some(format), _) => match format.pieces.as_slice() {
-            [Piece::Text(text)] => Cow::Borrowed(text.as_bytes()),
+            [Piece::Text(text)] => text.as_bytes(),
             _ => {
-                let mut text = Vec::with_capacity(USUAL);
-                render(format, at, &mut text);
-                Cow::Owned(text)
+                room.clear();
+                room.reserve(USUAL);
+                render(format, at, room);
+                room
             }
         },
-        (None, Action::SetStatus(..)) => Cow::default(),
-        (None, Action::Header(HeaderAction { edit: HeaderEdit::Delete(_), .. })) => Cow::default(),
+        (None, Action::SetStatus(..)) => &[],
+        (None, Action::Header(HeaderAction { edit: HeaderEdit::Delete(_), .. })) => &[],
         _ => return None,
     };
     Some(Edit { action, text })
@@ -58,7 +57,7 @@ fn format(action: &Action) -> Option<&Format> {
 impl Edit<'_> {
     /// Changes the message.
     pub fn apply(&self, message: &mut Rewrite<'_>) {
-        let text = &*self.text;
+        let text = self.text;
         match self.action {
             Action::Header(header) => self.header(header, message),
             Action::SetMethod(_) if is_token(text) => message.set_first(text),
@@ -102,7 +101,7 @@ impl Edit<'_> {
     }
 
     fn header(&self, header: &HeaderAction, message: &mut Rewrite<'_>) {
-        let (name, text) = (header.name.as_bytes(), &*self.text);
+        let (name, text) = (header.name.as_bytes(), self.text);
         match &header.edit {
             HeaderEdit::Add(_) => message.add(name, text),
             HeaderEdit::Set(_) => {

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use phalanx_config::{Action, Source, StaticEnv, parse};
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 use super::*;
 use crate::h1::{self, Head, Parsed, Rewrite};
@@ -349,7 +351,8 @@ fn edits_change_what_later_rules_see() {
         let edit = node.with(|_, at| {
             let at =
                 Context { request: Some((if text.is_empty() { &node.buf } else { &text }, &head)), ..*at };
-            let edit = prepare(&rule.action, &at).expect("an edit");
+            let mut room = Vec::new();
+            let edit = prepare(&rule.action, &at, &mut room).expect("an edit");
             // The text it carries is its own.
             let mut other = (head.clone(), text.clone());
             edit.apply(&mut Rewrite::new(&node.buf, &mut other.0, &mut other.1));
@@ -460,4 +463,124 @@ fn a_link_follows_its_server() {
     assert_eq!(read(), Some(7));
     gone("s2");
     assert_eq!(read(), None);
+}
+
+/// Conditions of each kind that is tried ahead, and of others; true and false ones, some by the last byte.
+const ATOMS: &[&str] = &[
+    "path_beg /a",
+    "path_beg /b /c",
+    "path_beg -i /A/b",
+    "path -m beg /a/B%20cd",
+    "path_end c",
+    "path_end -i C .php",
+    "path /a/B%20c",
+    "path /a/B",
+    "path,lower -m beg /a/b",
+    "path,length -m int gt 5",
+    "path -m reg ^/a",
+    "path,set-var(txn.k) -m beg /zz",
+    "url /a/B%20c?x=1&y=Two&x=3",
+    "url /a/B%20c?x=1&y=Two&x=4",
+    "url_beg /a/B%20c?x=1&y=Two&x=4",
+    "url_end &x=1&y=Two&x=3",
+    "url_end B%20c?x=1&y=Two&x=3",
+    "url_param(x) 3",
+    "url_param(x) 2",
+    "hdr(host) -i www.example.com:8080",
+    "hdr(host) www.example.com:8080",
+    "hdr_sub(x-s) -i B,C",
+    "hdr_sub(x-s) er st",
+    "hdr_sub(host) -i w.e nope",
+    "hdr_sub(nope) x",
+    "hdr_cnt(x-s) gt 1",
+    "hdr_cnt(nope) gt 0",
+    "hdr_val(x-int) 12",
+    "hdr_val(x-int) 1:11",
+    "hdr_ip(x-ip) 10.0.0.0/8",
+    "hdr_ip(x-ip) 11.0.0.0/8 2001:db8::/32",
+    "req.cook(k) 3",
+    "src 192.0.2.0/24",
+    "src 10.0.0.0/8",
+    "src 10.0.0.0/8 2001:db8::/32",
+    "var(txn.k) -m found",
+];
+
+#[test]
+fn what_is_ruled_out_ahead_would_not_have_applied() {
+    for seed in crate::testing::seeds(150) {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut lines = String::new();
+        for (n, atom) in ATOMS.iter().enumerate() {
+            // Several lines of one name: one of them is enough.
+            lines += &format!(" acl a{} {atom}\n", if rng.random_range(0..4) == 0 { n / 2 } else { n });
+        }
+        let used: Vec<usize> = (0..ATOMS.len()).filter(|n| lines.contains(&format!(" a{n} "))).collect();
+        for n in 0..30 {
+            let mut term = || {
+                let not = if rng.random_range(0..3) == 0 { "!" } else { "" };
+                let acl = used[rng.random_range(0..used.len())];
+                format!("{not}a{acl} {}", if rng.random_range(0..4) == 0 { "or " } else { "" })
+            };
+            let terms: String = [term(), term(), term()].concat();
+            let when = if rng.random_range(0..5) == 0 { "unless" } else { "if" };
+            let terms = terms.trim_end().trim_end_matches("or").trim_end();
+            lines += &format!(" http-request set-header x-{n} v {when} {terms}\n");
+        }
+        let node = Node::new(&lines);
+        let one_by_one: Vec<String> = node.with(|front, at| {
+            let rules = front.config.rules.http_request.iter();
+            let apply = rules.filter(|rule| holds(rule.condition.as_ref(), front, at));
+            apply.map(|rule| format!("{:?}", rule.action)).collect()
+        });
+        let k = node.memory.variable(&variable("k"));
+        let other = Node { memory: Memory::default(), state: node.state.clone(), ..Node::new("") };
+        assert_eq!(other.run(), one_by_one, "seed {seed}\n{lines}");
+        assert_eq!(other.memory.variable(&variable("k")), k, "seed {seed}\n{lines}");
+    }
+}
+
+#[test]
+fn what_was_found_out_is_forgotten_when_the_caller_changes_it() {
+    let node = Node::new(
+        " acl on hdr(x-on) 1\n acl here path_beg /new\n http-request set-header x-early 1 if on or here\n\
+         http-request set-header x-on 1\n http-request set-header x-late 1 if on\n\
+         http-request set-path /new\n http-request set-method PUT if here",
+    );
+    let (mut head, mut text) = (node.head.clone(), Vec::new());
+    let mut cursor = Cursor::default();
+    node.with(|front, at| {
+        loop {
+            let request = Some((if text.is_empty() { &*node.buf } else { &*text }, &head));
+            let at = Context { request, ..*at };
+            let Step::Act(action) = next(&front.config.rules.http_request, &mut cursor, front, &at) else {
+                return;
+            };
+            let mut room = Vec::new();
+            let edit = prepare(action, &at, &mut room).expect("an edit");
+            let (mut new_head, mut new_text) = (head.clone(), text.clone());
+            edit.apply(&mut Rewrite::new(&node.buf, &mut new_head, &mut new_text));
+            (head, text) = (new_head, new_text);
+        }
+    });
+    assert_eq!(head.last(&text, b"x-early"), None);
+    assert_eq!(head.last(&text, b"x-late"), Some(&b"1"[..]));
+    assert_eq!(head.method(&text), b"PUT");
+}
+
+#[test]
+fn a_command_that_changes_an_acl_counts_for_the_next_request() {
+    use crate::registry::patterns::{KeyChange, KeyEdit, PatternAction, PatternCommand};
+    use crate::registry::{Command, Registry, Reply};
+    let node = Node::new(" acl private path_beg /private\n http-request deny if private");
+    assert_eq!(node.run(), [""; 0]);
+    let set = node.state.plan_owned().patterns[0].clone();
+    let mut registry = Registry::new();
+    for (change, wanted) in [(KeyChange::Add(None), &["403"][..]), (KeyChange::Delete, &[])] {
+        let edit = KeyEdit { key: "/a/".into(), file: set.in_file("/a/"), change };
+        let action = PatternAction::Edit { version: None, edits: vec![edit] };
+        let command = PatternCommand { set: set.identity().into(), file: set.file(), action };
+        assert_eq!(registry.apply(&Command::Patterns(command)), Reply::Ok);
+        drop(node.state.reconcile(&registry, moment(1)));
+        assert_eq!(node.run(), wanted);
+    }
 }

@@ -128,7 +128,8 @@ impl<'a> Transaction<'a> {
         if let Action::SetLogLevel(level) = action {
             return self.set_log_level(*level);
         }
-        let Some(edit) = rules::prepare(action, &self.context(proxy)) else { return };
+        let mut room = Text::take();
+        let Some(edit) = rules::prepare(action, &self.context(proxy), &mut room) else { return };
         let scratch = &mut *self.scratch;
         let buf = self.front.buf.bytes();
         edit.apply(&mut Rewrite::new(buf, &mut scratch.request, &mut scratch.request_text));
@@ -194,7 +195,8 @@ impl<'a> Transaction<'a> {
                     Step::Act(Action::Deny(answer)) => (Cause::Proxy, answer),
                     Step::Act(Action::Return(answer)) => (Cause::Local, answer),
                     Step::Act(action) => {
-                        if let Some(edit) = rules::prepare(action, &at) {
+                        let mut room = Text::take();
+                        if let Some(edit) = rules::prepare(action, &at, &mut room) {
                             let scratch = &mut *self.scratch;
                             edit.apply(&mut Rewrite::new(
                                 buf,
@@ -248,7 +250,8 @@ impl<'a> Transaction<'a> {
                 if *action == Action::Accept {
                     break;
                 }
-                if let Some(edit) = rules::prepare(action, &at) {
+                let mut room = Text::take();
+                if let Some(edit) = rules::prepare(action, &at, &mut room) {
                     edit.apply(&mut Rewrite::new(text, &mut head, &mut changed));
                 }
             }
