@@ -11,6 +11,7 @@ mod partition;
 mod service;
 mod stops;
 mod systemd;
+mod terms;
 mod vips;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
