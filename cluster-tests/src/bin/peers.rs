@@ -41,7 +41,7 @@ struct Args {
     #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     updates: u32,
     /// Fresh nodes to teach in a round, one after the other
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=50))]
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=50))]
     learners: u32,
     /// Only requests before and while nodes are taught: many rounds in little time
     #[arg(long)]
@@ -266,7 +266,7 @@ const KEYS: u32 = 3;
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_secs(120);
 /// Updates timed in a round, alone and under load.
-const PROBES: u32 = 300;
+const PROBES: u32 = 1000;
 
 /// A fresh learner was taught everything.
 struct Lesson {
@@ -281,8 +281,7 @@ struct Lesson {
 /// A request that was due at `at`, and how long it took, in milliseconds.
 struct Timed {
     at: SystemTime,
-    /// Until the teacher sent the answer; from when it was due, or from when it was sent if only the
-    /// client was late.
+    /// Until the teacher sent the answer; see [`Punctual`].
     teacher: f64,
     /// From when it was due until the client had the answer.
     client: f64,
@@ -624,6 +623,23 @@ fn requests(addr: &str, all: impl Iterator<Item = [u32; 3]>) -> Result<(), Strin
     client.ask(&some)
 }
 
+/// What requests at a steady pace on one connection would have waited for the proxy if the client had
+/// been punctual: each is sent when it is due, or when the one before it is answered. A late answer counts
+/// for all that wait behind it; a client that itself came late to send, however late, counts for none.
+#[derive(Debug, Default)]
+struct Punctual {
+    /// When the last answer would have been there, from the same beginning as `due`.
+    free: Duration,
+}
+
+impl Punctual {
+    /// A request that was due at `due` was answered `took` after it was sent; returns its time.
+    fn answered(&mut self, due: Duration, took: Duration) -> Duration {
+        self.free = self.free.max(due) + took;
+        self.free - due
+    }
+}
+
 /// Requests at a steady pace on a few connections.
 struct Paced {
     stop: Arc<AtomicBool>,
@@ -639,19 +655,20 @@ impl Paced {
                 let mut client = Client::connect(&addr)?;
                 client.stamp()?;
                 let mut times = Vec::new();
-                let (began, mut answered) = (SystemTime::now(), UNIX_EPOCH);
+                let (began, mut punctual) = (SystemTime::now(), Punctual::default());
                 for i in 0u32.. {
                     if stop.load(Relaxed) {
                         break;
                     }
-                    let at = began + Duration::from_secs(1) / each * i;
+                    let due = Duration::from_secs(1) / each * i;
+                    let at = began + due;
                     std::thread::sleep(at.duration_since(SystemTime::now()).unwrap_or_default());
                     let sent = SystemTime::now();
-                    // Late because of the answer before it, which is the proxy's doing, or of itself.
-                    let from = if answered > at { at } else { sent };
                     let came = client.ask_stamped([i % 1000 * KEYS + thread; 3])?;
-                    answered = came.ok_or("the kernel does not say any more when data came")?;
-                    times.push(Timed { at, teacher: ms(from, answered), client: ms(at, SystemTime::now()) });
+                    let answered = came.ok_or("the kernel does not say any more when data came")?;
+                    let took = answered.duration_since(sent).unwrap_or_default();
+                    let teacher = punctual.answered(due, took).as_secs_f64() * 1e3;
+                    times.push(Timed { at, teacher, client: ms(at, SystemTime::now()) });
                 }
                 Ok(times)
             })
@@ -753,5 +770,24 @@ impl Api {
         let shown = self.ask("show table\n")?;
         let used = shown.split_once("used:").and_then(|(_, rest)| rest.split_whitespace().next());
         used.and_then(|n| n.parse().ok()).ok_or_else(|| format!("no 'used' in: {shown}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_answer_counts_for_those_behind_it_and_a_late_client_for_none() {
+        let ms = Duration::from_millis;
+        let mut punctual = Punctual::default();
+        assert_eq!(punctual.answered(ms(0), ms(1)), ms(1));
+        // The proxy takes 5 ms: the next two were due meanwhile.
+        assert_eq!(punctual.answered(ms(2), ms(5)), ms(5));
+        assert_eq!(punctual.answered(ms(4), ms(1)), ms(4));
+        assert_eq!(punctual.answered(ms(6), ms(1)), ms(3));
+        // Whenever these were sent: the proxy took 1 ms for each.
+        assert_eq!(punctual.answered(ms(8), ms(1)), ms(2));
+        assert_eq!(punctual.answered(ms(10), ms(1)), ms(1));
     }
 }
