@@ -532,16 +532,18 @@ impl Peer {
     /// When [`Peer::poll_output`] may have something without anything having happened.
     pub fn next_poll(&self, now: Now) -> Option<Duration> {
         let session = self.session.as_ref()?;
-        Some(if self.is_teaching() && session.flying < WINDOW {
+        Some(if !session.teach.is_empty() && session.flying < WINDOW {
             now.mono + Duration::from_millis(1)
         } else {
             session.heartbeat
         })
     }
 
-    /// Whether the peer is being taught.
+    /// Whether the peer is being taught a whole table, so that it is sent something all the time. The few
+    /// entries with earlier runs of its own come from here and there: nothing else goes along with those.
     pub fn is_teaching(&self) -> bool {
-        self.session.as_ref().is_some_and(|session| !session.teach.is_empty())
+        let lesson = self.session.as_ref().and_then(|session| session.teach.front());
+        lesson.is_some_and(|lesson| lesson.runs.is_none())
     }
 
     /// Tells the peer of tables that it does not know yet, and looks where its own go.

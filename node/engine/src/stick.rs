@@ -56,8 +56,8 @@ const LEARN_LIMIT: Duration = Duration::from_secs(5);
 const FOLD_LIMIT: Duration = Duration::from_secs(600);
 /// Earlier runs of this node above which it does not.
 const MAX_PAST: usize = 16;
-/// Entries looked at for folding in one sweep.
-const FOLD_STEP: u32 = 16_384;
+/// Entries looked at for folding in one sweep: updates of peers wait for it.
+const FOLD_STEP: u32 = 2_048;
 /// Entries handled under one lock by walks over a whole table.
 const WALK: u32 = 256;
 
@@ -243,13 +243,16 @@ impl Table {
             *folded = Some((0, 0));
         }
         let Some((index, from)) = &mut *folded else { return };
+        // Where no earlier run is known no entry has to be looked at.
+        let any = self.shared.origins.own_past() > 0;
         let mut left = FOLD_STEP;
         while *index < self.shards.len() && left > 0 {
             let mut shard = self.enter(*index, now);
             shard.folds = true;
-            let end = (*from + WALK).min(shard.entries.len() as u32);
+            let all = shard.entries.len() as u32;
+            let end = if any { (*from + WALK).min(all) } else { all };
             let mut woken = 0;
-            for at in *from..end {
+            for at in if any { *from..end } else { 0..0 } {
                 if shard.has_past(at, &self.shared.origins) {
                     let birth = || self.shared.hlc.tick(now);
                     let own = shard.own(at, &self.shared.origins, birth);
@@ -257,9 +260,9 @@ impl Table {
                     woken |= shard.publish(at);
                 }
             }
-            let done = end as usize >= shard.entries.len();
+            let done = end >= all;
             self.leave(shard, *index, woken);
-            left = left.saturating_sub(WALK);
+            left = if any { left.saturating_sub(WALK) } else { left };
             (*index, *from) = if done { (*index + 1, 0) } else { (*index, end) };
         }
     }

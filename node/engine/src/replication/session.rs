@@ -75,8 +75,8 @@ pub(super) struct Lesson {
     pub(super) runs: Option<Vec<u16>>,
 }
 
-/// Pieces of a table looked through in one go for the few entries that are asked for.
-const LOOKS: u32 = 16;
+/// Pieces of a table looked through in one go for the few entries that are asked for: changes wait for it.
+const LOOKS: u32 = 8;
 
 /// Collects the origins of a batch.
 fn note(seen: &mut SmallVec<[u16; 8]>, origin: u16) {

@@ -110,6 +110,35 @@ fn a_tracked_entry_stays_alive_on_the_peer() {
 }
 
 #[test]
+fn looking_for_the_past_of_a_peer_holds_up_no_changes() {
+    let [(a, mut of_a), _] = pair(at(1));
+    (0..100_000).for_each(|key| hit(&a, key, at(1)));
+    said(&mut of_a, at(1));
+    of_a.handle(Message::Ack { upto: u64::MAX }, at(1)).unwrap();
+    while let [_, ..] = said(&mut of_a, at(1))[..] {
+        of_a.handle(Message::Ack { upto: u64::MAX }, at(1)).unwrap();
+    }
+    a.origins().intern("b", 0, 0, 0).unwrap();
+    let asked = Message::Teach { table: "t".to_string(), scratch: false, past: true };
+    of_a.handle(asked, at(1)).unwrap();
+    let mut looks = 0;
+    loop {
+        let now = at(2 + looks);
+        assert!(!of_a.is_teaching(), "a change has to wake somebody");
+        hit(&a, 7, now);
+        let out = said(&mut of_a, now);
+        assert!(matches!(out.first(), Some(Message::Batch(batch)) if batch.count == 1), "{out:?}");
+        of_a.handle(Message::Ack { upto: u64::MAX }, now).unwrap();
+        if out.iter().any(|m| matches!(m, Message::Taught { past: true, .. })) {
+            break;
+        }
+        assert_eq!(of_a.next_poll(now), Some(now.mono + Duration::from_millis(1)), "it goes on by itself");
+        looks += 1;
+    }
+    assert!((8..64).contains(&looks), "{looks} looks at 100,000 entries");
+}
+
+#[test]
 fn another_version_and_another_node_are_refused() {
     let mut peer = Peer::new(node("a"), "b").unwrap();
     for (version, name, error) in

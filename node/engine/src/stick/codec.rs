@@ -159,7 +159,7 @@ impl Table {
         let (mut at, end) = (from, shard.entries.len() as u64);
         let mut cut = Cut::default();
         // What is passed over is cheap, but not free: the lock is let go in between.
-        let far = if runs.is_some() { 16 } else { 2 } * u64::from(WALK);
+        let far = if runs.is_some() { 4 } else { 2 } * u64::from(WALK);
         while at < end && at - from < far && cut.entries < WALK && out.len() < BATCH_BYTES {
             let any = || runs.is_none() || shard.chain(at as u32).any(|s| wanted(&shard.slots[s as usize]));
             if shard.holds(at as u32) && any() {

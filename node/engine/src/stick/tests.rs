@@ -697,3 +697,23 @@ fn bytes_per_entry_of_several_layouts() {
         println!("{what}: {:.1} bytes", t.heap_bytes() as f64 / t.used() as f64);
     }
 }
+
+#[test]
+fn a_node_without_a_past_looks_through_no_table_for_it() {
+    let (all, t) = tables(spec(200_000, Some(secs(60))));
+    (0..50_000).for_each(|n| drop(t.track(&Key::V4(n), at(1))));
+    t.begin_folding();
+    t.sweep(at(2));
+    let folded = || t.folded.lock().map(|(shard, _)| shard);
+    assert_eq!(folded(), Some(t.shard_count()));
+    // With a past it takes its time, and comes to an end.
+    let (others, u) = tables(spec(200_000, Some(secs(60))));
+    others.origins().intern("n1", 0, 0, 0).unwrap();
+    (0..50_000).for_each(|n| drop(u.track(&Key::V4(n), at(1))));
+    u.begin_folding();
+    u.sweep(at(2));
+    assert!(u.folded.lock().is_some_and(|(shard, _)| shard < u.shard_count() / 4));
+    (0..u64::from(50_000 / FOLD_STEP) + 32).for_each(|n| u.sweep(at(3 + n)));
+    assert_eq!(u.folded.lock().map(|(shard, _)| shard), Some(u.shard_count()));
+    drop(all);
+}
