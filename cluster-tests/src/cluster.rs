@@ -260,6 +260,14 @@ impl Cluster {
         eventually("a holder", limit, || self.status().holder().map(str::to_owned))
     }
 
+    /// Whether all nodes are fit to hold the first virtual address, as `node` sees it.
+    pub fn all_fit(&self, node: &str) -> bool {
+        let shown: serde_json::Value =
+            serde_json::from_str(self.api(node, "show vip json").trim()).unwrap_or_default();
+        let nodes = shown["vips"][0]["nodes"].as_array();
+        nodes.is_some_and(|nodes| !nodes.is_empty() && nodes.iter().all(|n| n["eligible"] == true))
+    }
+
     /// Waits until a node answers.
     pub fn wait_running(&self, node: &str) {
         until(&format!("node {node} runs"), Duration::from_secs(20), || {

@@ -41,10 +41,7 @@ fn kill_of_each_node_in_turn_under_load_moves_the_address() {
         cluster.wait_running(&node);
         // The next kill must leave a majority that is fit to take over.
         until("all are fit to hold it", Duration::from_secs(20), || {
-            cluster
-                .names()
-                .iter()
-                .all(|name| cluster.api(name, "show vip json").matches("\"eligible\":true").count() == 3)
+            cluster.names().iter().all(|name| cluster.all_fit(name))
         });
     }
     let outcomes = load.finish();

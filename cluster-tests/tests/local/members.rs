@@ -223,9 +223,7 @@ fn nodes_restarted_one_by_one_under_load_lose_nothing() {
         cluster.wait_running(node);
         all_agree(&cluster, &three);
         all_count(&cluster, &three, "carol", sum);
-        until("all are fit to hold the address", SOON, || {
-            cluster.api(node, "show vip json").matches("\"eligible\":true").count() == 3
-        });
+        until("all are fit to hold the address", SOON, || cluster.all_fit(node));
     }
     for node in three {
         for i in 0..3 {

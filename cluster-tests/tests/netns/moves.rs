@@ -18,14 +18,6 @@ fn run(namespace: &str, words: &[&str]) -> String {
     format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }
 
-fn all_fit(netns: &Netns) {
-    until("all nodes are fit", SOON, || {
-        let shown = netns.cluster.api("n1", "show vip json");
-        let shown: serde_json::Value = serde_json::from_str(shown.trim()).unwrap();
-        shown["vips"][0]["nodes"].as_array().unwrap().iter().all(|n| n["eligible"] == true)
-    });
-}
-
 /// Moves the address so often, from node to node and back, and returns what became of the traffic;
 /// `None` when a machine without time to spare lost a lease meanwhile, which is another story.
 fn moved(netns: &Netns, times: usize) -> Option<Report> {
@@ -54,7 +46,7 @@ fn moves(cluster: &Cluster, names: &[String], times: usize) {
 fn under_load(netns: &Netns, what: &str, change: impl FnOnce()) -> Option<Report> {
     let (cluster, client) = (&netns.cluster, netns.client());
     let (http, tcp) = (netns.vip(8080), netns.vip(9000));
-    all_fit(netns);
+    until("all nodes are fit", SOON, || cluster.all_fit("n1"));
     let names = cluster.names();
     let asked = names.last().unwrap().clone();
     cluster.wait_for_holder(SOON);
@@ -141,7 +133,7 @@ fn maintained(netns: &Netns, times: usize) -> Option<Report> {
     let cluster = &netns.cluster;
     under_load(netns, &format!("{times} times maintenance"), || {
         for _ in 0..times {
-            all_fit(netns);
+            until("all nodes are fit", SOON, || cluster.all_fit("n1"));
             let holder = cluster.wait_for_holder(SOON);
             let answer = cluster.api(&holder, &format!("maintenance node {holder} on"));
             assert!(answer.contains("is in maintenance"), "{answer}");

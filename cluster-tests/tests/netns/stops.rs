@@ -30,11 +30,7 @@ fn log(netns: &Netns, node: &str) -> String {
 
 /// All nodes may hold the address; who does.
 fn ready(netns: &Netns) -> String {
-    until("all nodes are fit", SOON, || {
-        let shown = netns.cluster.api("n1", "show vip json");
-        let shown: serde_json::Value = serde_json::from_str(shown.trim()).unwrap_or_default();
-        shown["vips"][0]["nodes"].as_array().is_some_and(|all| all.iter().all(|n| n["eligible"] == true))
-    });
+    until("all nodes are fit", SOON, || netns.cluster.all_fit("n1"));
     netns.cluster.wait_for_holder(SOON)
 }
 

@@ -193,14 +193,16 @@ impl Raft {
         if self.registry().members().founded() && self.registry().members().get(name).is_none() {
             return Err(self.registry().members().unknown(name));
         }
-        let stage = || self.registry().members().get(name).map(|m| m.stage);
-        if stage() != Some(Stage::Leaving) {
+        let leaves = || {
+            let registry = self.registry();
+            let members = registry.members();
+            members.founded() && members.get(name).is_none_or(|m| m.stage == Stage::Leaving)
+        };
+        if !leaves() {
             self.may_leave(name, None)?;
             let asked = self.command(MemberCommand::Leave { name: name.to_owned() }).await;
             // As for one that joins.
-            if !matches!(stage(), None | Some(Stage::Leaving)) || !self.registry().members().founded() {
-                asked?;
-            }
+            asked.or_else(|why| if leaves() { Ok(()) } else { Err(why) })?;
         }
         self.wait_for(&format!("node '{name}' leaves"), began, patience, |m| m.get(name).is_none()).await?;
         let members = self.registry().members().voters().count();

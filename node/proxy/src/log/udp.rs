@@ -29,6 +29,8 @@ struct Receiver {
     /// Lines that wait, one after the other, and how long each is.
     text: Vec<u8>,
     lengths: Vec<usize>,
+    /// Bytes of `text` that have their length there: the rest is the line that is being written.
+    whole: usize,
     /// The way takes several as one, as far as is known.
     together: bool,
 }
@@ -51,8 +53,8 @@ impl Receivers {
     pub(super) fn end_line(&mut self, to: SocketAddr, gathering: Option<&Notify>) -> u64 {
         let waited = self.0.iter().any(|receiver| !receiver.lengths.is_empty());
         let Some(receiver) = self.0.iter_mut().find(|receiver| receiver.at == to) else { return 0 };
-        let before: usize = receiver.lengths.iter().sum();
-        receiver.lengths.push(receiver.text.len() - before);
+        receiver.lengths.push(receiver.text.len() - receiver.whole);
+        receiver.whole = receiver.text.len();
         match gathering {
             Some(gathering) if receiver.lengths.len() < MOST && receiver.text.len() < FULL / 2 => {
                 if !waited {
@@ -80,7 +82,7 @@ impl Receivers {
 impl Receiver {
     fn new(at: SocketAddr) -> io::Result<Receiver> {
         let (text, lengths) = (Vec::new(), Vec::new());
-        Ok(Receiver { at, socket: connected(at)?, text, lengths, together: true })
+        Ok(Receiver { at, socket: connected(at)?, text, lengths, whole: 0, together: true })
     }
 
     fn send(&mut self) -> u64 {
@@ -94,7 +96,7 @@ impl Receiver {
         }
         text.clear();
         lengths.clear();
-        (self.text, self.lengths) = (text, lengths);
+        (self.text, self.lengths, self.whole) = (text, lengths, 0);
         lost
     }
 
