@@ -29,7 +29,7 @@ pub(crate) enum Load {
     Knocks,
     /// Requests that are each due at a time of their own, at this part of HAProxy's maximum; times count
     /// from there.
-    Paced(f64),
+    Paced(f64, Requests),
     /// Requests on connections of their own, while the proxy reloads every second.
     Reloads,
     /// HTTP/2 requests by a program of its own.
@@ -63,7 +63,7 @@ impl Load {
     pub(crate) fn units(&self) -> [&'static str; 2] {
         match self {
             Load::Requests(requests) if requests.by_bytes => ["GB/s", "GB"],
-            Load::Requests(_) | Load::Paced(_) | Load::Streams => ["requests/s", "request"],
+            Load::Requests(_) | Load::Paced(..) | Load::Streams => ["requests/s", "request"],
             Load::Reloads => ["requests/s", ""],
             Load::Bulk => ["GB/s", "GB"],
             Load::Knocks => ["connections/s", "connection"],
@@ -81,7 +81,7 @@ impl Case {
 
     /// The quantile that is shown beside the median.
     pub(crate) fn tail(&self) -> f64 {
-        if matches!(self.load, Load::Paced(_)) { 0.999 } else { 0.99 }
+        if matches!(self.load, Load::Paced(..)) { 0.999 } else { 0.99 }
     }
 
     /// What costs memory and no CPU time.
@@ -141,9 +141,10 @@ const H: Case = Case {
     id: "h",
     what: "track-sc0 src and a rate rule, 100,000 sources, 10 requests each",
     config: Config { front: track, back: pooled, sections: table, nginx: Some(limit_rate), ..HTTP },
-    load: Load::Requests(Requests { exchanges: 10, sources: SOURCES, ..PLAIN }),
+    load: Load::Requests(TRACKED),
     ..A
 };
+const TRACKED: Requests = Requests { exchanges: 10, sources: SOURCES, ..PLAIN };
 const I_HTTP: Case = Case {
     id: "i-http",
     what: "memory of an idle HTTP connection, 10,000",
@@ -272,9 +273,16 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         id: "j",
         what: "p99.9 at 70 % of HAProxy's maximum, each request due at a time of its own",
-        load: Load::Paced(0.7),
+        load: Load::Paced(0.7, PLAIN),
         goal: 1.0,
         ..A
+    },
+    Case {
+        id: "j-h",
+        what: "the same with the requests of case h",
+        load: Load::Paced(0.7, TRACKED),
+        goal: 1.0,
+        ..H
     },
     Case {
         id: "k",

@@ -356,13 +356,19 @@ impl Generator {
         }
         match &mut self.pace {
             None => self.ask(index, Instant::now()),
-            Some(pace) => match pace.late.pop_front() {
-                Some(due) => self.ask(index, due),
-                None => {
-                    pace.free.push(index);
-                    Ok(())
-                }
-            },
+            Some(_) => self.ask_late(index),
+        }
+    }
+
+    /// Asks what was due before a connection was free, or leaves this one free.
+    fn ask_late(&mut self, index: usize) -> Result<(), String> {
+        let Some(pace) = &mut self.pace else { return Ok(()) };
+        match pace.late.pop_front() {
+            Some(due) => self.ask(index, due),
+            None => {
+                pace.free.push(index);
+                Ok(())
+            }
         }
     }
 
@@ -394,10 +400,7 @@ impl Generator {
         self.slots[index] = Slot::Client(client);
         match &mut self.pace {
             None => self.ask(index, began),
-            Some(pace) => {
-                pace.free.push(index);
-                Ok(())
-            }
+            Some(_) => self.ask_late(index),
         }
     }
 

@@ -92,7 +92,7 @@ pub(crate) fn cases(
         side.before_rounds(&mut generator)?;
     }
     let rate = match cases[0].load {
-        Load::Paced(part) => Some(part * maximum(&sides, &mut generator)?),
+        Load::Paced(part, _) => Some(part * maximum(&sides, &mut generator)?),
         _ => None,
     };
     for _ in 0..times.rounds {
@@ -200,14 +200,14 @@ fn said(case: &Case, side: &Started) -> Script {
         Load::Bulk => plain(4, 0, Talk::Bulk),
         Load::Knocks => plain(64, 1, Talk::Knock),
         Load::Idle if case.config.tcp => plain(64, 0, Talk::Knock),
-        Load::Idle | Load::Paced(_) | Load::Streams => requests(side, PLAIN),
+        Load::Idle | Load::Streams => requests(side, PLAIN),
         Load::Reloads => requests(side, Requests { exchanges: 1, ..PLAIN }),
         Load::Entries => Script {
             request: Box::new(keys),
             talk: Talk::Http { body: 2, upload: 0 },
             ..plain(64, 0, Talk::Knock)
         },
-        Load::Requests(load) => requests(side, load),
+        Load::Requests(load) | Load::Paced(_, load) => requests(side, load),
     }
 }
 
