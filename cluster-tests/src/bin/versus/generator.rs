@@ -354,15 +354,13 @@ impl Generator {
             let opening = self.script.as_ref().map_or(1, |script| script.connections);
             return if self.held + opening <= self.hold { self.open() } else { Ok(()) };
         }
-        match &mut self.pace {
-            None => self.ask(index, Instant::now()),
-            Some(_) => self.ask_late(index),
-        }
+        self.ask_next(index, Instant::now())
     }
 
-    /// Asks what was due before a connection was free, or leaves this one free.
-    fn ask_late(&mut self, index: usize) -> Result<(), String> {
-        let Some(pace) = &mut self.pace else { return Ok(()) };
+    /// Asks on a free connection; where questions have their times, what was due before one was free, if
+    /// anything was.
+    fn ask_next(&mut self, index: usize, began: Instant) -> Result<(), String> {
+        let Some(pace) = &mut self.pace else { return self.ask(index, began) };
         match pace.late.pop_front() {
             Some(due) => self.ask(index, due),
             None => {
@@ -386,7 +384,7 @@ impl Generator {
         ready.into_iter().try_for_each(|(index, due)| self.ask(index, due))
     }
 
-    /// Opens a connection and, unless questions have their times, asks.
+    /// Opens a connection and asks.
     fn open(&mut self) -> Result<(), String> {
         let script = self.script.as_ref().ok_or("clients without a script")?;
         let client = Client::connect(script, self.connected, Instant::now());
@@ -398,10 +396,7 @@ impl Generator {
             .map_err(|e| format!("epoll: {e}"))?;
         let began = client.began;
         self.slots[index] = Slot::Client(client);
-        match &mut self.pace {
-            None => self.ask(index, began),
-            Some(_) => self.ask_late(index),
-        }
+        self.ask_next(index, began)
     }
 
     fn ask(&mut self, index: usize, began: Instant) -> Result<(), String> {
