@@ -20,6 +20,7 @@ pub mod lease;
 pub mod log;
 pub mod membership;
 pub mod memory;
+pub mod near;
 pub mod pattern;
 pub mod peers;
 pub mod permits;

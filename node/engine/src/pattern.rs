@@ -9,7 +9,6 @@ mod entry;
 mod few;
 mod index;
 mod keys;
-mod near;
 mod queue;
 mod sharded;
 
@@ -28,10 +27,10 @@ use phalanx_config::pattern::Method;
 pub use self::entry::Entry;
 use self::index::Index;
 use self::keys::Exact;
-pub use self::near::{keep_near, let_go};
 pub use self::queue::{Asked, Edit, Queue};
 use self::sharded::Sharded;
 use crate::chunked::Chunked;
+use crate::near::{self, Shelf};
 use crate::registry::patterns::{self, Keys, Layer, Patterns, Place};
 
 /// A sample that is looked up.
@@ -74,6 +73,10 @@ pub(crate) enum Short {
     Ranges(Vec<(i64, i64)>),
 }
 
+thread_local! {
+    pub(crate) static INDEXES: Shelf<Index> = const { Shelf::new(Vec::new()) };
+}
+
 static SHORT_CHANGES: AtomicU64 = AtomicU64::new(0);
 
 /// Changes after every change of a matcher that was asked for its [`Short`] patterns.
@@ -110,8 +113,7 @@ impl Matcher {
     fn look<R>(&self, with: impl FnOnce(&Index) -> R) -> R {
         // Read before the index is: that may then be a later one, which the next look replaces.
         let version = self.version.load(Acquire);
-        near::look(self.number, version, || self.index.load_full(), with)
-            .unwrap_or_else(|with| with(&self.index.load()))
+        near::look(&INDEXES, (self.number, version), || self.index.load_full(), with)
     }
 
     /// How it compares.

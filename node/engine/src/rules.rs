@@ -24,7 +24,7 @@ use crate::stick::Data;
 
 pub use self::answer::{Reply, answer, redirect};
 pub use self::edit::{Edit, prepare};
-pub(crate) use self::guard::Guards;
+pub(crate) use self::guard::{FILTERS, Guards};
 pub use self::reasons::reason;
 
 /// Where in a set the caller stands. It is for one walk over one set: what was found out on the way stays
@@ -50,13 +50,11 @@ pub enum Step<'r> {
 pub fn next<'r>(rules: &'r [Rule], cursor: &mut Cursor, proxy: &ProxyPlan, at: &Context<'_>) -> Step<'r> {
     let world = at.world.filter(|_| std::ptr::eq(rules, &*proxy.config.rules.http_request));
     let guards = world.map(|world| (&proxy.guards, world.plan));
-    while let Some(rule) = rules.get(cursor.at) {
-        if let Some((guards, plan)) = guards
-            && guards.rules_out(cursor.at, &mut cursor.seen, plan, at)
-        {
-            cursor.at += 1;
-            continue;
+    loop {
+        if let Some((guards, plan)) = guards {
+            cursor.at = guards.skip(cursor.at, &mut cursor.seen, plan, at);
         }
+        let Some(rule) = rules.get(cursor.at) else { return Step::Done };
         match decide(rule.condition.as_ref(), proxy, at) {
             Some(true) => cursor.at += 1,
             Some(false) => {
@@ -97,7 +95,6 @@ pub fn next<'r>(rules: &'r [Rule], cursor: &mut Cursor, proxy: &ProxyPlan, at: &
             }
         }
     }
-    Step::Done
 }
 
 /// Whether a condition holds; one that is not there does.

@@ -189,6 +189,8 @@ pub struct Server {
     revision: AtomicU64,
     config: ArcSwap<model::Server>,
     addr: ArcSwap<SocketAddr>,
+    /// Counts the changes of the two.
+    changes: AtomicU64,
     weight: AtomicU32,
     maxconn: AtomicU32,
     minconn: AtomicU32,
@@ -249,6 +251,7 @@ impl Server {
             id: AtomicU32::new(config.id),
             revision: AtomicU64::new(revision),
             addr: ArcSwap::from_pointee(config.addr),
+            changes: AtomicU64::new(0),
             weight: AtomicU32::new(o.weight),
             maxconn: AtomicU32::new(o.maxconn),
             minconn: AtomicU32::new(o.minconn),
@@ -313,6 +316,12 @@ impl Server {
     /// Where to connect to.
     pub fn addr(&self) -> SocketAddr {
         **self.addr.load()
+    }
+
+    /// How often [`Server::addr`] and [`Server::config`] have changed: who keeps what they gave, and read
+    /// this before, may use it for as long as this is the same.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Acquire)
     }
 
     /// The `server` line as it stands.
@@ -609,6 +618,7 @@ impl Server {
 
     pub(crate) fn set_addr(&self, addr: SocketAddr) {
         self.addr.store(Arc::new(addr));
+        self.changes.fetch_add(1, Release);
     }
 
     /// From here on it is the server of this line.
@@ -616,6 +626,7 @@ impl Server {
         self.id.store(config.id, Relaxed);
         self.revision.store(0, Relaxed);
         self.config.store(config);
+        self.changes.fetch_add(1, Release);
     }
 
     /// Sets `maxconn`, `minconn` and `maxqueue`; returns whether one of them changed.

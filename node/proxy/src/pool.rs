@@ -107,6 +107,35 @@ struct Idle {
     connections: Vec<(Connection, Instant)>,
     /// Requests that were lately on the server at once: more idle connections are of no use.
     need: u32,
+    line: Line,
+}
+
+/// What the pool goes by of a `server` line, kept: it is looked at twice a request and hardly ever changes.
+#[derive(Debug)]
+struct Line {
+    /// [`Server::changes`] before it was read.
+    read_at: u64,
+    addr: SocketAddr,
+    max_reuse: Option<u32>,
+    max_conn: Option<u32>,
+}
+
+impl Line {
+    fn read(server: &Server) -> Line {
+        let read_at = server.changes();
+        let options = server.options();
+        let (max_reuse, max_conn) = (options.max_reuse, options.pool_max_conn);
+        Line { read_at, addr: server.addr(), max_reuse, max_conn }
+    }
+}
+
+impl Idle {
+    fn line(&mut self) -> &Line {
+        if self.line.read_at != self.server.changes() {
+            self.line = Line::read(&self.server);
+        }
+        &self.line
+    }
 }
 
 /// Idle connections kept however few requests a server has at once.
@@ -120,7 +149,7 @@ impl Pool {
         }
         let mut servers = self.servers.borrow_mut();
         let idle = servers.get_mut(&key(server))?;
-        let addr = server.addr();
+        let addr = idle.line().addr;
         // Mostly the last one.
         while let Some(at) = idle.connections.iter().rposition(|(c, _)| reuse.takes(c)) {
             let (connection, _) = idle.connections.remove(at);
@@ -135,7 +164,6 @@ impl Pool {
     /// Keeps a connection for later, unless the server's limits say otherwise; `now` is the moment.
     pub(crate) fn put(&self, server: &Arc<Server>, mut connection: Connection, now: Instant) {
         connection.requests += 1;
-        let options = server.options();
         // The request that brought it here is still counted.
         let busy = server.served();
         let mut servers = self.servers.borrow_mut();
@@ -143,14 +171,16 @@ impl Pool {
             server: server.clone(),
             connections: Vec::new(),
             need: 0,
+            line: Line::read(server),
         });
         idle.need = idle.need.max(busy).max(KEPT);
         if server.idle.load(Relaxed) >= idle.need {
             return;
         }
-        let worn = options.max_reuse.is_some_and(|max| connection.requests > max);
-        let full = options.pool_max_conn.is_some_and(|max| server.idle.load(Relaxed) >= max);
-        if worn || full || server.is_removed() || connection.addr != server.addr() {
+        let line = idle.line();
+        let worn = line.max_reuse.is_some_and(|max| connection.requests > max);
+        let full = line.max_conn.is_some_and(|max| server.idle.load(Relaxed) >= max);
+        if worn || full || server.is_removed() || connection.addr != line.addr {
             return;
         }
         self.owned.set(self.owned.get() || connection.owner.is_some());

@@ -131,8 +131,18 @@ fn verdict(set: &[Rule], cursor: &mut Cursor, proxy: &ProxyPlan, at: &Context<'_
     }
 }
 
-/// The proxy whose back side takes a session: that of the first `use_backend` whose condition holds.
-pub(crate) fn backend<'p>(plan: &'p Plan, front: &'p ProxyPlan, at: &Context<'_>) -> Option<&'p ProxyPlan> {
+/// The proxy whose back side takes a session: that of the first `use_backend` whose condition holds. Only
+/// where there are such is the context made.
+pub(crate) fn backend<'p, 'c>(
+    plan: &'p Plan,
+    front: &'p ProxyPlan,
+    at: impl FnOnce() -> Context<'c>,
+) -> Option<&'p ProxyPlan> {
+    let default = || front.default_backend.map(|index| &plan.proxies[index]);
+    if front.config.use_backend.is_empty() {
+        return default();
+    }
+    let at = &at();
     for rule in &front.config.use_backend {
         if !rules::holds(rule.condition.as_ref(), front, at) {
             continue;
@@ -151,7 +161,7 @@ pub(crate) fn backend<'p>(plan: &'p Plan, front: &'p ProxyPlan, at: &Context<'_>
             return Some(proxy);
         }
     }
-    front.default_backend.map(|index| &plan.proxies[index])
+    default()
 }
 
 /// The server of the first `use-server` whose condition holds and that can be used.

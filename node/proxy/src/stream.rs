@@ -117,10 +117,11 @@ impl Socket for Stream {
         interest: Interest,
         mut act: impl FnMut(BorrowedFd<'_>) -> io::Result<(usize, usize)>,
     ) -> Poll<io::Result<usize>> {
-        if !self.is_watched() {
-            // A client that always has something must not keep the others waiting.
-            ready!(poll_proceed(cx)).made_progress();
+        if let State::Watched(stream) = &mut self.0 {
+            return stream.poll_io(cx, interest, act);
         }
+        // A client that always has something must not keep the others waiting.
+        ready!(poll_proceed(cx)).made_progress();
         match self.direct(|socket| act(socket.as_fd())) {
             Some(result) => Poll::Ready(result.map(|(moved, _)| moved)),
             None => self.watch()?.poll_io(cx, interest, act),

@@ -80,8 +80,7 @@ fn chosen<'p>(
     proxy: &'p ProxyPlan,
 ) -> Option<(&'p ProxyPlan, &'p Arc<Backend>)> {
     let around = around(session, plan, proxy, proxy);
-    let at = around.context(session.worker.now());
-    let back = rules::backend(plan, proxy, &at)?;
+    let back = rules::backend(plan, proxy, || around.context(session.worker.now()))?;
     Some((back, back.backend.as_ref()?))
 }
 

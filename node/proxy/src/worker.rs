@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use phalanx_engine::counters;
 use phalanx_engine::frontend::Frontend;
-use phalanx_engine::pattern;
+use phalanx_engine::near;
 use phalanx_engine::plan::Plan;
 use phalanx_engine::state::State;
 use phalanx_engine::time::Now;
@@ -126,7 +126,7 @@ impl Worker {
         let mut held = self.plan.borrow_mut();
         if held.epoch != self.shared.state.epoch() {
             *held = Rc::new(View(self.shared.state.plan_owned()));
-            pattern::let_go();
+            near::let_go();
         }
         held.clone()
     }
@@ -173,7 +173,7 @@ pub(crate) fn run(
         tracing::debug!("worker {id}: turns as long as the kernel likes: {e}");
     }
     crate::pipes::begin(shared.state.process());
-    pattern::keep_near();
+    near::keep();
     runtime.block_on(serve(Rc::new(Worker::new(id, shared)), orders));
 }
 

@@ -319,13 +319,18 @@ fn fields(buf: &mut [u8], from: usize, head: &mut Head, fold: Fold) -> Result<Pa
     let mut at = from;
     loop {
         while head.fields.len() < MAX_FIELDS
+            && buf.get(at) != Some(&b'\r')
             && let Some(line) = line::usual(buf, at)
         {
             head.canonical &= line.canonical;
             head.fields.push(line.field);
             at = line.next;
         }
-        let Some(line) = next_line(buf, at)? else {
+        let line = match buf.get(at..at + 2) {
+            Some(b"\r\n") => Some(Line { end: at, next: at + 2, crlf: true }),
+            _ => next_line(buf, at)?,
+        };
+        let Some(line) = line else {
             // The next look starts over.
             head.restore_names(buf);
             return partial(head, buf);
@@ -385,6 +390,9 @@ fn field(buf: &mut [u8], start: usize, end: usize, canonical: &mut bool) -> Resu
 
 /// Puts capitals back where `upper` has a bit.
 fn restore(name: &mut [u8], upper: u32) {
+    if upper == 0 {
+        return;
+    }
     for (n, b) in name.iter_mut().take(32).enumerate() {
         if upper >> n & 1 == 1 {
             b.make_ascii_uppercase();

@@ -55,7 +55,9 @@ impl<'m> Rewrite<'m> {
     /// Removes the fields that `which` says.
     pub fn remove(&mut self, which: impl Fn(&[u8]) -> bool) {
         let text = &*self.text;
-        self.head.fields.retain(|field| !which(field.name.of(text)));
+        if self.head.fields.iter().any(|field| which(field.name.of(text))) {
+            self.head.fields.retain(|field| !which(field.name.of(text)));
+        }
     }
 
     /// Replaces values of the fields called `name` by what `with` makes of them.

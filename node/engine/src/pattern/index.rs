@@ -26,7 +26,7 @@ const MOST_TRIED: usize = 32;
 type Lengths = BTreeMap<u32, u32>;
 
 #[derive(Clone, Debug)]
-pub(super) struct Index {
+pub(crate) struct Index {
     method: Method,
     ignore_case: bool,
     /// Whole texts, prefixes and suffixes as they stand.

@@ -239,7 +239,7 @@ fn sets_follow_commands_and_files() {
     for seed in 0..40 {
         // As a worker, which holds what it looked into, or as another thread.
         if seed == 20 {
-            keep_near();
+            near::keep();
         }
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut registry = Registry::new();
@@ -317,7 +317,7 @@ fn a_reference_names_one_entry_of_several() {
 
 #[test]
 fn who_keeps_an_index_sees_changes_and_can_let_go() {
-    keep_near();
+    near::keep();
     let set = PatternSet::new(source(&[("k", Some("1"))]), 7);
     let matcher = set.matcher(Method::Str, false);
     let is = |key: &str| matcher.matches(&Input::Text(key.as_bytes()));
@@ -330,7 +330,7 @@ fn who_keeps_an_index_sees_changes_and_can_let_go() {
     let inside = matcher.find(&Input::Text(b"l"), |_| is("l"));
     assert_eq!(inside, Some(true), "a look from within a look");
     let held = Arc::downgrade(&matcher.index.load_full());
-    let_go();
+    near::let_go();
     assert_eq!(held.strong_count(), 1, "only the matcher");
     assert!(is("l"));
 }

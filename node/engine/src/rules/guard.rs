@@ -6,14 +6,17 @@
 //! Says only that a rule can't apply: what may apply is decided by its condition. Nothing with an effect is
 //! ever left out. [`next`](super::next) asks; commands that change an ACL have it built anew.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
-use arc_swap::{ArcSwapOption, Guard};
+use arc_swap::ArcSwapOption;
 use phalanx_config::pattern::Method;
 use phalanx_config::{Acl, AclTest, Action, Condition, Converter, Expr, Fetch, PatternUse, Rule, Term};
 use smallvec::SmallVec;
 
+use crate::near::{self, Shelf};
 use crate::pattern::{self, Input, Short};
 use crate::plan::Plan;
 use crate::sample::{self, Context, Value};
@@ -24,9 +27,13 @@ const MOST: usize = 64;
 /// The tests of a rule set that are tried together.
 #[derive(Debug, Default)]
 pub(crate) struct Guards {
+    /// Its own in this process.
+    number: u64,
     /// By rule: the tests of which one must hold for it to apply; 0: none can rule it out.
     needs: Box<[u64]>,
     looks: Vec<Look>,
+    /// By bit: the look that its test is one of.
+    look_of: Vec<usize>,
     /// Tests that depend on the request line, and on header fields.
     on_line: u64,
     on_fields: u64,
@@ -61,7 +68,8 @@ enum Of {
 
 impl Guards {
     pub(crate) fn new(rules: &[Rule], acls: &[Acl]) -> Guards {
-        let mut guards = Guards::default();
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let mut guards = Guards { number: NUMBER.fetch_add(1, Relaxed), ..Guards::default() };
         let mut numbered = Vec::new();
         guards.needs = rules
             .iter()
@@ -104,7 +112,7 @@ impl Guards {
         let mut bits = 0;
         for (n, test) in tests.iter().enumerate() {
             let ignore_case = test.patterns.first().is_some_and(|usage| usage.ignore_case);
-            let same = |look: &&mut Look| {
+            let same = |look: &Look| {
                 look.method == test.method
                     && look.ignore_case == ignore_case
                     && look.expr.fetch == test.expr.fetch
@@ -118,7 +126,9 @@ impl Guards {
                 _ => {}
             }
             let one = (bit, test.patterns.clone());
-            match self.looks.iter_mut().find(same) {
+            let at = self.looks.iter().position(same).unwrap_or(self.looks.len());
+            self.look_of.push(at);
+            match self.looks.get_mut(at) {
                 Some(look) => {
                     look.tests.push(one);
                     look.all |= bit;
@@ -135,43 +145,42 @@ impl Guards {
         Some(bits)
     }
 
-    /// Whether a rule can't apply.
-    #[inline]
-    pub(super) fn rules_out(&self, rule: usize, seen: &mut Seen, plan: &Plan, at: &Context<'_>) -> bool {
-        let need = self.needs.get(rule).copied().unwrap_or(0);
-        if need == 0 || need & seen.found != 0 {
-            return false;
-        }
-        if need & !seen.known != 0 {
-            self.look(need, seen, plan, at);
-        }
-        need & seen.found == 0
+    /// The first rule from `rule` on that may apply; one behind the last if none may.
+    pub(super) fn skip(&self, rule: usize, seen: &mut Seen, plan: &Plan, at: &Context<'_>) -> usize {
+        let left = self.needs.get(rule..).unwrap_or_default();
+        let may = |need: u64| {
+            if need != 0 && need & !seen.known != 0 && need & seen.found == 0 {
+                self.look(need, seen, plan, at);
+            }
+            need == 0 || need & seen.found != 0
+        };
+        rule + left.iter().copied().position(may).unwrap_or(left.len())
     }
 
     #[inline(never)]
     fn look(&self, need: u64, seen: &mut Seen, plan: &Plan, at: &Context<'_>) {
-        let built = self.built(plan);
-        let Some(built) = &*built else { return seen.found |= need };
-        for (look, filter) in self.looks.iter().zip(&built.filters) {
-            if look.all & need & !seen.known != 0 {
+        // Read before the patterns are: those may then be later ones, which the next look finds out.
+        let version = pattern::short_changes();
+        let load = || self.built(version, plan);
+        near::look(&FILTERS, (self.number, version), load, |built| {
+            while need & !seen.known != 0 {
+                let index = self.look_of[(need & !seen.known).trailing_zeros() as usize];
+                let look = &self.looks[index];
                 seen.known |= look.all;
-                seen.found |= filter.found(look, at);
+                seen.found |= built.filters[index].found(look, at);
             }
-        }
+        });
     }
 
     /// The filters for the patterns in force.
-    fn built(&self, plan: &Plan) -> Guard<Option<Arc<Built>>> {
-        // Read before the patterns are: those may then be later ones, which the next look finds out.
-        let version = pattern::short_changes();
-        let built = self.built.load();
-        if built.as_ref().is_some_and(|built| built.version == version) {
+    fn built(&self, version: u64, plan: &Plan) -> Arc<Built> {
+        if let Some(built) = self.built.load_full().filter(|built| built.version == version) {
             return built;
         }
         let filters = self.looks.iter().map(|look| Filter::new(look, plan)).collect();
-        let fresh = Some(Arc::new(Built { version, filters }));
-        self.built.store(fresh.clone());
-        Guard::from_inner(fresh)
+        let fresh = Arc::new(Built { version, filters });
+        self.built.store(Some(fresh.clone()));
+        fresh
     }
 
     /// What is still known when the caller has carried out `action`.
@@ -226,9 +235,13 @@ fn plain(expr: &Expr) -> Option<Of> {
     })
 }
 
+thread_local! {
+    pub(crate) static FILTERS: Shelf<Built> = const { Shelf::new(Vec::new()) };
+}
+
 /// Filters of all looks.
 #[derive(Debug)]
-struct Built {
+pub(crate) struct Built {
     version: u64,
     filters: Vec<Filter>,
 }
@@ -299,6 +312,21 @@ impl Filter {
         if self.open == look.all {
             return look.all;
         }
+        // What is asked for most, without the way through all kinds of samples.
+        if look.expr.converters.is_empty() {
+            match (&look.expr.fetch, look.method) {
+                (Fetch::Path, Method::Beg | Method::End | Method::Str) => {
+                    let path = at.request.and_then(|(buf, head)| sample::path(head.target(buf)));
+                    return path.map_or(0, |path| self.ends(look, path) | self.open);
+                }
+                (Fetch::Src, Method::Ip) => {
+                    if let IpAddr::V4(addr) = at.src.ip().to_canonical() {
+                        return self.nets(addr) | self.open;
+                    }
+                }
+                _ => {}
+            }
+        }
         let mut found = 0;
         sample::any(&look.expr, at, &mut |value| {
             found |= self.tests_for(look, value);
@@ -310,27 +338,31 @@ impl Filter {
     fn tests_for(&self, look: &Look, value: &Value<'_>) -> u64 {
         let Some(input) = sample::input_for(look.method, value) else { return 0 };
         let found = match (look.method, input) {
-            (Method::Ip, Input::Ip(IpAddr::V4(addr))) => {
-                let addr = addr.to_bits();
-                let fits = |(net, mask, bit): &(u32, u32, u64)| if addr & mask == *net { *bit } else { 0 };
-                self.nets.iter().map(fits).fold(0, |all, bit| all | bit)
-            }
+            (Method::Ip, Input::Ip(IpAddr::V4(addr))) => self.nets(addr),
             (Method::Int, Input::Int(n)) => {
                 let fits =
                     |(from, to, bit): &(i64, i64, u64)| if (*from..=*to).contains(&n) { *bit } else { 0 };
                 self.ranges.iter().map(fits).fold(0, |all, bit| all | bit)
             }
-            (Method::Str | Method::Beg | Method::End, Input::Text(text)) => {
-                let text = end(look, text);
-                let fits = |end: &End| if (text ^ end.value) & end.mask == 0 { end.test } else { 0 };
-                self.ends.iter().map(fits).fold(0, |all, bit| all | bit)
-            }
+            (Method::Str | Method::Beg | Method::End, Input::Text(text)) => self.ends(look, text),
             (Method::Sub, Input::Text(text)) => {
                 self.parts.as_ref().map_or(0, |parts| parts.found(look.ignore_case, text))
             }
             _ => look.all,
         };
         found | self.open
+    }
+
+    fn nets(&self, addr: Ipv4Addr) -> u64 {
+        let addr = addr.to_bits();
+        let fits = |(net, mask, bit): &(u32, u32, u64)| if addr & mask == *net { *bit } else { 0 };
+        self.nets.iter().map(fits).fold(0, |all, bit| all | bit)
+    }
+
+    fn ends(&self, look: &Look, text: &[u8]) -> u64 {
+        let text = end(look, text);
+        let fits = |end: &End| if (text ^ end.value) & end.mask == 0 { end.test } else { 0 };
+        self.ends.iter().map(fits).fold(0, |all, bit| all | bit)
     }
 }
 
@@ -347,11 +379,11 @@ impl End {
 /// The first 16 bytes of a text, or its last ones where ends are compared: the byte at the end is the lowest.
 fn end(look: &Look, text: &[u8]) -> u128 {
     let mut bytes = [0; 16];
-    let len = text.len().min(16);
-    if look.method == Method::End {
-        bytes[16 - len..].copy_from_slice(&text[text.len() - len..]);
-    } else {
-        bytes[..len].copy_from_slice(&text[..len]);
+    let at_end = look.method == Method::End;
+    match if at_end { text.last_chunk::<16>() } else { text.first_chunk::<16>() } {
+        Some(whole) => bytes = *whole,
+        None if at_end => bytes[16 - text.len()..].copy_from_slice(text),
+        None => bytes[..text.len()].copy_from_slice(text),
     }
     if look.ignore_case {
         bytes.make_ascii_lowercase();

@@ -100,14 +100,21 @@ fn each_value<'a>(
 
 /// The occurrence that is asked for; the last for 0.
 fn occurrence<'a>(message: Message<'a>, named: &'a Named, full: bool) -> Option<&'a [u8]> {
+    if named.occurrence == 0 {
+        let mut last = None;
+        each_value(message, named, full, &mut |value| {
+            last = Some(value);
+            false
+        });
+        return last;
+    }
     let mut count = 0usize;
     each_value(message, named, full, &mut |_| {
         count += 1;
         false
     });
     let wanted = match named.occurrence {
-        0 => count.checked_sub(1)?,
-        n @ 1.. => n as usize - 1,
+        n @ 0.. => n as usize - 1,
         n => count.checked_sub(n.unsigned_abs() as usize)?,
     };
     let (mut at, mut found) = (0, None);

@@ -214,11 +214,13 @@ impl<'a> Transaction<'a> {
             self.finish(None);
             return next;
         }
-        if let Some(next) = self.statistics(self.proxy).await {
+        if self.proxy.config.stats.is_some()
+            && let Some(next) = self.statistics(self.proxy).await
+        {
             self.finish(None);
             return next;
         }
-        let back = session_rules::backend(self.plan, self.proxy, &self.context(self.proxy));
+        let back = session_rules::backend(self.plan, self.proxy, || self.context(self.proxy));
         self.back = back.and_then(|p| Some((p, p.backend.as_ref()?)));
         let stream = self.back.map(|(_, backend)| backend.enter());
         if let Some((plan, _)) = self.back
@@ -768,7 +770,7 @@ impl<'a> Transaction<'a> {
         let config = &self.proxy.config;
         let normal = self.end == End::NORMAL && dispatch.retries == 0 && !dispatch.redispatched;
         let fine = normal && self.status.is_some_and(|s| s < 500);
-        if !(self.silent || config.dontlog_normal && fine) {
+        if !(config.logs.is_empty() || self.silent || config.dontlog_normal && fine) {
             self.log(timers, self.bytes_out, false);
         }
         drop(stream);

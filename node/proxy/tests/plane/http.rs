@@ -75,6 +75,20 @@ fn both_sides_are_kept_alive() {
 }
 
 #[test]
+fn connections_kept_to_a_former_address_are_not_used() {
+    let plane = Plane::start(listen(Mode::Http, &[web("s1")]));
+    let mut client = plane.client();
+    assert!((0..3).all(|_| get(&mut client, "/").1.starts_with("s1 0\n")), "one connection, kept");
+    let plan = plane.state.plan_owned();
+    let backend = plan.backend("l").unwrap();
+    let server = backend.server("s1").unwrap();
+    for name in ["s2", "s3"] {
+        drop(backend.set_addr(&server, web(name)));
+        assert!((0..3).all(|_| get(&mut client, "/").1.starts_with(&format!("{name} 0\n"))), "{name}");
+    }
+}
+
+#[test]
 fn pipelined_requests_are_answered_in_order() {
     let plane = Plane::start(listen(Mode::Http, &[web("s1"), web("s2")]));
     let mut client = plane.client();

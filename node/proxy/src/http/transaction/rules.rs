@@ -69,8 +69,7 @@ impl<'a> Transaction<'a> {
     async fn carry_out(&mut self, set: &'a [Rule], proxy: &'a ProxyPlan) -> Option<Next> {
         let mut cursor = Cursor::default();
         loop {
-            let step = rules::next(set, &mut cursor, proxy, &self.context(proxy));
-            let action = match step {
+            let action = match self.walk(set, &mut cursor, proxy) {
                 Step::Done | Step::Act(Action::Accept) => return None,
                 Step::Wait => {
                     inspect(self.front, proxy.config.rules.inspect_delay.unwrap_or_default()).await;
@@ -118,21 +117,34 @@ impl<'a> Transaction<'a> {
                     crate::rules::leave_silently(self.front);
                     return Some(Next::Close);
                 }
-                action => self.change_request(action, proxy),
+                // Those that change the request are carried out on the way.
+                _ => {}
             }
         }
     }
 
-    /// Carries out an action that changes the request, or how it is logged.
-    fn change_request(&mut self, action: &Action, proxy: &ProxyPlan) {
-        if let Action::SetLogLevel(level) = action {
-            return self.set_log_level(*level);
+    /// Walks over a set, changing the request and how it is logged, up to what may end the walk.
+    fn walk(&mut self, set: &'a [Rule], cursor: &mut Cursor, proxy: &ProxyPlan) -> Step<'a> {
+        use Action::{Accept, Deny, Redirect, Reject, Return, SilentDrop, Tarpit};
+        loop {
+            let at = self.context(proxy);
+            let step = rules::next(set, cursor, proxy, &at);
+            let action = match step {
+                Step::Act(Action::SetLogLevel(level)) => {
+                    self.set_log_level(*level);
+                    continue;
+                }
+                Step::Act(Accept | Deny(_) | Tarpit(_) | Return(_) | Redirect(_) | Reject | SilentDrop)
+                | Step::Done
+                | Step::Wait => return step,
+                Step::Act(action) => action,
+            };
+            let mut room = Text::take();
+            if let Some(edit) = rules::prepare(action, &at, &mut room) {
+                let (scratch, buf) = (&mut *self.scratch, self.front.buf.bytes());
+                edit.apply(&mut Rewrite::new(buf, &mut scratch.request, &mut scratch.request_text));
+            }
         }
-        let mut room = Text::take();
-        let Some(edit) = rules::prepare(action, &self.context(proxy), &mut room) else { return };
-        let scratch = &mut *self.scratch;
-        let buf = self.front.buf.bytes();
-        edit.apply(&mut Rewrite::new(buf, &mut scratch.request, &mut scratch.request_text));
     }
 
     fn set_log_level(&mut self, level: Option<u8>) {
