@@ -10,6 +10,7 @@ use phalanx_bench::TIMES;
 use phalanx_config::StaticEnv;
 use phalanx_engine::h1::{self, Head, Rewrite};
 use phalanx_engine::memory::Memory;
+use phalanx_engine::near;
 use phalanx_engine::rules::{self, Cursor, Step};
 use phalanx_engine::sample::{Context, World};
 use phalanx_engine::state::State;
@@ -85,7 +86,8 @@ fn message() -> Message {
         rewritten: Head::default(),
         room: Vec::new(),
     };
-    // Once, for the room.
+    // As a worker, which holds what it looked into; once, for that and for the room.
+    near::keep();
     walk(&mut message);
     message
 }
