@@ -114,7 +114,7 @@ fn occurrence<'a>(message: Message<'a>, named: &'a Named, full: bool) -> Option<
         false
     });
     let wanted = match named.occurrence {
-        n @ 0.. => n as usize - 1,
+        n @ 1.. => n as usize - 1,
         n => count.checked_sub(n.unsigned_abs() as usize)?,
     };
     let (mut at, mut found) = (0, None);
