@@ -68,6 +68,7 @@ fn cut_alike(theirs: &[String], ours: &[String]) {
     const DIGITS: usize = 10;
     assert_eq!(theirs.len(), ours.len(), "{theirs:?} {ours:?}");
     for (theirs, ours) in theirs.iter().zip(ours) {
+        let (theirs, ours) = (theirs.trim_end(), ours.trim_end());
         let common = theirs.len().min(ours.len());
         let same = theirs.as_bytes()[..common] == ours.as_bytes()[..common];
         assert!(same && theirs.len().abs_diff(ours.len()) < DIGITS, "cut: {theirs:?} by HAProxy, {ours:?}");

@@ -96,7 +96,13 @@ fn junk_in_the_place_of_a_peer_and_junk_that_comes_in() {
         let answers: [&[u8]; 4] =
             [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", &[0xff; 4096], &[0; 64]];
         for (stream, answer) in fake.incoming().zip(answers.iter().cycle()) {
-            let _ = stream.and_then(|mut s| s.write_all(answer));
+            // A close with bytes unread is a reset, which may overtake the answer.
+            let _ = stream.and_then(|mut s| {
+                s.write_all(answer)?;
+                s.shutdown(std::net::Shutdown::Write)?;
+                s.set_read_timeout(Some(Duration::from_secs(1)))?;
+                std::io::copy(&mut s, &mut std::io::sink())
+            });
         }
     });
     let mut n1 = place.n1(&place.grpc(2));
