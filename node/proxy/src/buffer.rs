@@ -6,12 +6,13 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::task::{Context, Poll, ready};
+use std::os::fd::BorrowedFd;
+use std::task::{Context, Poll};
 
 use phalanx_sys::net;
-use tokio::io::Interest;
-use tokio::net::TcpStream;
+
+use crate::runtime::Side;
+use crate::stream::Stream;
 
 /// Default size, `tune.bufsize`.
 pub(crate) const SIZE: usize = 16 * 1024;
@@ -205,72 +206,25 @@ impl Drop for Text {
     }
 }
 
-/// What [`poll_fill`] and [`poll_write`] work on.
-pub(crate) trait Socket {
-    /// Does `act` once, waiting as long as the socket would block. It gives how many bytes it moved, and
-    /// how many it would have.
-    fn poll_io(
-        &mut self,
-        cx: &mut Context<'_>,
-        interest: Interest,
-        act: impl FnMut(BorrowedFd<'_>) -> io::Result<(usize, usize)>,
-    ) -> Poll<io::Result<usize>>;
-}
-
-impl Socket for TcpStream {
-    fn poll_io(
-        &mut self,
-        cx: &mut Context<'_>,
-        interest: Interest,
-        mut act: impl FnMut(BorrowedFd<'_>) -> io::Result<(usize, usize)>,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            // Also what makes a task that never has to wait give way.
-            if interest.is_readable() {
-                ready!(self.poll_read_ready(cx))?;
-            }
-            let mut moved = 0;
-            let result = self.try_io(interest, || {
-                let asked;
-                (moved, asked) = act(self.as_fd())?;
-                // There is no more, which spares the call that would say so.
-                if 0 < moved && moved < asked { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-            });
-            match result {
-                Err(e) if moved == 0 && e.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(e)),
-                Err(_) if moved == 0 => {}
-                _ => return Poll::Ready(Ok(moved)),
-            }
-            if interest.is_writable() {
-                ready!(self.poll_write_ready(cx))?;
-            }
-        }
-    }
-}
-
 /// Reads what is there into `buf`; 0 = the peer has closed.
 ///
 /// Memory is kept only if something was read, and the caller must not call this with a full buffer.
-pub(crate) fn poll_fill(
-    socket: &mut impl Socket,
-    cx: &mut Context<'_>,
-    buf: &mut Buffer,
-) -> Poll<io::Result<usize>> {
+pub(crate) fn poll_fill(socket: &Stream, cx: &mut Context<'_>, buf: &mut Buffer) -> Poll<io::Result<usize>> {
     debug_assert!(!buf.is_full());
-    socket.poll_io(cx, Interest::READABLE, |fd| buf.fill(fd))
+    socket.poll_io(cx, Side::Read, |fd| buf.fill(fd))
 }
 
 /// Writes the bytes of `head` and then those of `body` with one system call. `last` = once they are written
 /// the caller ends this direction at once, without waiting for anything: the end goes with them.
 pub(crate) fn poll_write(
-    socket: &mut impl Socket,
+    socket: &Stream,
     cx: &mut Context<'_>,
     head: &[u8],
     body: &[u8],
     last: bool,
 ) -> Poll<io::Result<usize>> {
     let asked = head.len() + body.len();
-    socket.poll_io(cx, Interest::WRITABLE, |fd| Ok((net::send(fd, head, body, last)?, asked)))
+    socket.poll_io(cx, Side::Write, |fd| Ok((net::send(fd, head, body, last)?, asked)))
 }
 
 #[cfg(test)]

@@ -20,10 +20,10 @@ use phalanx_engine::server::Server;
 use phalanx_engine::state::sessions::{self, Session};
 use phalanx_engine::time::Now;
 use phalanx_sys::net::{Connect, Tuning};
-use tokio::net::TcpStream;
 
 use crate::front::Front;
 use crate::pool::{Connection, Reuse};
+use crate::stream::Stream;
 use crate::worker::Worker;
 
 /// Longest pause before the same server is tried again.
@@ -227,13 +227,12 @@ async fn open(
         Err(_) => return Ok(Err(Failure::Refused)),
     };
     if at_once {
-        return Ok(Ok(opened(towards, server, stream, true)));
+        return Ok(Ok(opened(towards, server, stream)));
     }
     front.deadline.set(towards.config.timeouts.connect);
     let connecting = poll_fn(|cx| {
-        if let Poll::Ready(result) = stream.poll_write_ready(cx) {
-            let error = result.err().or(stream.take_error().ok().flatten());
-            return Poll::Ready(Ok(error.map_or(Ok(()), |_| Err(Failure::Refused))));
+        if let Poll::Ready(result) = stream.poll_connected(cx) {
+            return Poll::Ready(Ok(result.map_err(|_| Failure::Refused)));
         }
         if towards.session.poll_killed(cx.waker()) {
             return Poll::Ready(Err(End::new(towards.session.kill_cause(), Phase::Connect)));
@@ -245,15 +244,15 @@ async fn open(
         Poll::Ready(Ok(Err(Failure::Timeout)))
     })
     .await?;
-    Ok(connecting.map(|()| opened(towards, server, stream, false)))
+    Ok(connecting.map(|()| opened(towards, server, stream)))
 }
 
 /// A connection that is there, and counted.
-fn opened(towards: &Towards<'_>, server: &Arc<Server>, stream: TcpStream, fresh: bool) -> Connection {
+fn opened(towards: &Towards<'_>, server: &Arc<Server>, stream: Stream) -> Connection {
     server.note_connect(true);
     bump(&server.counters().shard(towards.worker.id).connect, 1);
     bump(&towards.backend.counters().shard(towards.worker.id).connect, 1);
-    Connection { stream, addr: server.addr(), requests: 0, owner: None, bulk: false, fresh }
+    Connection { stream, addr: server.addr(), requests: 0, owner: None, bulk: false }
 }
 
 /// Decides what follows a failed attempt; true = wait before the next one.
@@ -332,12 +331,18 @@ fn count_reuse(towards: &Towards<'_>, server: &Arc<Server>) {
 
 /// Begins to connect; true = the connection is there already, as to a server on this machine. With `bytes` to
 /// be sent at once the server gets them with the acknowledgement that establishes it.
-fn start(config: &Proxy, addr: SocketAddr, bytes: bool) -> io::Result<(TcpStream, bool)> {
+fn start(config: &Proxy, addr: SocketAddr, bytes: bool) -> io::Result<(Stream, bool)> {
     let slow_ack = bytes && config.smart_connect;
     let tuning = Tuning { nodelay: true, keepalive: config.srvtcpka, slow_ack, ..Tuning::default() };
     let stream = Connect { tuning, ..Connect::default() }.start(addr)?;
     let at_once = phalanx_sys::net::is_connected(&stream);
-    Ok((TcpStream::from_std(stream)?, at_once))
+    let stream = Stream::new(stream);
+    if at_once {
+        stream.watch()?
+    } else {
+        stream.watch_connecting()?
+    }
+    Ok((stream, at_once))
 }
 
 /// Out of descriptors, buffers or ports.

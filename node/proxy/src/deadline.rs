@@ -2,22 +2,19 @@
 //!
 //! Timeouts are pushed back with every byte; the entry in the thread's [`wheel`] need not be. It stays
 //! armed at the earliest moment that was ever asked for, and when that comes too early it is armed again
-//! for what is left. The event loop has one timer for all of them, which [`run`] keeps: one of its own for
-//! each connection takes four times as much memory.
+//! for what is left. The event loop calls [`wake_due`] in each of its turns.
 
 mod wheel;
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
-
-use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use std::time::{Duration, Instant};
 
 use self::wheel::Wheel;
+use crate::runtime;
 
 /// The beginning of time. Shorter than an [`Instant`]: an idle connection has one of these.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -35,25 +32,20 @@ thread_local! {
 struct Timers {
     /// In milliseconds since the start.
     wheel: RefCell<Wheel<Waker>>,
-    /// When [`run`] looks next.
+    /// Nothing is due before.
     looks: Cell<u64>,
-    /// That is too late.
-    earlier: Arc<Notify>,
 }
 
 impl Default for Timers {
     fn default() -> Timers {
-        Timers { wheel: RefCell::new(Wheel::new()), looks: Cell::new(NEVER), earlier: Arc::default() }
+        Timers { wheel: RefCell::new(Wheel::new()), looks: Cell::new(NEVER) }
     }
 }
 
 impl Timers {
-    /// Has [`run`] look by then.
+    /// Something is due then.
     fn look_by(&self, tick: u64) {
-        if tick < self.looks.get() {
-            self.looks.set(tick);
-            self.earlier.notify_one();
-        }
+        self.looks.set(self.looks.get().min(tick));
     }
 }
 
@@ -75,7 +67,7 @@ impl Default for Deadline {
 impl Deadline {
     /// Expires so long from now; never with `None`.
     pub(crate) fn set(&mut self, after: Option<Duration>) {
-        self.set_from(Instant::now(), after);
+        self.set_from(runtime::instant(), after);
     }
 
     /// Expires so long from `now`; never with `None`.
@@ -99,7 +91,7 @@ impl Deadline {
             match wheel.due(self.key) {
                 Some(due) if due <= tick => return Poll::Pending,
                 Some(_) => wheel.move_to(self.key, tick),
-                None if since_start(Instant::now()) >= self.at => return Poll::Ready(()),
+                None if since_start(runtime::instant()) >= self.at => return Poll::Ready(()),
                 None if self.key == UNARMED => self.key = wheel.add(tick, cx.waker().clone()),
                 None => wheel.renew(self.key, tick, cx.waker().clone()),
             }
@@ -126,81 +118,113 @@ fn since_start(at: Instant) -> u64 {
     at.saturating_duration_since(*START).as_nanos() as u64
 }
 
-/// Wakes those of this thread whose moment has come, as long as it runs.
-pub(crate) async fn run() {
-    let earlier = TIMERS.with(|timers| timers.earlier.clone());
-    let mut sleep = pin!(sleep_until(*START));
-    loop {
-        let mut due = Vec::new();
-        let next = TIMERS.with(|timers| {
-            let mut wheel = timers.wheel.borrow_mut();
-            wheel.advance(since_start(Instant::now()) / NANOS_PER_TICK, |waker| due.push(waker));
-            let next = wheel.next();
-            timers.looks.set(next.unwrap_or(NEVER));
-            next
-        });
-        due.into_iter().for_each(Waker::wake);
-        let mut heard = pin!(earlier.notified());
-        let at = next.and_then(|tick| START.checked_add(Duration::from_millis(tick)));
-        if let Some(at) = at {
-            sleep.as_mut().reset(at);
+/// Wakes those of this thread whose moment has come; how long it is at least until the next has.
+pub(crate) fn wake_due() -> Option<Duration> {
+    TIMERS.with(|timers| {
+        if timers.looks.get() == NEVER {
+            return None;
         }
-        poll_fn(|cx| {
-            let slept = at.is_some() && sleep.as_mut().poll(cx).is_ready();
-            if heard.as_mut().poll(cx).is_ready() || slept { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
-    }
+        let now = since_start(Instant::now());
+        if timers.looks.get() <= now / NANOS_PER_TICK {
+            let mut due = Vec::new();
+            let mut wheel = timers.wheel.borrow_mut();
+            wheel.advance(now / NANOS_PER_TICK, |waker| due.push(waker));
+            timers.looks.set(wheel.next().unwrap_or(NEVER));
+            drop(wheel);
+            due.into_iter().for_each(Waker::wake);
+        }
+        let next = timers.looks.get();
+        (next != NEVER).then(|| Duration::from_nanos((next * NANOS_PER_TICK).saturating_sub(now)))
+    })
+}
+
+/// Waits.
+pub(crate) async fn sleep(time: Duration) {
+    let mut deadline = Deadline::default();
+    deadline.set(Some(time));
+    poll_fn(|cx| deadline.poll(cx)).await;
+}
+
+/// What a future comes to, if it does within this time.
+pub(crate) async fn within<F: Future>(time: Duration, future: F) -> Option<F::Output> {
+    let mut deadline = Deadline::default();
+    deadline.set(Some(time));
+    let mut future = pin!(future);
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => deadline.poll(cx).map(|()| None),
+    })
+    .await
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::rc::Rc;
 
-    #[tokio::test]
-    async fn the_last_setting_counts_whether_later_or_earlier() {
-        tokio::spawn(run());
+    use super::*;
+    use crate::runtime::{block_on, spawn, yield_now};
+
+    #[test]
+    fn the_last_setting_counts_whether_later_or_earlier() {
         let start = Instant::now();
         let mut deadline = Deadline::default();
-        deadline.set(Some(Duration::from_millis(10)));
-        poll_fn(|cx| {
-            assert!(deadline.poll(cx).is_pending());
-            Poll::Ready(())
-        })
-        .await;
-        deadline.set(Some(Duration::from_millis(50)));
-        poll_fn(|cx| deadline.poll(cx)).await;
-        assert!(start.elapsed() >= Duration::from_millis(50));
-        deadline.set(Some(Duration::from_secs(100)));
-        poll_fn(|cx| {
-            assert!(deadline.poll(cx).is_pending());
-            Poll::Ready(())
-        })
-        .await;
-        deadline.set(Some(Duration::from_millis(20)));
-        poll_fn(|cx| deadline.poll(cx)).await;
+        let test = async {
+            deadline.set(Some(Duration::from_millis(10)));
+            poll_fn(|cx| {
+                assert!(deadline.poll(cx).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+            deadline.set(Some(Duration::from_millis(50)));
+            poll_fn(|cx| deadline.poll(cx)).await;
+            assert!(start.elapsed() >= Duration::from_millis(50));
+            deadline.set(Some(Duration::from_secs(100)));
+            poll_fn(|cx| {
+                assert!(deadline.poll(cx).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+            deadline.set(Some(Duration::from_millis(20)));
+            poll_fn(|cx| deadline.poll(cx)).await;
+        };
+        block_on(test).unwrap();
         assert!(start.elapsed() < Duration::from_secs(100));
     }
 
-    #[tokio::test]
-    async fn many_of_one_thread_come_in_order() {
-        tokio::spawn(run());
-        let mut tasks = Vec::new();
-        for nth in (0..50_u64).rev() {
-            tasks.push(tokio::spawn(async move {
-                let (start, after) = (Instant::now(), Duration::from_millis(3 * nth));
-                let mut deadline = Deadline::default();
-                deadline.set_from(start, Some(after));
-                poll_fn(|cx| deadline.poll(cx)).await;
-                assert!(start.elapsed() >= after);
-            }));
-            tokio::task::yield_now().await;
-        }
-        for task in tasks {
-            tokio::time::timeout(Duration::from_secs(30), task).await.expect("it comes").unwrap();
-        }
+    #[test]
+    fn many_of_one_thread_come_in_order() {
+        const MANY: u64 = 50;
+        let came = Rc::new(RefCell::new(Vec::new()));
+        let test = async {
+            for nth in (0..MANY).rev() {
+                let came = came.clone();
+                spawn(async move {
+                    let (start, after) = (Instant::now(), Duration::from_millis(3 * nth));
+                    let mut deadline = Deadline::default();
+                    deadline.set_from(start, Some(after));
+                    poll_fn(|cx| deadline.poll(cx)).await;
+                    assert!(start.elapsed() >= after);
+                    came.borrow_mut().push(nth);
+                });
+                yield_now().await;
+            }
+            while came.borrow().len() < MANY as usize {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        block_on(within(Duration::from_secs(30), test)).unwrap().expect("they come");
+        assert!(came.borrow().is_sorted_by_key(|nth| *nth));
         let left = TIMERS.with(|timers| timers.wheel.borrow().next());
         assert_eq!(left, None, "who is gone leaves nothing");
+    }
+
+    #[test]
+    fn what_takes_too_long_is_dropped() {
+        let test = async {
+            assert_eq!(within(Duration::from_secs(30), async { 7 }).await, Some(7));
+            assert_eq!(within(Duration::from_millis(1), std::future::pending::<()>()).await, None);
+        };
+        block_on(test).unwrap();
     }
 
     #[test]

@@ -20,12 +20,12 @@ use phalanx_engine::state::State;
 use phalanx_engine::state::sessions::{Kill, Phase};
 use phalanx_sys::clock::Clock;
 use phalanx_sys::net::{Listen, is_listening, refuse_new};
-use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 
 use crate::listener::{Key, Target};
 use crate::log::Sink;
 use crate::room::Limit;
+use crate::runtime::EventLoop;
 use crate::worker::{self, Order, Shared, Wanted};
 
 /// How long a worker may take to carry out an order; it needs microseconds.
@@ -118,22 +118,11 @@ impl Forwarder {
         let mut orders = Vec::with_capacity(workers);
         for id in 0..workers {
             let (sender, receiver) = mpsc::channel(64);
-            let runtime = Builder::new_current_thread()
-                .enable_all()
-                .build_local(LocalOptions::default())
-                .map_err(failed)?;
-            // The runtime is not Send: it is built again on its own thread; this one only proved
-            // that descriptors suffice.
-            drop(runtime);
+            let event_loop = EventLoop::new().map_err(failed)?;
             let shared = shared.clone();
             std::thread::Builder::new()
                 .name(format!("worker-{id}"))
-                .spawn(move || {
-                    match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-                        Ok(runtime) => worker::run(id, shared, receiver, runtime),
-                        Err(e) => tracing::error!("worker {id}: {e}"),
-                    }
-                })
+                .spawn(move || worker::run(id, shared, receiver, event_loop))
                 .map_err(failed)?;
             orders.push(sender);
         }

@@ -72,7 +72,7 @@ impl Front {
     /// Ready when the client closes or fails; what it sends meanwhile is kept, up to a buffer full.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<Gone> {
         while !self.eof && !self.buf.is_full() {
-            match poll_fill(&mut self.stream, cx, &mut self.buf) {
+            match poll_fill(&self.stream, cx, &mut self.buf) {
                 Poll::Ready(Ok(0)) => {
                     self.eof = true;
                     return Poll::Ready(Gone::HalfClosed);

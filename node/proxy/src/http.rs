@@ -22,12 +22,13 @@ use phalanx_engine::h1::{self, Body, Chunked, Error, ErrorKind, Parsed, RequestF
 use phalanx_engine::log::{self, Timers};
 use phalanx_engine::state::sessions;
 use phalanx_engine::time::Now;
-use tokio::io::AsyncWriteExt;
 
 use crate::buffer::poll_fill;
 use crate::connect::Dispatch;
+use crate::deadline::within;
 use crate::front::Front;
 use crate::report::{self, Report};
+use crate::runtime;
 use crate::session::{Session, buffer_size};
 use crate::worker::View;
 
@@ -106,7 +107,6 @@ pub(crate) fn serve(
     let mut client =
         Client { session, plan, front, scratch: None, index: index as u32, first: true, armed: false };
     async move {
-        client.session.worker.turn();
         let refusal = loop {
             client.expect_request();
             // Boxed: an idle connection does not carry the state of a request.
@@ -141,7 +141,7 @@ impl Client {
             let idle = if self.first { None } else { timeouts.http_keep_alive }.or(limit(timeouts));
             // With http-request the clock runs from the accept on.
             self.armed = self.first && !restarts(timeouts);
-            self.front.deadline.set_from(self.session.worker.instant(), idle);
+            self.front.deadline.set_from(runtime::instant(), idle);
             if !self.first {
                 self.session.entry.note(None, None, sessions::Phase::Request);
             }
@@ -150,7 +150,6 @@ impl Client {
 
     /// Waits for the head of the request.
     fn poll_request(&mut self, cx: &mut Context<'_>) -> Poll<Result<Request, NoRequest>> {
-        self.session.worker.turn();
         loop {
             if !self.front.buf.is_empty()
                 && let Some(result) = self.parse()
@@ -175,7 +174,7 @@ impl Client {
     /// Looks at what has come; `None` = it is a part of a head.
     fn parse(&mut self) -> Option<Result<Request, NoRequest>> {
         let (worker, front) = (&self.session.worker, &mut self.front);
-        let mut scratch = self.scratch.take().unwrap_or_else(|| Scratch::begin(worker.moment()));
+        let mut scratch = self.scratch.take().unwrap_or_else(|| Scratch::begin(worker.now()));
         let began = scratch.began;
         let refused = |error: Error, status| {
             let end = End::new(Cause::Proxy, Phase::Request);
@@ -184,7 +183,7 @@ impl Client {
         match parse(front, &mut scratch) {
             Ok(Some(framing)) => {
                 // Usually it came in one piece.
-                let received = if scratch.seen > 0 { worker.moment() } else { began };
+                let received = if scratch.seen > 0 { worker.now() } else { began };
                 let first = std::mem::take(&mut self.first);
                 return Some(Ok(Request { scratch, framing, began, received, first }));
             }
@@ -200,7 +199,7 @@ impl Client {
         let timeouts = &self.plan.proxies[self.index as usize].config.timeouts;
         // Only what is new restarts it: a wake-up of the deadline itself comes by here, too.
         if !self.armed || restarts(timeouts) && front.buf.len() > scratch.seen as usize {
-            front.deadline.set_from(worker.instant(), limit(timeouts));
+            front.deadline.set_from(runtime::instant(), limit(timeouts));
             self.armed = true;
         }
         scratch.seen = front.buf.len() as u32;
@@ -257,7 +256,7 @@ fn poll_more(
     first: bool,
 ) -> Poll<Result<(), Ended>> {
     if !front.eof {
-        match poll_fill(&mut front.stream, cx, &mut front.buf) {
+        match poll_fill(&front.stream, cx, &mut front.buf) {
             Poll::Ready(Ok(0)) => front.eof = true,
             Poll::Ready(Ok(_)) => return Poll::Ready(Ok(())),
             Poll::Ready(Err(_)) => front.eof = true,
@@ -323,7 +322,7 @@ async fn refuse(
     let nothing_sent = front.buf.is_empty();
     let text = reply::refusal(config, status);
     // A client that does not even read its refusal is not waited for.
-    let _ = tokio::time::timeout(reply::PATIENCE, front.stream.write_all(&text)).await;
+    let _ = within(reply::PATIENCE, front.stream.send_all(&text)).await;
     if nothing_sent && config.dontlognull {
         return;
     }
@@ -356,14 +355,14 @@ fn must_linger(front: &Front) -> bool {
 /// Closes so that the client can still read what was sent: our side first, then what it still sends
 /// is thrown away for a moment.
 async fn linger(front: &mut Front) {
-    let _ = front.stream.shutdown().await;
+    front.stream.end_sending();
     front.deadline.set(Some(reply::PATIENCE));
     let mut left = reply::DRAIN;
     poll_fn(|cx| {
         while left > 0 {
             let n = front.buf.len();
             front.buf.consume(n);
-            match poll_fill(&mut front.stream, cx, &mut front.buf) {
+            match poll_fill(&front.stream, cx, &mut front.buf) {
                 Poll::Ready(Ok(n)) if n > 0 => left = left.saturating_sub(n),
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => return front.deadline.poll(cx),

@@ -19,6 +19,7 @@ mod pool;
 mod report;
 mod room;
 mod rules;
+mod runtime;
 mod session;
 pub mod stats_page;
 mod stream;

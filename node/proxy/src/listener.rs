@@ -3,18 +3,18 @@
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use phalanx_engine::frontend::{Frontend, Status};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::task::AbortHandle;
 
+use crate::deadline::sleep;
 use crate::room::{Limit, Place};
+use crate::runtime::{Side, Task, Watch, poll_call, spawn};
 use crate::session;
 use crate::worker::Worker;
 
@@ -43,36 +43,35 @@ pub(crate) struct Target {
     pub(crate) slow_ack: bool,
 }
 
-type Socket = AsyncFd<std::net::TcpListener>;
+struct Socket {
+    listener: TcpListener,
+    watch: Watch,
+}
 
 /// One listening socket of one worker.
 pub(crate) struct Listener {
     socket: Rc<Socket>,
     target: Rc<RefCell<Rc<Target>>>,
-    task: AbortHandle,
+    task: Task,
 }
 
 impl Listener {
     /// Begins accepting.
-    pub(crate) fn start(
-        worker: &Rc<Worker>,
-        socket: std::net::TcpListener,
-        target: Target,
-    ) -> io::Result<Listener> {
+    pub(crate) fn start(worker: &Rc<Worker>, socket: TcpListener, target: Target) -> io::Result<Listener> {
         // Connections inherit these from their listener: one system call less for each.
         phalanx_sys::net::tune_listener(&socket, target.keepalive, target.slow_ack)?;
-        // tokio's own listener would have the event loop hear of every connection at once.
-        #[allow(deprecated, reason = "unsound only for types whose descriptor may change; this owns it")]
-        let socket = Rc::new(AsyncFd::with_interest(socket, Interest::READABLE)?);
+        let watch = Watch::new();
+        watch.set(socket.as_fd(), true)?;
+        let socket = Rc::new(Socket { listener: socket, watch });
         let target = Rc::new(RefCell::new(Rc::new(target)));
-        let task = tokio::task::spawn_local(accept(worker.clone(), socket.clone(), target.clone()));
-        Ok(Listener { socket, target, task: task.abort_handle() })
+        let task = spawn(accept(worker.clone(), socket.clone(), target.clone()));
+        Ok(Listener { socket, target, task })
     }
 
     /// Sends new connections to another frontend.
     pub(crate) fn retarget(&self, target: Target) {
         if let Err(e) =
-            phalanx_sys::net::tune_listener(self.socket.get_ref(), target.keepalive, target.slow_ack)
+            phalanx_sys::net::tune_listener(&self.socket.listener, target.keepalive, target.slow_ack)
         {
             tracing::warn!("{}: options of the listener stay as they were: {e}", target.addr);
         }
@@ -84,16 +83,16 @@ impl Listener {
         self.task.abort();
         let target = self.target.borrow().clone();
         // Asked of the kernel: the event loop may not have heard yet of the last ones.
-        while let Ok((stream, peer)) = phalanx_sys::net::accept(self.socket.get_ref()) {
+        while let Ok((stream, peer)) = phalanx_sys::net::accept(&self.socket.listener) {
             if let Some(place) =
                 worker.shared.room.enter(&target.limit, &target.frontend, worker.shared.state.process())
             {
                 session::start(worker, stream, peer, &target, place);
             }
         }
-        // The guardian may hold duplicates, and the aborted task is dropped only at its next turn:
-        // closing alone would leave the port open for a while.
-        let _ = phalanx_sys::net::shutdown(self.socket.get_ref());
+        // The guardian may hold duplicates: closing alone would leave the port open.
+        self.socket.watch.end(self.socket.listener.as_fd());
+        let _ = phalanx_sys::net::shutdown(&self.socket.listener);
     }
 }
 
@@ -102,12 +101,12 @@ async fn accept(worker: Rc<Worker>, socket: Rc<Socket>, target: Rc<RefCell<Rc<Ta
     loop {
         let current = target.borrow().clone();
         if current.frontend.status() != Status::Open {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            sleep(Duration::from_millis(100)).await;
             continue;
         }
         // While there is no room, connections stay in the kernel's queue.
         poll_fn(|cx| poll_room(&worker, &current, cx)).await;
-        let accepted = socket.async_io(Interest::READABLE, |listener| queue.take(listener)).await;
+        let accepted = poll_fn(|cx| poll_accept(&socket, &mut queue, cx)).await;
         // A reload may have come while waiting.
         let current = target.borrow().clone();
         match accepted {
@@ -120,9 +119,27 @@ async fn accept(worker: Rc<Worker>, socket: Rc<Socket>, target: Rc<RefCell<Rc<Ta
             Err(e) => {
                 tracing::warn!("{}: accept: {e}", current.addr);
                 // Out of descriptors or memory: others need time to give some back.
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+fn poll_accept(
+    Socket { listener, watch }: &Socket,
+    queue: &mut Queue,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<(std::net::TcpStream, SocketAddr)>> {
+    ready!(watch.poll_ready(cx, Side::Read));
+    ready!(poll_call(cx));
+    match queue.take(listener) {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+            match watch.blocked(listener.as_fd(), cx, Side::Read) {
+                Ok(()) => Poll::Pending,
+                Err(e) => Poll::Ready(Err(e)),
+            }
+        }
+        result => Poll::Ready(result),
     }
 }
 
@@ -138,7 +155,7 @@ struct Queue {
 
 impl Queue {
     /// The next one; `WouldBlock` only when there is none at this moment.
-    fn take(&mut self, listener: &std::net::TcpListener) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+    fn take(&mut self, listener: &TcpListener) -> io::Result<(std::net::TcpStream, SocketAddr)> {
         if self.left == 0 {
             // What can't be counted is tried.
             self.left = phalanx_sys::net::waiting(listener).unwrap_or(1);

@@ -205,6 +205,7 @@ fn sender(global: &Global) -> Sender {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::{block_on, spawn, yield_now};
     use phalanx_engine::log::{ALERT, INFO, NOTICE, WARNING};
 
     use std::net::UdpSocket;
@@ -258,28 +259,26 @@ mod tests {
     }
 
     /// Equal ones are cut up by the kernel, and a shorter one after them.
-    #[tokio::test]
-    async fn lines_of_a_turn_go_out_together_and_in_order() {
+    #[test]
+    fn lines_of_a_turn_go_out_together_and_in_order() {
         let sink = Sink::new(&Global::default());
         let (socket, to) = receiver();
-        let gathers = tokio::task::LocalSet::new();
         let words = ["a", "b", "ccc", "ddd", "ee", "", "ffff", "gg", "hh", "hh", "i"];
         let lines = || (0..20).flat_map(|_| words);
-        let all: Vec<String> = gathers
-            .run_until(async {
-                tokio::task::spawn_local(sink.clone().gather());
-                tokio::task::yield_now().await;
-                let targets = [target(to, 7)];
-                lines().for_each(|word| sink.send(&targets, INFO, word.as_bytes()));
-                socket.set_nonblocking(true).expect("a socket option");
-                let early = (0..).take_while(|_| socket.recv(&mut [0; 64]).is_ok()).count();
-                assert!(early < lines().count(), "nothing waited");
-                socket.set_nonblocking(false).expect("a socket option");
-                // The turn ends.
-                tokio::task::yield_now().await;
-                (early..lines().count()).map(|_| read(&socket)).collect()
-            })
-            .await;
+        let test = async {
+            spawn(sink.clone().gather());
+            yield_now().await;
+            let targets = [target(to, 7)];
+            lines().for_each(|word| sink.send(&targets, INFO, word.as_bytes()));
+            socket.set_nonblocking(true).expect("a socket option");
+            let early = (0..).take_while(|_| socket.recv(&mut [0; 64]).is_ok()).count();
+            assert!(early < lines().count(), "nothing waited");
+            socket.set_nonblocking(false).expect("a socket option");
+            // The turn ends.
+            yield_now().await;
+            (early..lines().count()).map(|_| read(&socket)).collect()
+        };
+        let all: Vec<String> = block_on(test).expect("descriptors");
         let texts: Vec<&str> = all.iter().filter_map(|line| line.trim_end().split(']').nth(1)).collect();
         let wanted: Vec<String> = lines().map(|word| format!(": {word}").trim_end().to_owned()).collect();
         assert_eq!(texts, wanted[wanted.len() - texts.len()..]);

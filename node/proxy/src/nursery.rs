@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use crate::deadline;
+
 /// How long a client that is not watched is left alone, at most.
 const GRACE: Duration = Duration::from_millis(20);
 
@@ -49,7 +51,7 @@ pub(crate) async fn run() {
     let begun = NURSERY.with(|nursery| nursery.begun.clone());
     loop {
         begun.notified().await;
-        tokio::time::sleep(GRACE).await;
+        deadline::sleep(GRACE).await;
         let grown = NURSERY.with(|nursery| {
             nursery.round.set(nursery.round.get().wrapping_add(1));
             nursery.waiting.take()

@@ -14,10 +14,10 @@ use std::task::{Context, Poll, ready};
 use phalanx_config::{Global, Proxy};
 use phalanx_engine::state::Process;
 use phalanx_sys::splice;
-use tokio::io::Interest;
-use tokio::net::TcpStream;
 
+use crate::runtime::Side;
 use crate::session::Session;
+use crate::stream::Stream;
 
 /// Most bytes taken into a pipe at once; mostly its size is the limit.
 const MOST: usize = 1 << 20;
@@ -217,54 +217,53 @@ impl Conduit {
     pub(crate) fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,
-        from: &TcpStream,
+        from: &Stream,
         most: u64,
     ) -> Poll<io::Result<Filled>> {
         let most = usize::try_from(most).unwrap_or(MOST).min(MOST);
-        loop {
-            ready!(from.poll_read_ready(cx))?;
+        let mut copy = false;
+        let filled = ready!(from.poll_io(cx, Side::Read, |socket| {
             if self.lease.is_none() {
                 self.lease = Lease::take(self.size);
             }
-            let Some(pipe) = self.lease.as_mut().and_then(|lease| lease.0.as_mut()) else {
-                return Poll::Ready(Ok(Filled::Copy));
+            let pipe = self.lease.as_mut().and_then(|lease| lease.0.as_mut());
+            let Some(pipe) = pipe else {
+                copy = true;
+                return Ok((0, 0));
             };
-            return match from.try_io(Interest::READABLE, || pipe.fill(from, most)) {
-                Ok(0) => Poll::Ready(Ok(Filled::End)),
-                Ok(n) => {
-                    self.poor = if n < WORTH && n < most { self.poor + 1 } else { 0 };
-                    if self.poor >= POOR {
-                        (self.poor, self.full, self.tired) = (0, 0, true);
-                    }
-                    Poll::Ready(Ok(Filled::Bytes(n)))
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+            match pipe.fill(&socket, most) {
+                // A pipe may be full before its socket is empty.
+                Ok(n) => Ok((n, n)),
                 // Not this kind of socket, or it stands at urgent data. It is still ready to be read.
                 Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
                     self.splicing = Splicing::Never;
                     self.lease = None;
-                    Poll::Ready(Ok(Filled::Copy))
+                    copy = true;
+                    Ok((0, 0))
                 }
-                Err(e) => Poll::Ready(Err(e)),
-            };
+                Err(e) => Err(e),
+            }
+        }))?;
+        if copy {
+            return Poll::Ready(Ok(Filled::Copy));
         }
+        if filled == 0 {
+            return Poll::Ready(Ok(Filled::End));
+        }
+        self.poor = if filled < WORTH && filled < most { self.poor + 1 } else { 0 };
+        if self.poor >= POOR {
+            (self.poor, self.full, self.tired) = (0, 0, true);
+        }
+        Poll::Ready(Ok(Filled::Bytes(filled)))
     }
 
     /// Sends what is in the pipe; only while it is not empty.
-    pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>, to: &Stream) -> Poll<io::Result<usize>> {
         let Some(pipe) = self.lease.as_mut().and_then(|lease| lease.0.as_mut()) else {
             return Poll::Ready(Ok(0));
         };
-        loop {
-            ready!(to.poll_write_ready(cx))?;
-            return match to.try_io(Interest::WRITABLE, || pipe.drain(to)) {
-                Ok(n) => {
-                    self.bytes += n as u64;
-                    Poll::Ready(Ok(n))
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(e) => Poll::Ready(Err(e)),
-            };
-        }
+        let sent = ready!(to.poll_io(cx, Side::Write, |socket| pipe.drain(&socket).map(|n| (n, n))))?;
+        self.bytes += sent as u64;
+        Poll::Ready(Ok(sent))
     }
 }

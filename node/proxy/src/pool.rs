@@ -8,21 +8,20 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use phalanx_config::HttpReuse;
 use phalanx_engine::server::Server;
 use phalanx_engine::state::sessions::Session;
-use tokio::net::TcpStream;
-use tokio::time::Instant;
 
-use crate::front::Front;
+use crate::runtime;
+use crate::stream::Stream;
 
 /// An established connection to a server.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    pub(crate) stream: TcpStream,
+    pub(crate) stream: Stream,
     /// Where it goes; the server's address may have changed since.
     pub(crate) addr: SocketAddr,
     /// Requests sent over it before this one.
@@ -31,21 +30,6 @@ pub(crate) struct Connection {
     pub(crate) owner: Option<Owner>,
     /// The last response was of a length of which more is read at once.
     pub(crate) bulk: bool,
-    /// The event loop has not said yet that it can be written to, and it can.
-    pub(crate) fresh: bool,
-}
-
-impl Connection {
-    /// Sends what the client has sent, if the connection was made just now: the event loop has not said yet
-    /// that there is room. How many bytes went out; what did not go tries again.
-    pub(crate) fn send_first(&mut self, front: &mut Front) -> u64 {
-        if !std::mem::take(&mut self.fresh) || front.buf.is_empty() {
-            return 0;
-        }
-        let sent = phalanx_sys::net::send(&self.stream, front.buf.bytes(), &[], false).unwrap_or(0);
-        front.buf.consume(sent);
-        sent as u64
-    }
 }
 
 /// A session, as long as it lasts.
@@ -207,7 +191,7 @@ impl Pool {
     /// Closes what the server has closed or what was idle for longer than `pool-purge-delay`; call
     /// it about every second.
     pub(crate) fn purge(&self) {
-        let now = Instant::now();
+        let now = runtime::instant();
         self.servers.borrow_mut().retain(|_, idle| {
             let delay = idle.server.options().pool_purge_delay;
             let addr = idle.server.addr();
@@ -240,6 +224,6 @@ fn key(server: &Arc<Server>) -> usize {
 
 /// Whether nothing arrived on an idle connection: neither bytes nor its end. Without a system call
 /// unless the event loop has seen something.
-fn is_quiet(stream: &TcpStream) -> bool {
+fn is_quiet(stream: &Stream) -> bool {
     matches!(stream.try_read(&mut [0; 1]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
 }

@@ -10,13 +10,13 @@ use phalanx_engine::frontend::Frontend;
 use phalanx_engine::memory::Memory;
 use phalanx_engine::state::sessions::Session as Entry;
 use phalanx_engine::time::Now;
-use tokio::task::spawn_local;
 
 use crate::buffer::SIZE;
 use crate::front::Front;
 use crate::listener::Target;
 use crate::room::{Limit, Place};
 use crate::rules::{Around, Passage};
+use crate::runtime::spawn;
 use crate::stream::Stream;
 use crate::worker::{Shared, View, Worker};
 use crate::{http, rules, tcp};
@@ -81,8 +81,8 @@ pub(crate) fn start(
     }
     session.memory.all_tracked().for_each(|tracked| tracked.sess(accepted));
     match plan.proxies[index].config.mode {
-        Mode::Tcp => spawn_local(tcp::serve(session, plan, index, front)),
-        Mode::Http => spawn_local(http::serve(session, plan, index, front)),
+        Mode::Tcp => spawn(tcp::serve(session, plan, index, front)),
+        Mode::Http => spawn(http::serve(session, plan, index, front)),
     };
 }
 

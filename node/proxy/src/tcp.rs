@@ -142,7 +142,7 @@ async fn forward(
     }
     let towards = Towards { worker, session: &session.entry, backend, config, reuse: Reuse::No };
     // Boxed: forwarding, which may take hours, does not carry the state of connecting.
-    let mut established = match Box::pin(establish(&towards, front, dispatch)).await {
+    let established = match Box::pin(establish(&towards, front, dispatch)).await {
         Ok(established) => established,
         Err(end) => return (end, (0, 0)),
     };
@@ -154,7 +154,6 @@ async fn forward(
         }
         session.entry.note(Some(backend), Some(&server), sessions::Phase::Tunnel);
     }
-    let first = established.connection.send_first(front);
     let own = session.frontend().config();
     if own.logasap {
         let timers = timers(session, dispatch);
@@ -168,13 +167,12 @@ async fn forward(
     let (upward, downward) = (Conduit::new(ways.0, global), Conduit::new(ways.1, global));
     let (mut up, mut down) =
         (Pipe::new(ahead, front.eof, upward), Pipe::new(Buffer::new(SIZE), false, downward));
-    up.bytes = first;
-    let Ok(client) = front.stream.watch() else {
-        return (End::new(Cause::Resource, Phase::Data), (first, 0));
-    };
+    if front.stream.watch().is_err() {
+        return (End::new(Cause::Resource, Phase::Data), (0, 0));
+    }
     let end = tunnel::run(
-        client,
-        &mut established.connection.stream,
+        &front.stream,
+        &established.connection.stream,
         &mut up,
         &mut down,
         limits,
@@ -185,7 +183,7 @@ async fn forward(
     pipes::count(session, down.spliced());
     if end.cause == Cause::ClientAbort {
         // A server is told of an abort by a reset, as HAProxy does; a port in TIME_WAIT is spared, too.
-        let _ = established.connection.stream.set_zero_linger();
+        established.connection.stream.reset_on_close();
     }
     (end, (up.bytes, down.bytes))
 }

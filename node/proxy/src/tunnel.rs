@@ -4,20 +4,18 @@
 //! when a side has been silent too long.
 
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use phalanx_config::Timeouts;
 use phalanx_engine::end::{Cause, End, Phase};
 use phalanx_engine::state::sessions::Session;
-use tokio::io::AsyncWrite;
-use tokio::net::TcpStream;
-use tokio::time::Instant;
 
 use crate::buffer::{Buffer, poll_fill, poll_write};
 use crate::deadline::Deadline;
 use crate::pipes::{Conduit, Filled};
+use crate::runtime;
+use crate::stream::Stream;
 
 /// Pieces moved in one turn: others want theirs.
 const PIECES: u32 = 16;
@@ -51,8 +49,8 @@ impl Pipe {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
+        from: &Stream,
+        to: &Stream,
         receiver_closed: bool,
     ) -> Result<Moved, Failure> {
         let mut moved = Moved::default();
@@ -75,7 +73,7 @@ impl Pipe {
                 self.shut = true;
                 // Where the receiver has closed as well, the tunnel ends and close says it.
                 if !receiver_closed {
-                    let _ = Pin::new(&mut *to).poll_shutdown(cx);
+                    to.end_sending();
                 }
             }
             if self.shut || !moved.progress {
@@ -90,12 +88,7 @@ impl Pipe {
     }
 
     /// One piece from the sender.
-    fn receive(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        moved: &mut Moved,
-    ) -> Result<(), Failure> {
+    fn receive(&mut self, cx: &mut Context<'_>, from: &Stream, moved: &mut Moved) -> Result<(), Failure> {
         if self.buf.is_empty() && self.conduit.wanted(0) {
             match self.conduit.poll_fill(cx, from, u64::MAX) {
                 Poll::Ready(Ok(Filled::Copy)) => {}
@@ -127,7 +120,7 @@ impl Pipe {
     }
 
     /// What there is to the receiver.
-    fn send(&mut self, cx: &mut Context<'_>, to: &mut TcpStream, moved: &mut Moved) -> Result<(), Failure> {
+    fn send(&mut self, cx: &mut Context<'_>, to: &Stream, moved: &mut Moved) -> Result<(), Failure> {
         while self.blocked() {
             let sent = if self.conduit.is_empty() {
                 poll_write(to, cx, &[], self.buf.bytes(), self.eof)
@@ -193,15 +186,15 @@ impl Limits {
 
 /// Forwards until the end and says what ended it.
 pub(crate) fn run(
-    client: &mut TcpStream,
-    server: &mut TcpStream,
+    client: &Stream,
+    server: &Stream,
     up: &mut Pipe,
     down: &mut Pipe,
     limits: Limits,
     deadline: &mut Deadline,
     session: &Session,
 ) -> impl Future<Output = End> {
-    let mut client_seen = Instant::now();
+    let mut client_seen = runtime::instant();
     let mut server_seen = client_seen;
     poll_fn(move |cx| {
         if session.poll_killed(cx.waker()) {
@@ -215,7 +208,7 @@ pub(crate) fn run(
             return Poll::Ready(End::NORMAL);
         }
         if upward.read || upward.written || downward.read || downward.written {
-            let now = Instant::now();
+            let now = runtime::instant();
             if upward.read || downward.written {
                 client_seen = now;
             }
@@ -242,8 +235,8 @@ pub(crate) fn run(
 
 fn move_both(
     cx: &mut Context<'_>,
-    client: &mut TcpStream,
-    server: &mut TcpStream,
+    client: &Stream,
+    server: &Stream,
     up: &mut Pipe,
     down: &mut Pipe,
 ) -> Result<(Moved, Moved), End> {
@@ -268,83 +261,86 @@ fn move_both(
 mod tests {
     use std::io::{Read, Write};
 
-    use tokio::io::Interest;
-
     use super::*;
     use crate::buffer::SIZE;
+    use crate::deadline::within;
+    use crate::runtime::{block_on, yield_now};
 
-    /// Connected sockets, the first of them outside of the runtime.
-    fn pair() -> (std::net::TcpStream, TcpStream) {
+    /// Connected sockets, the first of them outside of the event loop.
+    fn pair() -> (std::net::TcpStream, Stream) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let far = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (near, _) = listener.accept().unwrap();
         near.set_nonblocking(true).unwrap();
-        (far, TcpStream::from_std(near).unwrap())
+        (far, Stream::new(near))
     }
 
-    #[tokio::test]
-    async fn bulk_that_is_copied_goes_in_large_pieces() {
-        let ((mut client, mut from), (_server, mut to)) = (pair(), pair());
+    #[test]
+    fn bulk_that_is_copied_goes_in_large_pieces() {
+        let ((mut client, from), (_server, to)) = (pair(), pair());
         let writer = std::thread::spawn(move || while client.write_all(&[0; 65536]).is_ok() {});
         let mut pipe = Pipe::new(Buffer::new(SIZE), false, Conduit::default());
         // Nobody reads: in the end the buffer is full.
-        tokio::time::timeout(
-            Duration::from_secs(10),
-            poll_fn(|cx| {
-                assert!(pipe.poll(cx, &mut from, &mut to, false).is_ok());
-                if pipe.buf.len() > SIZE { Poll::Ready(()) } else { Poll::Pending }
-            }),
-        )
-        .await
-        .expect("the buffer grows");
+        let grows = poll_fn(|cx| {
+            assert!(pipe.poll(cx, &from, &to, false).is_ok());
+            if pipe.buf.len() > SIZE { Poll::Ready(()) } else { Poll::Pending }
+        });
+        block_on(within(Duration::from_secs(10), grows)).unwrap().expect("the buffer grows");
         drop((from, to));
         writer.join().unwrap();
     }
 
-    #[tokio::test]
-    async fn the_end_goes_with_the_last_bytes() {
-        let ((mut client, mut from), (mut server, mut to)) = (pair(), pair());
+    /// Waits until a connection is known to have ended.
+    async fn ended(stream: &Stream) {
+        stream.watch().unwrap();
+        while !stream.is_closed() {
+            yield_now().await;
+        }
+    }
+
+    #[test]
+    fn the_end_goes_with_the_last_bytes() {
+        let ((mut client, from), (mut server, to)) = (pair(), pair());
         client.write_all(b"last").unwrap();
         drop(client);
-        while !from.ready(Interest::READABLE).await.unwrap().is_read_closed() {
-            tokio::task::yield_now().await;
-        }
-        to.writable().await.unwrap();
         let mut pipe = Pipe::new(Buffer::new(SIZE), false, Conduit::default());
         let mut turns = 0;
-        poll_fn(|cx| {
-            turns += 1;
-            assert!(pipe.poll(cx, &mut from, &mut to, false).is_ok());
-            if pipe.shut { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+        let test = async {
+            ended(&from).await;
+            poll_fn(|cx| {
+                turns += 1;
+                assert!(pipe.poll(cx, &from, &to, false).is_ok());
+                if pipe.shut { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+        };
+        block_on(test).unwrap();
         assert_eq!((turns, pipe.bytes), (1, 4));
         let mut received = Vec::new();
         server.read_to_end(&mut received).unwrap();
         assert_eq!(received, b"last");
     }
 
-    #[tokio::test]
-    async fn what_came_before_a_reset_is_passed_on() {
-        let ((mut client, mut from), (mut server, mut to)) = (pair(), pair());
+    #[test]
+    fn what_came_before_a_reset_is_passed_on() {
+        let ((mut client, from), (mut server, to)) = (pair(), pair());
         client.write_all(b"last").unwrap();
         phalanx_sys::net::reset_on_close(&client).unwrap();
         drop(client);
-        while !from.ready(Interest::READABLE).await.unwrap().is_read_closed() {
-            tokio::task::yield_now().await;
-        }
-        to.writable().await.unwrap();
         let mut pipe = Pipe::new(Buffer::new(SIZE), false, Conduit::default());
-        let failed = poll_fn(|cx| match pipe.poll(cx, &mut from, &mut to, false) {
-            Ok(_) if pipe.shut => Poll::Ready(false),
-            Ok(_) => Poll::Pending,
-            Err(failure) => Poll::Ready(matches!(failure, Failure::Sender)),
-        })
-        .await;
+        let test = async {
+            ended(&from).await;
+            poll_fn(|cx| match pipe.poll(cx, &from, &to, false) {
+                Ok(_) if pipe.shut => Poll::Ready(false),
+                Ok(_) => Poll::Pending,
+                Err(failure) => Poll::Ready(matches!(failure, Failure::Sender)),
+            })
+            .await
+        };
+        assert!(block_on(test).unwrap());
         drop(to);
         let mut received = Vec::new();
         server.read_to_end(&mut received).unwrap();
-        assert!(failed);
         assert_eq!(received, b"last");
     }
 }

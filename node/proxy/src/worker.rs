@@ -17,12 +17,13 @@ use phalanx_engine::state::State;
 use phalanx_engine::time::Now;
 use phalanx_sys::clock::Clock;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use crate::deadline;
 use crate::listener::{Key, Listener, Target};
 use crate::log::Sink;
 use crate::pool::Pool;
 use crate::room::Room;
+use crate::runtime::{self, EventLoop, spawn};
 
 /// What all workers share.
 #[derive(Clone)]
@@ -41,8 +42,6 @@ pub(crate) struct Worker {
     /// Held once per worker, so that sessions do not contend for its count of references.
     plan: RefCell<Rc<View>>,
     draw: Cell<u64>,
-    /// Read by the task that runs, in this turn of it.
-    moment: Cell<Option<Now>>,
     /// Both clocks when the wall clock was last read.
     wall: Cell<Now>,
 }
@@ -84,41 +83,17 @@ impl Worker {
             pool: Pool::default(),
             plan: RefCell::new(plan),
             draw: Cell::new(seed | 1),
-            moment: Cell::new(None),
             wall: Cell::new(Now::default()),
         }
     }
 
-    /// The moment, read now.
+    /// When this turn of the event loop began.
     pub(crate) fn now(&self) -> Now {
-        carried_on(self.wall.get(), self.shared.clock.mono()).unwrap_or_else(|| {
-            let (mono, unix_us) = self.shared.clock.now();
-            self.wall.set(Now { mono, unix_us });
+        let mono = self.shared.clock.mono_at(runtime::instant());
+        carried_on(self.wall.get(), mono).unwrap_or_else(|| {
+            self.wall.set(Now { mono, unix_us: self.shared.clock.now().1 });
             self.wall.get()
         })
-    }
-
-    /// A task's turn begins: [`Worker::moment`] is to be read anew. Whoever asks for the moment calls
-    /// this first in whatever it is polled by.
-    pub(crate) fn turn(&self) {
-        self.moment.set(None);
-    }
-
-    /// When this turn of the task asked first: nothing in a turn waits.
-    pub(crate) fn moment(&self) -> Now {
-        match self.moment.get() {
-            Some(now) => now,
-            None => {
-                let now = self.now();
-                self.moment.set(Some(now));
-                now
-            }
-        }
-    }
-
-    /// The [`Worker::moment`] as the timers have it.
-    pub(crate) fn instant(&self) -> Instant {
-        self.shared.clock.at(self.moment().mono).into()
     }
 
     /// The plan in force.
@@ -162,41 +137,38 @@ fn carried_on(read: Now, mono: Duration) -> Option<Now> {
 const TURN: Duration = Duration::from_micros(100);
 
 /// The body of a worker's thread.
-pub(crate) fn run(
-    id: usize,
-    shared: Shared,
-    orders: mpsc::Receiver<Order>,
-    runtime: tokio::runtime::LocalRuntime,
-) {
+pub(crate) fn run(id: usize, shared: Shared, orders: mpsc::Receiver<Order>, event_loop: EventLoop) {
     // Requests are short and many; peers are taught and raft is driven on the same CPUs.
     if let Err(e) = phalanx_sys::process::short_turns(TURN) {
         tracing::debug!("worker {id}: turns as long as the kernel likes: {e}");
     }
     crate::pipes::begin(shared.state.process());
     near::keep();
-    runtime.block_on(serve(Rc::new(Worker::new(id, shared)), orders));
+    if let Err(e) = event_loop.run(serve(Rc::new(Worker::new(id, shared)), orders)) {
+        tracing::error!("worker {id}: {e}");
+    }
 }
+
+/// How often what is idle for too long is looked for.
+const PURGE: Duration = Duration::from_secs(1);
 
 /// Carries out orders until the forwarder is gone; sessions run beside.
 async fn serve(worker: Rc<Worker>, mut orders: mpsc::Receiver<Order>) {
     let mut listeners: HashMap<Key, Listener> = HashMap::new();
-    tokio::task::spawn_local(crate::nursery::run());
-    tokio::task::spawn_local(crate::deadline::run());
-    tokio::task::spawn_local(worker.shared.logs.clone().gather());
-    let mut purge = interval(Duration::from_secs(1));
-    purge.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    spawn(crate::nursery::run());
+    spawn(worker.shared.logs.clone().gather());
+    spawn(purge(worker.clone()));
+    while let Some(order) = orders.recv().await {
+        carry_out(&worker, &mut listeners, order.listeners);
+        drop(order.done);
+    }
+}
+
+async fn purge(worker: Rc<Worker>) {
     loop {
-        tokio::select! {
-            order = orders.recv() => {
-                let Some(order) = order else { return };
-                carry_out(&worker, &mut listeners, order.listeners);
-                drop(order.done);
-            }
-            _ = purge.tick() => {
-                worker.pool.purge();
-                crate::pipes::purge();
-            }
-        }
+        deadline::sleep(PURGE).await;
+        worker.pool.purge();
+        crate::pipes::purge();
     }
 }
 

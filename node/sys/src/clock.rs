@@ -32,6 +32,11 @@ impl Clock {
     pub fn mono(&self) -> Duration {
         self.start.elapsed()
     }
+
+    /// What [`Clock::mono`] was `at` this moment.
+    pub fn mono_at(&self, at: Instant) -> Duration {
+        at.saturating_duration_since(self.start)
+    }
 }
 
 impl Default for Clock {

@@ -4,6 +4,7 @@
 //! and out as `OwnedFd`/`BorrowedFd` or std's socket types, never as numbers.
 
 pub mod clock;
+pub mod epoll;
 pub mod files;
 pub mod neighbour;
 pub mod net;
@@ -11,3 +12,4 @@ pub mod netlink;
 pub mod process;
 pub mod splice;
 pub mod unix;
+pub mod waker;

@@ -6,22 +6,19 @@
 //! out to be dead.
 
 use std::future::{Future, poll_fn};
-use std::io;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use phalanx_engine::end::{Cause, End, Phase};
 use phalanx_engine::h1::{self, Head, Parsed};
-use phalanx_sys::net;
-use tokio::net::TcpStream;
-use tokio::time::Instant;
 
 use super::forward::Flow;
 use crate::buffer::{Buffer, LARGE, Text, poll_fill, poll_write};
 use crate::front::{Front, Gone};
 use crate::pipes::{Conduit, Filled};
+use crate::runtime;
 use crate::session::Session;
-use crate::worker::Worker;
+use crate::stream::Stream;
 
 /// Longest body, or piece of one, that is copied behind its head to be written with it.
 const SMALL: usize = 4096;
@@ -97,7 +94,7 @@ impl Upload {
         &mut self,
         cx: &mut Context<'_>,
         front: &mut Front,
-        server: &mut TcpStream,
+        server: &Stream,
     ) -> Poll<Result<Option<usize>, Lost>> {
         let Flow::Length(left) = self.flow else { return Poll::Ready(Ok(None)) };
         if self.replayable || !front.buf.is_empty() {
@@ -107,8 +104,7 @@ impl Upload {
             if !self.conduit.wanted(left) {
                 return Poll::Ready(Ok(None));
             }
-            let Ok(client) = front.stream.watch() else { return Poll::Ready(Err(Lost::Client)) };
-            match ready!(self.conduit.poll_fill(cx, client, left)) {
+            match ready!(self.conduit.poll_fill(cx, &front.stream, left)) {
                 Ok(Filled::Bytes(_)) => {}
                 Ok(Filled::Copy) => return Poll::Ready(Ok(None)),
                 Ok(Filled::End) | Err(_) => return Poll::Ready(Err(Lost::Client)),
@@ -136,7 +132,7 @@ pub(crate) struct Limits {
 /// A request and its response under way.
 pub(crate) struct Exchange<'a> {
     session: &'a Session,
-    server: &'a mut TcpStream,
+    server: &'a Stream,
     pub(crate) up: &'a mut Upload,
     /// What the server sent.
     pub(crate) reply: Buffer,
@@ -151,8 +147,6 @@ pub(crate) struct Exchange<'a> {
     abortonclose: bool,
     /// The connection was used before.
     reused: bool,
-    /// It is there, and the event loop does not know.
-    fresh: bool,
     /// Where the response that was refused is wrong.
     pub(crate) refused: Option<usize>,
     /// Bytes written to the server.
@@ -174,7 +168,7 @@ impl<'a> Exchange<'a> {
     #[allow(clippy::too_many_arguments, reason = "one caller")]
     pub(crate) fn new(
         session: &'a Session,
-        server: &'a mut TcpStream,
+        server: &'a Stream,
         up: &'a mut Upload,
         limits: Limits,
         abortonclose: bool,
@@ -198,7 +192,6 @@ impl<'a> Exchange<'a> {
             limits,
             abortonclose,
             reused,
-            fresh: false,
             refused: None,
             bytes_up: 0,
             bytes_down: 0,
@@ -219,11 +212,6 @@ impl<'a> Exchange<'a> {
     /// Sends `out` and the response's body; the rest of the request meanwhile.
     pub(crate) fn body(&mut self, front: &mut Front) -> impl Future<Output = Result<(), Stop>> {
         poll_fn(|cx| self.poll_body(cx, front))
-    }
-
-    /// The connection was made just now, and can be written to though nobody has said so.
-    pub(crate) fn on_fresh(&mut self, fresh: bool) {
-        self.fresh = fresh;
     }
 
     fn poll_head(
@@ -294,7 +282,7 @@ impl<'a> Exchange<'a> {
             let head = &self.out[self.out_sent..];
             if !head.is_empty() || n > 0 {
                 let last = self.closes && self.up.done && self.down.ends_with(n, self.reply.len());
-                match poll_write(&mut front.stream, cx, head, &self.reply.bytes()[..n], last) {
+                match poll_write(&front.stream, cx, head, &self.reply.bytes()[..n], last) {
                     Poll::Ready(Ok(written)) => {
                         let of_head = written.min(head.len());
                         self.out_sent += of_head;
@@ -356,10 +344,7 @@ impl<'a> Exchange<'a> {
                 }
             }
             if !self.conduit.is_empty() {
-                let sent = match front.stream.watch() {
-                    Ok(client) => ready!(self.conduit.poll_drain(cx, client)),
-                    Err(e) => Err(e),
-                };
+                let sent = ready!(self.conduit.poll_drain(cx, &front.stream));
                 let sent = sent.map_err(|_| {
                     let more = self.down.wants(self.conduit.len());
                     stop(Cause::ClientAbort, if more { Phase::Data } else { Phase::Last })
@@ -401,11 +386,7 @@ impl<'a> Exchange<'a> {
                 up.flow.sendable(unsent).map_err(|_| Stop::End(End::new(Cause::Proxy, phase), Some(400)))?;
             let head = &up.head[up.head_sent..];
             if !head.is_empty() || n > 0 {
-                let sent = match std::mem::take(&mut self.fresh) {
-                    true => write_fresh(self.server, cx, head, &unsent[..n]),
-                    false => poll_write(self.server, cx, head, &unsent[..n], false),
-                };
-                match sent {
+                match poll_write(self.server, cx, head, &unsent[..n], false) {
                     Poll::Ready(Ok(written)) => {
                         let of_head = written.min(head.len());
                         up.head_sent += of_head;
@@ -450,7 +431,7 @@ impl<'a> Exchange<'a> {
                 if !up.replayable {
                     front.buf.grow();
                 }
-                match poll_fill(&mut front.stream, cx, &mut front.buf) {
+                match poll_fill(&front.stream, cx, &mut front.buf) {
                     Poll::Ready(Ok(n)) if n > 0 => self.client_seen.now(),
                     Poll::Ready(_) => {
                         front.eof = true;
@@ -478,8 +459,8 @@ impl<'a> Exchange<'a> {
         for_client: bool,
         for_server: bool,
     ) -> Poll<Cause> {
-        let client_seen = self.client_seen.at(&self.session.worker);
-        let server_seen = self.server_seen.at(&self.session.worker);
+        let client_seen = self.client_seen.at();
+        let server_seen = self.server_seen.at();
         let client = self.limits.client.filter(|_| for_client).map(|d| client_seen + d);
         let server = self.limits.server.filter(|_| for_server).map(|d| server_seen + d);
         let first = match (client, server) {
@@ -504,21 +485,8 @@ impl Seen {
     }
 
     /// The moment.
-    fn at(&mut self, worker: &Worker) -> Instant {
-        *self.0.get_or_insert_with(|| worker.instant())
-    }
-}
-
-/// As [`poll_write`], the first time on a connection of which the event loop has said nothing yet.
-fn write_fresh(
-    server: &mut TcpStream,
-    cx: &mut Context<'_>,
-    head: &[u8],
-    body: &[u8],
-) -> Poll<io::Result<usize>> {
-    match net::send(&*server, head, body, false) {
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => poll_write(server, cx, head, body, false),
-        result => Poll::Ready(result),
+    fn at(&mut self) -> Instant {
+        *self.0.get_or_insert_with(runtime::instant)
     }
 }
 

@@ -2,9 +2,8 @@
 
 mod rules;
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::ops::RangeInclusive;
-use std::pin::pin;
 use std::sync::Arc;
 
 use phalanx_config::{Balance, ConnectionMode, CookieMode, VarScope};
@@ -21,7 +20,6 @@ use phalanx_engine::rules::Reply;
 use phalanx_engine::sample::Context;
 use phalanx_engine::state::sessions;
 use phalanx_engine::time::Now;
-use tokio::io::AsyncWriteExt;
 
 use super::exchange::{Exchange, Limits, Stop, Upload};
 use super::forward::Flow;
@@ -29,11 +27,14 @@ use super::message::{self, Scratch};
 use super::{Next, Request, capture, reply};
 use crate::buffer::{SIZE, Text};
 use crate::connect::{Dispatch, Established, Towards, establish};
+use crate::deadline::within;
 use crate::front::Front;
 use crate::pipes::{self, Conduit, Splicing};
 use crate::pool::{Connection, Reuse};
 use crate::report::{self, Report};
+use crate::runtime;
 use crate::session::Session;
+use crate::stream::Stream;
 use crate::tunnel::{self, Pipe};
 use crate::worker::View;
 use crate::{rules as session_rules, stats_page};
@@ -178,18 +179,7 @@ pub(crate) fn run<'a>(
         own_answer: None,
     };
     async move {
-        let next = {
-            let mut begun = false;
-            let mut serving = pin!(transaction.serve());
-            poll_fn(|cx| {
-                // Its first turn is that in which the request came.
-                if std::mem::replace(&mut begun, true) {
-                    session.worker.turn();
-                }
-                serving.as_mut().poll(cx)
-            })
-            .await
-        };
+        let next = transaction.serve().await;
         transaction.scratch.give();
         next
     }
@@ -315,7 +305,7 @@ impl<'a> Transaction<'a> {
                 && let Some(server) = &self.dispatch.server
             {
                 let connection = Connection { owner, ..established.connection };
-                worker.pool.put(server, connection, worker.instant());
+                worker.pool.put(server, connection, runtime::instant());
             }
             match result {
                 Err(Stop::Retry) if matches!(self.method, Method::Post | Method::Other | Method::Connect) => {
@@ -433,7 +423,7 @@ impl<'a> Transaction<'a> {
         let global = &self.plan.config.global;
         let mut exchange = Exchange::new(
             self.session,
-            &mut established.connection.stream,
+            &established.connection.stream,
             up,
             limits,
             plan.config.abortonclose,
@@ -442,7 +432,6 @@ impl<'a> Transaction<'a> {
             established.connection.bulk,
             Conduit::new(Splicing::of(global, &self.proxy.config, &plan.config).1, global),
         );
-        exchange.on_fresh(std::mem::take(&mut established.connection.fresh));
         let result = match self.response(plan, &mut exchange).await {
             Ok(response) => {
                 self.log_early(exchange.out.len());
@@ -475,7 +464,7 @@ impl<'a> Transaction<'a> {
             Ok((Response { framing, .. }, Ok(()))) if framing.body == Body::Tunnel => {
                 self.front.buf.consume(up.used());
                 // Boxed: a tunnel is rare, and every request would have room for it.
-                Box::pin(self.tunnel(plan, &mut established.connection.stream, reply)).await;
+                Box::pin(self.tunnel(plan, &established.connection.stream, reply)).await;
                 Ok(Next::Close)
             }
             Ok((response, Ok(()))) => {
@@ -529,7 +518,7 @@ impl<'a> Transaction<'a> {
                 self.scratch.response_text.clear();
                 self.response_rules(plan, buf)?;
             }
-            self.responded = Some(self.session.worker.moment());
+            self.responded = Some(self.session.worker.now());
             self.status = Some(self.scratch.response.start.status);
             // The backend's own mode is about the server's connection.
             let keep = self.keeps(self.proxy.config.connection_mode)
@@ -588,12 +577,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// Forwards both ways after an upgrade or CONNECT.
-    async fn tunnel(
-        &mut self,
-        plan: &ProxyPlan,
-        server: &mut tokio::net::TcpStream,
-        reply: crate::buffer::Buffer,
-    ) {
+    async fn tunnel(&mut self, plan: &ProxyPlan, server: &Stream, reply: crate::buffer::Buffer) {
         let ahead = std::mem::replace(&mut self.front.buf, crate::buffer::Buffer::new(SIZE));
         let global = &self.plan.config.global;
         let ways = Splicing::of(global, &self.proxy.config, &plan.config);
@@ -602,12 +586,12 @@ impl<'a> Transaction<'a> {
         let limits = tunnel::Limits::new(&self.proxy.config.timeouts, &plan.config.timeouts);
         let entry = &self.session.entry;
         entry.note(self.back.map(|b| b.1), self.dispatch.server.as_ref(), sessions::Phase::Tunnel);
-        let Ok(client) = self.front.stream.watch() else {
+        if self.front.stream.watch().is_err() {
             self.end = End::new(Cause::Resource, Phase::Data);
             return;
-        };
-        self.end =
-            tunnel::run(client, server, &mut up, &mut down, limits, &mut self.front.deadline, entry).await;
+        }
+        let Front { stream, deadline, .. } = &mut *self.front;
+        self.end = tunnel::run(stream, server, &mut up, &mut down, limits, deadline, entry).await;
         pipes::count(self.session, down.spliced());
         self.bytes_in += up.bytes;
         self.bytes_out += down.bytes;
@@ -663,8 +647,8 @@ impl<'a> Transaction<'a> {
     async fn send_local(&mut self, mut text: Text, keep: bool) -> Next {
         self.after_response(&mut text);
         let limit = self.proxy.config.timeouts.client.unwrap_or(reply::PATIENCE);
-        let written = tokio::time::timeout(limit, self.front.stream.write_all(&text)).await;
-        if !matches!(written, Ok(Ok(()))) {
+        let written = within(limit, self.front.stream.send_all(&text)).await;
+        if !matches!(written, Some(Ok(()))) {
             return Next::Close;
         }
         self.bytes_out += text.len() as u64;
@@ -741,7 +725,7 @@ impl<'a> Transaction<'a> {
     /// Counts, gives the place back, logs.
     fn finish(&mut self, stream: Option<backend::Stream>) {
         self.dispatch.slot = None;
-        let now = self.session.worker.moment();
+        let now = self.session.worker.now();
         let mut timers = timers(self.began, self.received, self.responded, &self.dispatch, now);
         if self.held || self.unanswered {
             // As HAProxy: the time in the tarpit is that of a queue, and of the request nothing is said.
@@ -791,9 +775,8 @@ fn timers(began: Now, received: Now, responded: Option<Now>, dispatch: &Dispatch
 
 /// Makes the close of a server connection in the middle of an exchange a reset, as HAProxy does: the
 /// server sees that nobody waits any more, and no port is left in TIME_WAIT.
-fn give_up(server: &tokio::net::TcpStream) {
-    // A connection that is already gone cannot be told.
-    let _ = server.set_zero_linger();
+fn give_up(server: &Stream) {
+    server.reset_on_close();
 }
 
 /// Whether the client connection may carry another request after this one.

@@ -275,6 +275,7 @@ fn bodies_of_every_framing_arrive_whole_and_the_connection_goes_on() {
                             // To the byte: the next response follows.
                             let at_most = if body.len() + part.len() < BIG { part.len() } else { 1 };
                             let n = client.read(&mut part[..at_most]).unwrap();
+                            assert!(n > 0, "the end comes too early");
                             body.extend_from_slice(&part[..n]);
                         }
                         unchunked(&body)
