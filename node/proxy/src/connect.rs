@@ -19,12 +19,15 @@ use phalanx_engine::queue::Ahead;
 use phalanx_engine::server::Server;
 use phalanx_engine::state::sessions::{self, Session};
 use phalanx_engine::time::Now;
-use phalanx_sys::net::{Connect, Tuning};
+use phalanx_sys::net::{self, Connect, Tuning};
 
 use crate::front::Front;
 use crate::pool::{Connection, Reuse};
 use crate::stream::Stream;
 use crate::worker::Worker;
+
+/// So many bytes go in one packet on any way (RFC 9293 section 3.7.1: 536 with all options).
+const PACKET: usize = 500;
 
 /// Longest pause before the same server is tried again.
 const TURN_AROUND: Duration = Duration::from_secs(1);
@@ -59,12 +62,27 @@ pub(crate) struct Towards<'a> {
     pub(crate) config: &'a Proxy,
     /// Which idle connections may be used.
     pub(crate) reuse: Reuse,
+    /// What a new connection begins with.
+    pub(crate) first: First<'a>,
+}
+
+/// What is sent over a new connection as soon as it is there. Sending it also says whether it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum First<'a> {
+    /// What the client has sent, which is taken off its buffer.
+    Buffered,
+    /// The head of a request.
+    Head(&'a [u8]),
+    /// More than is worth looking at here.
+    Later,
 }
 
 /// An established connection and whether it was used before.
 pub(crate) struct Established {
     pub(crate) connection: Connection,
     pub(crate) reused: bool,
+    /// Bytes of [`Towards::first`] that were sent over it.
+    pub(crate) sent: usize,
     /// It may carry another request: decided by who used it.
     pub(crate) reusable: bool,
 }
@@ -89,13 +107,13 @@ pub(crate) async fn establish(
         if let Some(connection) = towards.worker.pool.take(server, towards.reuse) {
             count_reuse(towards, server);
             dispatch.connected = dispatch.queued;
-            return Ok(Established { connection, reused: true, reusable: false });
+            return Ok(Established { connection, reused: true, sent: 0, reusable: false });
         }
         let server = server.clone();
         match open(towards, front, &server).await? {
-            Ok(connection) => {
+            Ok((connection, sent)) => {
                 dispatch.connected = Some(towards.worker.now());
-                return Ok(Established { connection, reused: false, reusable: false });
+                return Ok(Established { connection, reused: false, sent, reusable: false });
             }
             Err(failure) => {
                 if failed(towards, dispatch, &server, failure, &mut avoid)? {
@@ -215,19 +233,19 @@ async fn open(
     towards: &Towards<'_>,
     front: &mut Front,
     server: &Arc<Server>,
-) -> Result<Result<Connection, Failure>, End> {
+) -> Result<Result<(Connection, usize), Failure>, End> {
     towards.session.note(Some(towards.backend), Some(server), sessions::Phase::Connect);
     let mut addr = server.addr();
     if addr.port() == 0 {
         addr.set_port(towards.session.local().port());
     }
-    let (stream, at_once) = match start(towards.config, addr, !front.buf.is_empty()) {
+    let (stream, sent) = match start(towards, front, addr) {
         Ok(started) => started,
         Err(e) if is_resource(&e) => return Ok(Err(Failure::Resource(e))),
         Err(_) => return Ok(Err(Failure::Refused)),
     };
-    if at_once {
-        return Ok(Ok(opened(towards, server, stream)));
+    if let Some(sent) = sent {
+        return Ok(Ok((opened(towards, server, stream), sent)));
     }
     front.deadline.set(towards.config.timeouts.connect);
     let connecting = poll_fn(|cx| {
@@ -244,7 +262,7 @@ async fn open(
         Poll::Ready(Ok(Err(Failure::Timeout)))
     })
     .await?;
-    Ok(connecting.map(|()| opened(towards, server, stream)))
+    Ok(connecting.map(|()| (opened(towards, server, stream), 0)))
 }
 
 /// A connection that is there, and counted.
@@ -329,20 +347,38 @@ fn count_reuse(towards: &Towards<'_>, server: &Arc<Server>) {
     bump(&towards.backend.counters().shard(towards.worker.id).reuse, 1);
 }
 
-/// Begins to connect; true = the connection is there already, as to a server on this machine. With `bytes` to
-/// be sent at once the server gets them with the acknowledgement that establishes it.
-fn start(config: &Proxy, addr: SocketAddr, bytes: bool) -> io::Result<(Stream, bool)> {
-    let slow_ack = bytes && config.smart_connect;
-    let tuning = Tuning { nodelay: true, keepalive: config.srvtcpka, slow_ack, ..Tuning::default() };
-    let stream = Connect { tuning, ..Connect::default() }.start(addr)?;
-    let at_once = phalanx_sys::net::is_connected(&stream);
-    let stream = Stream::new(stream);
-    if at_once {
-        stream.watch()?
-    } else {
-        stream.watch_connecting()?
+/// Begins to connect. If the connection is there already, as to a server on this machine: how many of its
+/// first bytes were sent. With such bytes the server gets them with the acknowledgement that establishes it.
+fn start(towards: &Towards<'_>, front: &mut Front, addr: SocketAddr) -> io::Result<(Stream, Option<usize>)> {
+    let config = towards.config;
+    let slow_ack = !front.buf.is_empty() && config.smart_connect;
+    let first = match towards.first {
+        First::Buffered => front.buf.bytes(),
+        First::Head(head) => head,
+        First::Later => &[],
+    };
+    let nodelay = !(1..=PACKET).contains(&first.len());
+    let tuning = Tuning { nodelay, keepalive: config.srvtcpka, slow_ack, ..Tuning::default() };
+    let socket = Connect { tuning, ..Connect::default() }.start(addr)?;
+    let sent = match first {
+        [] => net::is_connected(&socket).then_some(0),
+        first => match net::send(&socket, first, &[], false) {
+            Ok(sent) => Some(sent),
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => None,
+            Err(e) => return Err(e),
+        },
+    };
+    let stream = if nodelay { Stream::new(socket) } else { Stream::delayed(socket) };
+    match sent {
+        Some(sent) => {
+            if matches!(towards.first, First::Buffered) {
+                front.buf.consume(sent);
+            }
+            stream.watch()?;
+        }
+        None => stream.watch_connecting()?,
     }
-    Ok((stream, at_once))
+    Ok((stream, sent))
 }
 
 /// Out of descriptors, buffers or ports.

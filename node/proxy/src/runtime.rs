@@ -28,7 +28,7 @@ use phalanx_sys::waker::{Wakes, numbered};
 
 pub(crate) use self::sources::Side;
 use self::tasks::{Id, THREADS, Tasks};
-pub(crate) use self::watch::Watch;
+pub(crate) use self::watch::{Ready, Watch};
 use crate::deadline;
 
 /// Tasks that run before the kernel is asked again, as HAProxy's `tune.runqueue-depth`.
@@ -284,8 +284,11 @@ struct Running<'a>(&'a Loop);
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         // A task may wake others while it is dropped, and start some.
-        while let Some(body) = with_work(|work| work.tasks.remove_any()).flatten() {
-            drop(body);
+        loop {
+            match with_work(|work| work.tasks.remove_all()) {
+                Some(bodies) if !bodies.is_empty() => drop(bodies),
+                _ => break,
+            }
         }
         drop(self.0.at_work.take());
         self.0.turn_began.set(None);

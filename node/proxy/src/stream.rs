@@ -5,6 +5,7 @@
 //! call and what the event loop keeps for it. A socket is read and written directly as long as that goes;
 //! the first time that it would block the event loop hears of it, for good.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::net::{Shutdown, TcpStream};
@@ -14,19 +15,27 @@ use std::task::{Context, Poll, ready};
 use phalanx_sys::net;
 
 use crate::buffer::{Buffer, poll_write};
-use crate::runtime::{Side, Watch, poll_call};
+use crate::runtime::{Ready, Side, Watch, poll_call};
 
 /// A non-blocking socket.
 #[derive(Debug)]
 pub(crate) struct Stream {
     socket: TcpStream,
     watch: Watch,
+    /// `TCP_NODELAY` is to be set before anything more is sent.
+    delays: Cell<bool>,
 }
 
 impl Stream {
     /// A connection that the event loop does not know.
     pub(crate) fn new(socket: TcpStream) -> Stream {
-        Stream { socket, watch: Watch::new() }
+        Stream { socket, watch: Watch::new(), delays: Cell::new(false) }
+    }
+
+    /// As [`new`](Stream::new), of a connection without `TCP_NODELAY`: what is sent first, if it fits into a
+    /// packet, goes out at once all the same, and mostly nothing follows it.
+    pub(crate) fn delayed(socket: TcpStream) -> Stream {
+        Stream { delays: Cell::new(true), ..Stream::new(socket) }
     }
 
     /// Whether the event loop wakes who waits for it.
@@ -67,9 +76,15 @@ impl Stream {
         side: Side,
         mut act: impl FnMut(BorrowedFd<'_>) -> io::Result<(usize, usize)>,
     ) -> Poll<io::Result<usize>> {
-        ready!(self.watch.poll_ready(cx, side));
+        if ready!(self.watch.poll_ready(cx, side)) == Ready::Ended {
+            return Poll::Ready(Ok(0));
+        }
         // Who always has something must not keep the others waiting.
         ready!(poll_call(cx));
+        if side == Side::Write && self.delays.replace(false) {
+            // A connection that is gone can't be told.
+            let _ = self.socket.set_nodelay(true);
+        }
         loop {
             match act(self.socket.as_fd()) {
                 Ok((moved, asked)) => {
@@ -102,8 +117,10 @@ impl Stream {
     }
 
     fn try_once(&self, act: impl FnOnce(BorrowedFd<'_>) -> io::Result<(usize, usize)>) -> io::Result<usize> {
-        if !self.watch.is_ready(Side::Read) {
-            return Err(io::ErrorKind::WouldBlock.into());
+        match self.watch.ready(Side::Read) {
+            None => return Err(io::ErrorKind::WouldBlock.into()),
+            Some(Ready::Ended) => return Ok(0),
+            Some(Ready::Call) => {}
         }
         match act(self.socket.as_fd()) {
             Ok((moved, asked)) => {
@@ -169,7 +186,6 @@ impl AsFd for Stream {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
     use std::io::{Read, Write};
     use std::rc::Rc;
 
@@ -237,6 +253,53 @@ mod tests {
             assert_eq!(stream.try_read(&mut [0; 8]).unwrap(), 0, "its end is not forgotten");
         };
         block_on(test).unwrap();
+    }
+
+    #[test]
+    fn what_is_sent_later_is_not_held_back() {
+        let (client, _stream) = pair();
+        client.set_nonblocking(true).unwrap();
+        let stream = Stream::delayed(client);
+        block_on(async {
+            assert!(!stream.socket.nodelay().unwrap());
+            stream.send_all(b"second").await.unwrap();
+            assert!(stream.socket.nodelay().unwrap());
+        })
+        .unwrap();
+    }
+
+    /// All that comes, and whether its end was known before a call said so.
+    async fn rest(stream: &Stream) -> (Vec<u8>, bool) {
+        stream.watch().unwrap();
+        while !stream.is_closed() {
+            yield_now().await;
+        }
+        let mut all = Vec::new();
+        loop {
+            let known = stream.watch.ready(Side::Read) == Some(Ready::Ended);
+            match read(stream).await {
+                last if last.is_empty() => return (all, known),
+                more => all.extend(more),
+            }
+        }
+    }
+
+    #[test]
+    fn an_end_that_came_with_the_last_bytes_is_known() {
+        let (mut client, stream) = pair();
+        client.write_all(b"last").unwrap();
+        drop(client);
+        assert_eq!(block_on(rest(&stream)).unwrap(), (b"last".to_vec(), true));
+    }
+
+    #[test]
+    fn urgent_data_are_no_end() {
+        let (mut client, stream) = pair();
+        client.write_all(b"before").unwrap();
+        socket2::SockRef::from(&client).send_out_of_band(b"!").unwrap();
+        client.write_all(b"behind").unwrap();
+        drop(client);
+        assert_eq!(block_on(rest(&stream)).unwrap(), (b"beforebehind".to_vec(), false));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use phalanx_engine::plan::ProxyPlan;
 use phalanx_engine::state::sessions;
 
 use crate::buffer::{Buffer, SIZE};
-use crate::connect::{Dispatch, Towards, establish};
+use crate::connect::{Dispatch, First, Towards, establish};
 use crate::front::Front;
 use crate::pipes::{self, Conduit, Splicing};
 use crate::pool::Reuse;
@@ -140,7 +140,14 @@ async fn forward(
     if front.take_first().is_err() {
         return (End::new(Cause::ClientAbort, Phase::Connect), (0, 0));
     }
-    let towards = Towards { worker, session: &session.entry, backend, config, reuse: Reuse::No };
+    let towards = Towards {
+        worker,
+        session: &session.entry,
+        backend,
+        config,
+        reuse: Reuse::No,
+        first: First::Buffered,
+    };
     // Boxed: forwarding, which may take hours, does not carry the state of connecting.
     let established = match Box::pin(establish(&towards, front, dispatch)).await {
         Ok(established) => established,
@@ -167,8 +174,9 @@ async fn forward(
     let (upward, downward) = (Conduit::new(ways.0, global), Conduit::new(ways.1, global));
     let (mut up, mut down) =
         (Pipe::new(ahead, front.eof, upward), Pipe::new(Buffer::new(SIZE), false, downward));
+    up.bytes = established.sent as u64;
     if front.stream.watch().is_err() {
-        return (End::new(Cause::Resource, Phase::Data), (0, 0));
+        return (End::new(Cause::Resource, Phase::Data), (up.bytes, 0));
     }
     let end = tunnel::run(
         &front.stream,

@@ -14,6 +14,7 @@ use phalanx_engine::h1::{self, Head, Parsed};
 
 use super::forward::Flow;
 use crate::buffer::{Buffer, LARGE, Text, poll_fill, poll_write};
+use crate::connect::First;
 use crate::front::{Front, Gone};
 use crate::pipes::{Conduit, Filled};
 use crate::runtime;
@@ -69,6 +70,19 @@ impl Upload {
             done: false,
             broken: false,
         }
+    }
+
+    /// What a new connection begins with: a head that no body follows at once.
+    pub(crate) fn first(&self) -> First<'_> {
+        match self.flow {
+            Flow::Length(0) => First::Head(&self.head),
+            _ => First::Later,
+        }
+    }
+
+    /// So much of the head was sent when the connection was made.
+    pub(crate) fn began(&mut self, sent: usize) {
+        self.head_sent = sent;
     }
 
     /// Begins anew with a fresh body flow; only after [`Stop::Retry`].
@@ -177,6 +191,7 @@ impl<'a> Exchange<'a> {
         bulk: bool,
         conduit: Conduit,
     ) -> Exchange<'a> {
+        let bytes_up = up.head_sent as u64;
         Exchange {
             session,
             server,
@@ -193,7 +208,7 @@ impl<'a> Exchange<'a> {
             abortonclose,
             reused,
             refused: None,
-            bytes_up: 0,
+            bytes_up,
             bytes_down: 0,
             client_seen: Seen::default(),
             server_seen: Seen::default(),

@@ -293,10 +293,12 @@ impl<'a> Transaction<'a> {
         let owner = reuse.owner();
         loop {
             let entry = &session.entry;
-            let towards = Towards { worker, session: entry, backend, config, reuse };
+            let first = up.first();
+            let towards = Towards { worker, session: entry, backend, config, reuse, first };
             let mut established = establish(&towards, self.front, &mut self.dispatch)
                 .await
                 .map_err(|end| Stop::End(end, None))?;
+            up.began(established.sent);
             if !up.is_rewound() {
                 self.reached(plan, backend);
             }

@@ -30,6 +30,11 @@ pub(super) struct Source {
     writable: bool,
     /// No more will come than what is there: a read that takes less than it could does not end it.
     closed: bool,
+    /// All of it has been read, and it was no failure: a call would say that this is the end.
+    ended: bool,
+    /// Why it ends, or how far a read gets, is for a call to say: it has failed, or there are urgent data, at
+    /// which reads stop.
+    special: bool,
     /// The kernel is asked to tell when it can be written to.
     pub(super) asks_writable: bool,
 }
@@ -47,26 +52,30 @@ impl Source {
         self.closed
     }
 
+    /// Whether a read would find the end: the other side has closed, and everything was read.
+    pub(super) fn is_ended(&self) -> bool {
+        self.ended
+    }
+
     /// A side is ready, or is not; also its end is not there, then.
     pub(super) fn set_ready(&mut self, side: Side, ready: bool) {
         match side {
             Side::Read => {
                 self.readable = ready;
                 self.closed &= ready;
+                self.ended &= ready;
             }
             Side::Write => self.writable = ready,
         }
     }
 
     /// A call has moved less than it could have: there is no more. Of an end it would not have said anything,
-    /// and of room to write the kernel does not tell who has not asked.
+    /// but the kernel has, if it comes; of room to write it does not tell who has not asked.
     pub(super) fn drained(&mut self, side: Side) {
-        let told = match side {
-            Side::Read => !self.closed,
-            Side::Write => self.asks_writable,
-        };
-        if told {
-            self.set_ready(side, false);
+        match side {
+            Side::Read if self.closed => self.ended = !self.special,
+            Side::Write if !self.asks_writable => {}
+            side => self.set_ready(side, false),
         }
     }
 
@@ -87,6 +96,7 @@ impl Source {
         let ended = flags.intersects(Flags::HUP | Flags::ERR);
         let closed = ended || flags.contains(Flags::RDHUP);
         self.closed |= closed;
+        self.special |= ended || flags.contains(Flags::PRI);
         let mut woken = [None, None];
         if closed || flags.contains(Flags::IN) {
             self.readable = true;
@@ -162,8 +172,20 @@ mod tests {
         source.heard(Flags::IN | Flags::RDHUP);
         source.drained(Side::Read);
         assert!(source.is_ready(Side::Read) && source.is_closed() && !source.is_ready(Side::Write));
+        assert!(source.is_ended(), "there was no more");
         source.set_ready(Side::Read, false);
         assert!(!source.is_ready(Side::Read) && !source.is_closed(), "a call that would block knows better");
+    }
+
+    #[test]
+    fn of_failures_and_beyond_urgent_data_a_call_tells() {
+        for special in [Flags::ERR, Flags::HUP, Flags::PRI] {
+            let mut source = Source::default();
+            source.heard(Flags::IN | special);
+            source.heard(Flags::IN | Flags::RDHUP);
+            source.drained(Side::Read);
+            assert!(source.is_ready(Side::Read) && !source.is_ended(), "{special:?}");
+        }
     }
 
     #[test]

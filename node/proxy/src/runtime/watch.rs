@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 
 use phalanx_sys::epoll::{Epoll, Flags};
 
-use super::sources::{NONE, Side, Sources};
+use super::sources::{NONE, Side, Source, Sources};
 use super::with_work;
 
 thread_local! {
@@ -55,25 +55,27 @@ impl Watch {
     }
 
     /// Ready if a call may be made, as far as is known; otherwise the task is woken when it may.
-    pub(crate) fn poll_ready(&self, cx: &Context<'_>, side: Side) -> Poll<()> {
+    pub(crate) fn poll_ready(&self, cx: &Context<'_>, side: Side) -> Poll<Ready> {
         let place = self.0.get();
         if place == NONE {
-            return Poll::Ready(());
+            return Poll::Ready(Ready::Call);
         }
         SOURCES.with_borrow_mut(|sources| {
             let source = sources.get(place);
-            if source.is_ready(side) {
-                return Poll::Ready(());
+            let ready = Ready::of(source, side);
+            if ready.is_none() {
+                source.wait(side, cx.waker());
             }
-            source.wait(side, cx.waker());
-            Poll::Pending
+            ready.map_or(Poll::Pending, Poll::Ready)
         })
     }
 
-    /// Whether a call may be made, as far as is known.
-    pub(crate) fn is_ready(&self, side: Side) -> bool {
-        let place = self.0.get();
-        place == NONE || SOURCES.with_borrow_mut(|sources| sources.get(place).is_ready(side))
+    /// What is known of a side; `None` = a call would block.
+    pub(crate) fn ready(&self, side: Side) -> Option<Ready> {
+        match self.0.get() {
+            NONE => Some(Ready::Call),
+            place => SOURCES.with_borrow_mut(|sources| Ready::of(sources.get(place), side)),
+        }
     }
 
     /// Whether the other end is known to send no more than is there.
@@ -141,10 +143,26 @@ impl Drop for Watch {
     }
 }
 
+/// What is known of a side that is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ready {
+    /// A call may be made.
+    Call,
+    /// It would say that this is the end.
+    Ended,
+}
+
+impl Ready {
+    fn of(source: &Source, side: Side) -> Option<Ready> {
+        let ended = side == Side::Read && source.is_ended();
+        source.is_ready(side).then_some(if ended { Ready::Ended } else { Ready::Call })
+    }
+}
+
 /// Of writability the kernel is asked only once it has been waited for: it would tell of it with each new
 /// connection.
 fn flags(writable: bool) -> Flags {
-    let all = Flags::IN | Flags::RDHUP | Flags::ET;
+    let all = Flags::IN | Flags::PRI | Flags::RDHUP | Flags::ET;
     if writable { all | Flags::OUT } else { all }
 }
 
