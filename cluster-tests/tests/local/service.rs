@@ -141,7 +141,14 @@ fn a_worker_that_stands_still_ends_the_feeding_of_the_watchdog() {
     service.hears("WATCHDOG=1");
 
     // It waits for events only after seven seconds, each time.
-    let late = ["-qq", "-o", "/dev/null", "-e", "inject=epoll_wait,epoll_pwait,epoll_pwait2:delay_enter=7000000", "-p"];
+    let late = [
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "inject=epoll_wait,epoll_pwait,epoll_pwait2:delay_enter=7000000",
+        "-p",
+    ];
     let strace = Command::new("strace").args(late).arg(worker_of(service.pid())).spawn();
     let Ok(mut strace) = strace else {
         eprintln!("not run to its end: it needs the program 'strace'");

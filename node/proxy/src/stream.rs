@@ -106,36 +106,30 @@ impl Stream {
 
     /// Reads what is there, without waiting; 0 = the other end has closed. Without a system call where the
     /// event loop knows that there is nothing.
+    ///
+    /// # Errors
+    /// Those of `recv(2)`: `WouldBlock` when there is nothing.
     pub(crate) fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        let asked = buf.len();
-        self.try_once(|socket| net::recv(socket, buf).map(|n| (n, asked)))
-    }
-
-    /// As [`try_read`](Stream::try_read), into a buffer.
-    pub(crate) fn try_fill(&self, buf: &mut Buffer) -> io::Result<usize> {
-        self.try_once(|socket| buf.fill(socket))
-    }
-
-    fn try_once(&self, act: impl FnOnce(BorrowedFd<'_>) -> io::Result<(usize, usize)>) -> io::Result<usize> {
         match self.watch.ready(Side::Read) {
             None => return Err(io::ErrorKind::WouldBlock.into()),
             Some(Ready::Ended) => return Ok(0),
             Some(Ready::Call) => {}
         }
-        match act(self.socket.as_fd()) {
-            Ok((moved, asked)) => {
-                if 0 < moved && moved < asked {
-                    self.watch.drained(Side::Read);
-                }
-                Ok(moved)
-            }
-            Err(e) => {
-                if e.kind() == io::ErrorKind::WouldBlock {
-                    self.watch.spent(Side::Read);
-                }
-                Err(e)
-            }
+        let read = net::recv(&self.socket, buf);
+        match &read {
+            Ok(n) if 0 < *n && *n < buf.len() => self.watch.drained(Side::Read),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.watch.spent(Side::Read),
+            _ => {}
         }
+        read
+    }
+
+    /// Reads what is there into a buffer, without waiting, also what has come since the event loop looked.
+    ///
+    /// # Errors
+    /// As [`try_read`](Stream::try_read).
+    pub(crate) fn try_fill(&self, buf: &mut Buffer) -> io::Result<usize> {
+        Ok(buf.fill(self.socket.as_fd())?.0)
     }
 
     /// Sends all of it.
@@ -241,6 +235,8 @@ mod tests {
             assert_eq!(stream.try_read(&mut [0; 8]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
             client.write_all(b"ping").unwrap();
             assert!(stream.try_read(&mut [0; 8]).is_err(), "nobody has said so");
+            let mut buf = Buffer::new(2);
+            assert_eq!(stream.try_fill(&mut buf).unwrap(), 2, "who must know asks the kernel");
             while stream.try_read(&mut [0; 8]).is_err() {
                 yield_now().await;
             }

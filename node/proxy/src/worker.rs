@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use phalanx_engine::counters;
 use phalanx_engine::frontend::Frontend;
@@ -44,6 +44,8 @@ pub(crate) struct Worker {
     draw: Cell<u64>,
     /// Both clocks when the wall clock was last read.
     wall: Cell<Now>,
+    /// Those of a turn, by when it began.
+    turn: Cell<Option<(Instant, Now)>>,
 }
 
 /// A plan as the sessions of one worker hold it.
@@ -84,14 +86,29 @@ impl Worker {
             plan: RefCell::new(plan),
             draw: Cell::new(seed | 1),
             wall: Cell::new(Now::default()),
+            turn: Cell::new(None),
         }
     }
 
     /// When this turn of the event loop began.
     pub(crate) fn now(&self) -> Now {
-        let mono = self.shared.clock.mono_at(runtime::instant());
+        let began = runtime::instant();
+        match self.turn.get() {
+            Some((at, now)) if at == began => now,
+            _ => {
+                let now = self.both_clocks(began);
+                self.turn.set(Some((began, now)));
+                now
+            }
+        }
+    }
+
+    fn both_clocks(&self, at: Instant) -> Now {
+        let mono = self.shared.clock.mono_at(at);
         carried_on(self.wall.get(), mono).unwrap_or_else(|| {
-            self.wall.set(Now { mono, unix_us: self.shared.clock.now().1 });
+            let (read, unix_us) = self.shared.clock.now();
+            let since = read.saturating_sub(mono).as_micros() as u64;
+            self.wall.set(Now { mono, unix_us: unix_us.saturating_sub(since) });
             self.wall.get()
         })
     }
