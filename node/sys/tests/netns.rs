@@ -69,6 +69,10 @@ fn a_vip_lives_and_dies_in_the_kernel() {
         println!("skipped: needs root, to make network namespaces");
         return;
     }
+    if Command::new("ping").arg("-V").output().is_err() {
+        println!("skipped: needs the program 'ping'");
+        return;
+    }
     let worker = std::thread::spawn(|| {
         if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
             println!("skipped: no network namespaces here: {error}");

@@ -276,3 +276,55 @@ pub(crate) fn until(what: &str, condition: impl Fn() -> bool) {
         std::thread::sleep(Duration::from_millis(2));
     }
 }
+
+/// Reads one request head; `None` when the proxy closes.
+pub(crate) fn read_head(stream: &mut TcpStream) -> Option<String> {
+    let mut text = Vec::new();
+    while !text.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        if stream.read(&mut byte).ok()? == 0 {
+            return None;
+        }
+        text.push(byte[0]);
+    }
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A keep-alive server: answers with its name, the number of its connection and the head it got.
+pub(crate) fn web(name: &'static str) -> SocketAddr {
+    serve(move |mut stream, n| {
+        while let Some(head) = read_head(&mut stream) {
+            let body = format!("{name} {n}\n{head}");
+            send(&mut stream, &format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+        }
+    })
+}
+
+/// A server that sends `answer` to every request and then closes or not.
+pub(crate) fn says(answer: &'static str, close: bool) -> SocketAddr {
+    serve(move |mut stream, _| {
+        while read_head(&mut stream).is_some() {
+            send(&mut stream, answer);
+            if close {
+                return;
+            }
+        }
+    })
+}
+
+/// Reads a response with a content-length: head and body.
+pub(crate) fn response(stream: &mut TcpStream) -> (String, String) {
+    let head = read_until(stream, "\r\n\r\n");
+    let length = head
+        .lines()
+        .find_map(|l| l.to_ascii_lowercase().strip_prefix("content-length: ").map(str::to_string))
+        .unwrap_or_else(|| panic!("no length: {head}"));
+    let mut body = vec![0; length.parse().unwrap()];
+    stream.read_exact(&mut body).unwrap();
+    (head, String::from_utf8_lossy(&body).into_owned())
+}
+
+pub(crate) fn get(stream: &mut TcpStream, path: &str) -> (String, String) {
+    send(stream, &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
+    response(stream)
+}

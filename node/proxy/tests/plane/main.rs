@@ -2,5 +2,6 @@
 
 mod harness;
 mod http;
+mod reuse;
 mod splice;
 mod tcp;
