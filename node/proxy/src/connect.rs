@@ -228,6 +228,12 @@ enum Failure {
     Resource(io::Error),
 }
 
+impl From<io::Error> for Failure {
+    fn from(e: io::Error) -> Failure {
+        if is_resource(&e) { Failure::Resource(e) } else { Failure::Refused }
+    }
+}
+
 /// One attempt. The outer error ends the session.
 async fn open(
     towards: &Towards<'_>,
@@ -241,8 +247,7 @@ async fn open(
     }
     let (stream, sent) = match start(towards, front, addr) {
         Ok(started) => started,
-        Err(e) if is_resource(&e) => return Ok(Err(Failure::Resource(e))),
-        Err(_) => return Ok(Err(Failure::Refused)),
+        Err(failure) => return Ok(Err(failure)),
     };
     if let Some(sent) = sent {
         return Ok(Ok((opened(towards, server, stream), sent)));
@@ -349,7 +354,11 @@ fn count_reuse(towards: &Towards<'_>, server: &Arc<Server>) {
 
 /// Begins to connect. If the connection is there already, as to a server on this machine: how many of its
 /// first bytes were sent. With such bytes the server gets them with the acknowledgement that establishes it.
-fn start(towards: &Towards<'_>, front: &mut Front, addr: SocketAddr) -> io::Result<(Stream, Option<usize>)> {
+fn start(
+    towards: &Towards<'_>,
+    front: &mut Front,
+    addr: SocketAddr,
+) -> Result<(Stream, Option<usize>), Failure> {
     let config = towards.config;
     let slow_ack = !front.buf.is_empty() && config.smart_connect;
     let first = match towards.first {
@@ -365,7 +374,7 @@ fn start(towards: &Towards<'_>, front: &mut Front, addr: SocketAddr) -> io::Resu
         first => match net::send(&socket, first, &[], false) {
             Ok(sent) => Some(sent),
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => None,
-            Err(e) => return Err(e),
+            Err(e) => return Err(e.into()),
         },
     };
     let stream = if nodelay { Stream::new(socket) } else { Stream::delayed(socket) };
@@ -374,9 +383,10 @@ fn start(towards: &Towards<'_>, front: &mut Front, addr: SocketAddr) -> io::Resu
             if matches!(towards.first, First::Buffered) {
                 front.buf.consume(sent);
             }
-            stream.watch()?;
+            // Not tried again elsewhere: the server may have the request.
+            stream.watch().map_err(Failure::Resource)?;
         }
-        None => stream.watch_connecting()?,
+        None => stream.watch_connecting().map_err(Failure::Resource)?,
     }
     Ok((stream, sent))
 }
@@ -387,8 +397,9 @@ fn is_resource(e: &io::Error) -> bool {
     const ENFILE: i32 = 23;
     const ENOBUFS: i32 = 105;
     const ENOMEM: i32 = 12;
+    const ENOSPC: i32 = 28;
     const EADDRNOTAVAIL: i32 = 99;
-    matches!(e.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS | ENOMEM | EADDRNOTAVAIL))
+    matches!(e.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS | ENOMEM | ENOSPC | EADDRNOTAVAIL))
 }
 
 #[cfg(test)]

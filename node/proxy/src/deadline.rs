@@ -118,23 +118,29 @@ fn since_start(at: Instant) -> u64 {
     at.saturating_duration_since(*START).as_nanos() as u64
 }
 
-/// Wakes those of this thread whose moment has come; how long it is at least until the next has.
-pub(crate) fn wake_due() -> Option<Duration> {
+/// How long it is at least until one of this thread has come; `None` = there are none.
+pub(crate) fn until_next() -> Option<Duration> {
+    let next = TIMERS.with(|timers| timers.looks.get());
+    let at = (next != NEVER).then(|| next * NANOS_PER_TICK);
+    at.map(|at| Duration::from_nanos(at.saturating_sub(since_start(Instant::now()))))
+}
+
+/// Wakes those of this thread whose moment has come.
+pub(crate) fn wake_due() {
     TIMERS.with(|timers| {
         if timers.looks.get() == NEVER {
-            return None;
+            return;
         }
-        let now = since_start(Instant::now());
-        if timers.looks.get() <= now / NANOS_PER_TICK {
-            let mut due = Vec::new();
-            let mut wheel = timers.wheel.borrow_mut();
-            wheel.advance(now / NANOS_PER_TICK, |waker| due.push(waker));
-            timers.looks.set(wheel.next().unwrap_or(NEVER));
-            drop(wheel);
-            due.into_iter().for_each(Waker::wake);
+        let tick = since_start(runtime::instant()) / NANOS_PER_TICK;
+        if tick < timers.looks.get() {
+            return;
         }
-        let next = timers.looks.get();
-        (next != NEVER).then(|| Duration::from_nanos((next * NANOS_PER_TICK).saturating_sub(now)))
+        let mut due = Vec::new();
+        let mut wheel = timers.wheel.borrow_mut();
+        wheel.advance(tick, |waker| due.push(waker));
+        timers.looks.set(wheel.next().unwrap_or(NEVER));
+        drop(wheel);
+        due.into_iter().for_each(Waker::wake);
     })
 }
 

@@ -58,7 +58,7 @@ impl Front {
         if self.stream.is_watched() || !self.buf.is_empty() {
             return Ok(());
         }
-        match self.stream.try_fill(&mut self.buf) {
+        match self.stream.fill_now(&mut self.buf) {
             Err(e) if !matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Err(e),
             _ => Ok(()),
         }
@@ -66,7 +66,7 @@ impl Front {
 
     /// Whether the client has sent more, of which the event loop may not have told yet.
     pub(crate) fn has_more(&mut self) -> bool {
-        !self.buf.is_empty() || self.stream.try_fill(&mut self.buf).is_ok_and(|n| n > 0)
+        !self.buf.is_empty() || self.stream.fill_now(&mut self.buf).is_ok_and(|n| n > 0)
     }
 
     /// Ready when the client closes or fails; what it sends meanwhile is kept, up to a buffer full.

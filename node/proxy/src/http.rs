@@ -347,7 +347,7 @@ async fn refuse(
 
 /// Whether closing at once would reset the connection: bytes of the client were not read.
 fn must_linger(front: &Front) -> bool {
-    let more = || !front.said_last && front.stream.try_read(&mut [0; 1]).is_ok_and(|n| n > 0);
+    let more = || !front.said_last && front.stream.read_now(&mut [0; 1]).is_ok_and(|n| n > 0);
     let unread = || !front.buf.is_empty() || more();
     !front.eof && (front.abandoned || unread())
 }

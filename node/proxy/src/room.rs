@@ -43,7 +43,9 @@ impl Room {
         frontend: &'a Frontend,
         process: &'a Process,
     ) -> Option<Place<'a>> {
-        if !limit.enter() {
+        // Looked at before the line's place is taken: giving that back wakes those who wait for it, and who asks
+        // again and again would wake itself.
+        if frontend.conns() >= frontend.maxconn() || process.conns() >= process.maxconn() || !limit.enter() {
             return None;
         }
         let in_frontend = frontend.enter();

@@ -35,6 +35,8 @@ use crate::deadline;
 const TASKS: u32 = 200;
 /// Calls to the kernel that a task may make before others have their turn.
 const CALLS: u32 = 128;
+/// So many turns in a row may the kernel have more to tell before timers are looked at all the same.
+const PATIENCE: u32 = 50;
 /// The token of the bell.
 const BELL: u64 = u64::MAX;
 
@@ -58,6 +60,8 @@ struct AtWork {
     /// Kept for their memory.
     events: Events,
     woken: Vec<Waker>,
+    /// So many times in a row the kernel had as much as it could tell.
+    full: u32,
 }
 
 /// What other threads put in.
@@ -257,7 +261,7 @@ impl EventLoop {
             assert!(this.at_work.borrow().is_none(), "one event loop within the other");
             let tasks = Tasks::new(self.thread);
             *this.at_work.borrow_mut() =
-                Some(AtWork { tasks, source: self, events: Events::default(), woken: Vec::new() });
+                Some(AtWork { tasks, source: self, events: Events::default(), woken: Vec::new(), full: 0 });
             let running = Running(this);
             let result = this.run(main);
             drop(running);
@@ -331,13 +335,12 @@ impl Loop {
 
     /// Wakes who is due, was woken by other threads or has something to read or write.
     fn ask(&self) -> io::Result<()> {
-        let timer = deadline::wake_due();
-        let mut woken = self.work(|work| {
+        let (mut woken, more) = self.work(|work| {
             for id in work.source.inbox.empty() {
                 work.tasks.wake(id);
             }
             let waits = !work.tasks.begin_turn() && work.source.inbox.sleeps();
-            let limit = if waits { timer } else { Some(Duration::ZERO) };
+            let limit = if waits { deadline::until_next() } else { Some(Duration::ZERO) };
             let mut woken = std::mem::take(&mut work.woken);
             let result = work.source.epoll.wait(limit, &mut work.events, |token, flags| {
                 if token != BELL {
@@ -345,11 +348,18 @@ impl Loop {
                 }
             });
             work.source.inbox.asleep.store(false, Ordering::Relaxed);
-            result.map(|()| woken)
+            result.map(|full| {
+                work.full = if full { work.full + 1 } else { 0 };
+                (woken, (1..PATIENCE).contains(&work.full))
+            })
         })?;
         self.turn_began.set(None);
         woken.drain(..).for_each(Waker::wake);
         self.work(|work| work.woken = woken);
+        // What came in time is heard before anybody's time is up, also after the thread has stood still.
+        if !more {
+            deadline::wake_due();
+        }
         Ok(())
     }
 }

@@ -124,11 +124,19 @@ impl Stream {
         read
     }
 
-    /// Reads what is there into a buffer, without waiting, also what has come since the event loop looked.
+    /// As [`try_read`](Stream::try_read), also what has come since the event loop looked.
     ///
     /// # Errors
-    /// As [`try_read`](Stream::try_read).
-    pub(crate) fn try_fill(&self, buf: &mut Buffer) -> io::Result<usize> {
+    /// Those of `recv(2)`.
+    pub(crate) fn read_now(&self, buf: &mut [u8]) -> io::Result<usize> {
+        net::recv(&self.socket, buf)
+    }
+
+    /// As [`read_now`](Stream::read_now), into a buffer.
+    ///
+    /// # Errors
+    /// Those of `recv(2)`.
+    pub(crate) fn fill_now(&self, buf: &mut Buffer) -> io::Result<usize> {
         Ok(buf.fill(self.socket.as_fd())?.0)
     }
 
@@ -236,7 +244,8 @@ mod tests {
             client.write_all(b"ping").unwrap();
             assert!(stream.try_read(&mut [0; 8]).is_err(), "nobody has said so");
             let mut buf = Buffer::new(2);
-            assert_eq!(stream.try_fill(&mut buf).unwrap(), 2, "who must know asks the kernel");
+            assert_eq!(stream.fill_now(&mut buf).unwrap(), 2, "who must know asks the kernel");
+            assert_eq!(stream.read_now(&mut [0; 1]).unwrap(), 1);
             while stream.try_read(&mut [0; 8]).is_err() {
                 yield_now().await;
             }
@@ -296,6 +305,24 @@ mod tests {
         client.write_all(b"behind").unwrap();
         drop(client);
         assert_eq!(block_on(rest(&stream)).unwrap(), (b"beforebehind".to_vec(), false));
+    }
+
+    #[test]
+    fn what_is_behind_urgent_data_does_not_wait_for_more() {
+        let (mut client, stream) = pair();
+        let test = async {
+            stream.watch().unwrap();
+            client.write_all(b"before").unwrap();
+            socket2::SockRef::from(&client).send_out_of_band(b"!").unwrap();
+            client.write_all(b"behind").unwrap();
+            let mut all = Vec::new();
+            while all.len() < 12 {
+                all.extend(read(&stream).await);
+            }
+            all
+        };
+        let all = block_on(crate::deadline::within(std::time::Duration::from_secs(10), test)).unwrap();
+        assert_eq!(all.as_deref(), Some(&b"beforebehind"[..]));
     }
 
     #[test]

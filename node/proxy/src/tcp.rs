@@ -57,7 +57,7 @@ pub(crate) fn serve(
         let (end, bytes) = forward(&session, &plan, back, backend, &mut front, &mut dispatch).await;
         // What a client sent to nobody is thrown away: closing with unread bytes would reset its connection.
         if dispatch.connected.is_none() {
-            let _ = front.stream.try_read(&mut [0; 512]);
+            let _ = front.stream.read_now(&mut [0; 512]);
         }
         report(&session, &proxy.config, Some(backend), &dispatch, end, bytes);
         drop(stream);
@@ -115,7 +115,7 @@ fn denied(
     if passage == Passage::Dropped {
         rules::leave_silently(front);
     }
-    let _ = front.stream.try_read(&mut [0; 512]);
+    let _ = front.stream.read_now(&mut [0; 512]);
     report(session, config, backend, dispatch, End::new(Cause::Proxy, Phase::Request), (0, 0));
 }
 

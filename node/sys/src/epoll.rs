@@ -60,7 +60,8 @@ impl Epoll {
     }
 
     /// Waits until something has come, at most for `limit`, to the millisecond above; without one for as
-    /// long as it takes. Hands out tokens and what came; a signal ends the wait with nothing.
+    /// long as it takes. Hands out tokens and what came; a signal ends the wait with nothing. Whether there was
+    /// no room for more, which is there at the next call.
     ///
     /// # Errors
     /// Those of `epoll_wait(2)`.
@@ -69,7 +70,7 @@ impl Epoll {
         limit: Option<Duration>,
         Events(events): &mut Events,
         mut each: impl FnMut(u64, Flags),
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         events.clear();
         let limit = limit.map(|limit| {
             let ms = limit.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128) as i64;
@@ -77,13 +78,13 @@ impl Epoll {
         });
         match epoll::wait(&self.0, spare_capacity(events), limit.as_ref()) {
             Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => return Ok(false),
             Err(e) => return Err(e.into()),
         }
-        for event in events {
+        for event in events.iter() {
             each(event.data.u64(), event.flags);
         }
-        Ok(())
+        Ok(events.len() == events.capacity())
     }
 }
 

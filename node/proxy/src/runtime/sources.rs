@@ -74,6 +74,8 @@ impl Source {
     pub(super) fn drained(&mut self, side: Side) {
         match side {
             Side::Read if self.closed => self.ended = !self.special,
+            // There may be more behind the mark.
+            Side::Read if self.special => {}
             Side::Write if !self.asks_writable => {}
             side => self.set_ready(side, false),
         }
@@ -186,6 +188,16 @@ mod tests {
             source.drained(Side::Read);
             assert!(source.is_ready(Side::Read) && !source.is_ended(), "{special:?}");
         }
+    }
+
+    #[test]
+    fn a_read_that_stops_at_urgent_data_is_not_the_last() {
+        let mut source = Source::default();
+        source.heard(Flags::IN | Flags::PRI);
+        source.drained(Side::Read);
+        assert!(source.is_ready(Side::Read) && !source.is_ended());
+        source.set_ready(Side::Read, false);
+        assert!(!source.is_ready(Side::Read), "a call has said so");
     }
 
     #[test]
