@@ -135,3 +135,45 @@ impl Drop for Place<'_> {
         self.room.leave(self.limit, self.frontend, self.process);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::task::Wake;
+
+    use phalanx_config::{Balance, Proxy, ProxyKind};
+    use phalanx_engine::state::{Setup, State};
+    use phalanx_engine::stick::Tables;
+    use phalanx_engine::testing::{at, config, section};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicU32);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn who_waits_is_woken_by_a_place_and_not_by_asking_again() {
+        let setup = Setup { workers: 1, seed: 7, default_maxconn: 1000, node: "n1".into() };
+        let section = Proxy { kind: ProxyKind::Listen, ..section(Balance::RoundRobin, vec![]) };
+        let state = State::new(config(section), setup, Tables::new("n1", 1, 7), at(0));
+        let plan = state.plan_owned();
+        let frontend = plan.frontend("b").expect("a frontend");
+        let (room, limit, count) = (Room::default(), Arc::new(Limit::default()), Arc::new(Count::default()));
+        limit.set(Some(5));
+        frontend.set_maxconn(1);
+        let place = room.enter(&limit, frontend, state.process()).expect("the first place");
+        for _ in 0..3 {
+            room.wait(&count.clone().into());
+            assert!(room.enter(&limit, frontend, state.process()).is_none());
+        }
+        assert_eq!(count.0.load(Ordering::SeqCst), 0);
+        drop(place);
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
+        assert!(room.enter(&limit, frontend, state.process()).is_some());
+    }
+}
