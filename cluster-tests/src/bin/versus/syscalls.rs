@@ -1,5 +1,6 @@
 //! Syscalls of a process while it works, counted by `perf stat` (which hardly slows it) or `strace -c`.
 
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,8 +23,11 @@ pub(crate) fn count(
         // Whatever happens in this time; the rate of work is taken from a little more on both sides.
         let time = Duration::from_millis(500);
         let mut command = Command::new(perf);
-        command.args(["stat", "-x,", "-e", "raw_syscalls:sys_enter", "-p", &pid.to_string(), "sleep", "0.5"]);
+        command.args(["stat", "-x,", "-D", "100", "-e", "raw_syscalls:sys_enter", "-p", &pid.to_string()]);
+        command.args(["sleep", "0.6"]);
         let Some(watcher) = Watcher::start(command)? else { return Ok(None) };
+        // It begins to count 0.1 s after it starts that program; read from disk that takes it a second.
+        wait(|| has_child(watcher.child.id(), "sleep"));
         let around = Duration::from_millis(700);
         let rate = run(around)? / around.as_secs_f64();
         if let Some(calls) = of_perf(&watcher.finish(false)?).filter(|_| rate > 0.0) {
@@ -34,14 +38,27 @@ pub(crate) fn count(
         let mut command = Command::new(strace);
         command.args(["-c", "-f", "-U", "calls,name", "-p", &pid.to_string()]);
         let Some(watcher) = Watcher::start(command)? else { return Ok(None) };
-        let deadline = Instant::now() + Duration::from_secs(3);
-        while !traced(pid) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        wait(|| traced(pid));
         let done = run(Duration::from_millis(500))?;
         return Ok(of_strace(&watcher.finish(true)?).filter(|_| done > 0.0).map(|calls| calls / done));
     }
     Ok(None)
+}
+
+/// Waits for what comes soon, or not at all.
+fn wait(mut for_it: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while !for_it() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Whether a process has a child of this name.
+fn has_child(pid: u32, name: &str) -> bool {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+    let children = tasks.flatten().map(|task| read(&task.path().join("children"))).collect::<String>();
+    children.split_whitespace().any(|child| read(&Path::new("/proc").join(child).join("comm")).trim() == name)
 }
 
 /// Whether somebody traces it.
@@ -100,6 +117,17 @@ fn of_strace(text: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_child_is_found_by_its_name() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let here = std::process::id();
+        wait(|| has_child(here, "sleep"));
+        let found = ["sleep", "slee"].map(|name| has_child(here, name));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(found, [true, false]);
+    }
 
     #[test]
     fn both_watchers_words_are_understood() {
