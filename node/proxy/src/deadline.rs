@@ -71,7 +71,7 @@ impl Deadline {
     }
 
     /// Expires so long from `now`; never with `None`.
-    pub(crate) fn set_from(&mut self, now: Instant, after: Option<Duration>) {
+    fn set_from(&mut self, now: Instant, after: Option<Duration>) {
         self.set_at(after.and_then(|d| now.checked_add(d)));
     }
 

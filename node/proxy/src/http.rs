@@ -28,7 +28,6 @@ use crate::connect::Dispatch;
 use crate::deadline::within;
 use crate::front::Front;
 use crate::report::{self, Report};
-use crate::runtime;
 use crate::session::{Session, buffer_size};
 use crate::worker::View;
 
@@ -141,7 +140,7 @@ impl Client {
             let idle = if self.first { None } else { timeouts.http_keep_alive }.or(limit(timeouts));
             // With http-request the clock runs from the accept on.
             self.armed = self.first && !restarts(timeouts);
-            self.front.deadline.set_from(runtime::instant(), idle);
+            self.front.deadline.set(idle);
             if !self.first {
                 self.session.entry.note(None, None, sessions::Phase::Request);
             }
@@ -199,7 +198,7 @@ impl Client {
         let timeouts = &self.plan.proxies[self.index as usize].config.timeouts;
         // Only what is new restarts it: a wake-up of the deadline itself comes by here, too.
         if !self.armed || restarts(timeouts) && front.buf.len() > scratch.seen as usize {
-            front.deadline.set_from(runtime::instant(), limit(timeouts));
+            front.deadline.set(limit(timeouts));
             self.armed = true;
         }
         scratch.seen = front.buf.len() as u32;

@@ -23,11 +23,6 @@ impl Clock {
         (self.mono(), unix_us())
     }
 
-    /// The moment that [`Clock::mono`] gave as `mono`.
-    pub fn at(&self, mono: Duration) -> Instant {
-        self.start + mono
-    }
-
     /// Monotonic time since [`Clock::new`].
     pub fn mono(&self) -> Duration {
         self.start.elapsed()
