@@ -173,9 +173,8 @@ pub(crate) struct Exchange<'a> {
     pub(crate) closes: bool,
     /// Longest head of a response.
     longest: usize,
-    /// When a side last gave or took something.
-    client_seen: Instant,
-    server_seen: Instant,
+    client_seen: Seen,
+    server_seen: Seen,
 }
 
 impl<'a> Exchange<'a> {
@@ -192,7 +191,7 @@ impl<'a> Exchange<'a> {
         bulk: bool,
         conduit: Conduit,
     ) -> Exchange<'a> {
-        let (bytes_up, now) = (up.head_sent as u64, runtime::instant());
+        let bytes_up = up.head_sent as u64;
         Exchange {
             session,
             server,
@@ -211,8 +210,8 @@ impl<'a> Exchange<'a> {
             refused: None,
             bytes_up,
             bytes_down: 0,
-            client_seen: now,
-            server_seen: now,
+            client_seen: Seen::default(),
+            server_seen: Seen::default(),
         }
     }
 
@@ -251,7 +250,7 @@ impl<'a> Exchange<'a> {
                 }
             }
             match poll_fill(self.server, cx, &mut self.reply) {
-                Poll::Ready(Ok(n)) if n > 0 => self.server_seen = runtime::instant(),
+                Poll::Ready(Ok(n)) if n > 0 => self.server_seen.now(),
                 Poll::Ready(_) => {
                     let lost = self.reused && self.up.replayable && self.reply.is_empty();
                     let why = if lost { Stop::Retry } else { stop(Cause::ServerAbort, Phase::Headers) };
@@ -320,8 +319,8 @@ impl<'a> Exchange<'a> {
             } else {
                 match self.poll_more(cx, front) {
                     Poll::Ready(Ok(true)) => {
-                        self.server_seen = runtime::instant();
-                        self.client_seen = runtime::instant();
+                        self.server_seen.now();
+                        self.client_seen.now();
                     }
                     Poll::Ready(Ok(false)) => {
                         if !self.down.closed() {
@@ -356,7 +355,7 @@ impl<'a> Exchange<'a> {
                 match filled.map_err(|_| stop(Cause::ServerAbort, Phase::Data))? {
                     Filled::Copy => {}
                     Filled::End => return Poll::Ready(Ok(false)),
-                    Filled::Bytes(_) => self.server_seen = runtime::instant(),
+                    Filled::Bytes(_) => self.server_seen.now(),
                 }
             }
             if !self.conduit.is_empty() {
@@ -409,7 +408,7 @@ impl<'a> Exchange<'a> {
                         up.flow.sent(written - of_head);
                         up.sent += written - of_head;
                         self.bytes_up += written as u64;
-                        self.server_seen = runtime::instant();
+                        self.server_seen.now();
                     }
                     // The server may have answered before it closed: the answer is read first.
                     Poll::Ready(Err(_)) => up.broken = true,
@@ -429,8 +428,8 @@ impl<'a> Exchange<'a> {
                 match up.poll_splice(cx, front, self.server) {
                     Poll::Ready(Ok(Some(sent))) => {
                         self.bytes_up += sent as u64;
-                        self.client_seen = runtime::instant();
-                        self.server_seen = runtime::instant();
+                        self.client_seen.now();
+                        self.server_seen.now();
                         continue;
                     }
                     Poll::Ready(Ok(None)) => {}
@@ -448,7 +447,7 @@ impl<'a> Exchange<'a> {
                     front.buf.grow();
                 }
                 match poll_fill(&front.stream, cx, &mut front.buf) {
-                    Poll::Ready(Ok(n)) if n > 0 => self.client_seen = runtime::instant(),
+                    Poll::Ready(Ok(n)) if n > 0 => self.client_seen.now(),
                     Poll::Ready(_) => {
                         front.eof = true;
                         return Err(stop(Cause::ClientAbort, Phase::Data));
@@ -475,8 +474,10 @@ impl<'a> Exchange<'a> {
         for_client: bool,
         for_server: bool,
     ) -> Poll<Cause> {
-        let client = self.limits.client.filter(|_| for_client).map(|d| self.client_seen + d);
-        let server = self.limits.server.filter(|_| for_server).map(|d| self.server_seen + d);
+        let client_seen = self.client_seen.at();
+        let server_seen = self.server_seen.at();
+        let client = self.limits.client.filter(|_| for_client).map(|d| client_seen + d);
+        let server = self.limits.server.filter(|_| for_server).map(|d| server_seen + d);
         let first = match (client, server) {
             (Some(c), Some(s)) => Some(c.min(s)),
             (c, s) => c.or(s),
@@ -484,6 +485,23 @@ impl<'a> Exchange<'a> {
         front.deadline.set_at(first);
         ready!(front.deadline.poll(cx));
         Poll::Ready(if client == first { Cause::ClientTimeout } else { Cause::ServerTimeout })
+    }
+}
+
+/// When a side last gave or took something. The clock is read only when there is something to wait
+/// for: most requests never come to that with their response.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen(Option<Instant>);
+
+impl Seen {
+    /// In this turn.
+    fn now(&mut self) {
+        self.0 = None;
+    }
+
+    /// The moment.
+    fn at(&mut self) -> Instant {
+        *self.0.get_or_insert_with(runtime::instant)
     }
 }
 
